@@ -1,0 +1,213 @@
+//! Agents: a program's home, one microVM each.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::image::ImageName;
+use crate::vmm::ExitRecord;
+
+/// Fewest and most virtual processors of an agent.
+pub const VCPUS: std::ops::RangeInclusive<u32> = 1..=32;
+/// Least memory of an agent, in MiB: below this the guest kernel cannot reach user space.
+pub const MIN_MEMORY_MIB: u64 = 64;
+/// Virtual processors when a request names none.
+pub const DEFAULT_VCPUS: u32 = 1;
+/// Memory in MiB when a request names none.
+pub const DEFAULT_MEMORY_MIB: u64 = 256;
+
+/// Name of an agent: 1 to 63 characters of `a-z`, `0-9` and `-`, first and last a letter or digit (RFC 1123 label, so
+/// that it can serve as the guest's hostname).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = "a1")]
+pub struct AgentName(String);
+
+/// A text that cannot be an agent's or image's name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a valid name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit")]
+pub struct InvalidName(pub(crate) String);
+
+/// Whether `text` is an RFC 1123 label in lower case.
+pub(crate) fn is_label(text: &str) -> bool {
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(inner)
+        && bytes.first() != Some(&b'-')
+        && bytes.last() != Some(&b'-')
+}
+
+impl TryFrom<String> for AgentName {
+    type Error = InvalidName;
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        if is_label(&text) { Ok(Self(text)) } else { Err(InvalidName(text)) }
+    }
+}
+
+impl FromStr for AgentName {
+    type Err = InvalidName;
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<AgentName> for String {
+    fn from(name: AgentName) -> String {
+        name.0
+    }
+}
+
+impl AsRef<str> for AgentName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AgentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Body of `POST /v1/agents`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateAgent {
+    /// Name, unique among living agents; `arkd` makes one up when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<AgentName>,
+    /// Image to boot.
+    pub image: ImageName,
+    /// Virtual processors, 1 to 32.
+    #[serde(default = "default_vcpus")]
+    pub vcpus: u32,
+    /// Memory in MiB, 64 or more, bounded by the host's.
+    #[serde(default = "default_memory_mib")]
+    pub memory_mib: u64,
+    /// Environment variables every program of the agent starts with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Delete the agent when its first streamed exec ends, or when none begins within a minute (`ark run`).
+    #[serde(default)]
+    pub auto_remove: bool,
+}
+
+const fn default_vcpus() -> u32 {
+    DEFAULT_VCPUS
+}
+
+const fn default_memory_mib() -> u64 {
+    DEFAULT_MEMORY_MIB
+}
+
+/// An agent as `arkd` reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Agent {
+    /// Identifier: 16 hexadecimal digits, never used twice.
+    pub id: String,
+    /// Name; wherever a path has `{agent}` both name and id are accepted.
+    pub name: AgentName,
+    /// Image it was booted from.
+    pub image: ImageName,
+    /// Digest of that image (`sha256:` and 64 hexadecimal digits).
+    pub image_digest: String,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Where the agent is in its life.
+    pub state: AgentState,
+    /// Why the state is [`AgentState::Failed`] or [`AgentState::Stopped`], as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How its VMM ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitRecord>,
+    /// Process id of its VMM on the host that runs `arkd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<u32>,
+    /// Creation time, milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// From the start of `ark-vmm` to the guest's hello, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_ms: Option<u64>,
+    /// What the guest said last, seconds apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<AgentHeartbeat>,
+    /// Whether it goes away with its first streamed exec.
+    pub auto_remove: bool,
+}
+
+/// Last sign of life of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AgentHeartbeat {
+    /// When `arkd` received it, milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// Guest uptime, milliseconds (guest-reported).
+    pub uptime_ms: u64,
+    /// Memory the guest could still hand out, KiB (guest-reported).
+    pub mem_available_kib: u64,
+    /// One-minute load average times 100 (guest-reported).
+    pub load1_x100: u32,
+}
+
+/// Life of an agent. Legal moves are in [`AgentState::may_become`].
+///
+/// ```text
+///  creating ──► running ──► stopping ──► stopped
+///      │           │            │
+///      └───────────┴────────────┴──────► failed
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentState {
+    /// Its VMM was started; the guest has not said hello.
+    Creating,
+    /// The guest said hello and takes commands.
+    Running,
+    /// Shutting down on request.
+    Stopping,
+    /// Ended on request, or the guest powered itself off.
+    Stopped,
+    /// Ended without being asked: see `reason` and `exit`.
+    Failed,
+}
+
+impl AgentState {
+    /// Whether the move from `self` to `next` is legal.
+    #[must_use]
+    pub const fn may_become(self, next: Self) -> bool {
+        match (self, next) {
+            (Self::Creating, Self::Running | Self::Stopping | Self::Failed)
+            | (Self::Running, Self::Stopping | Self::Stopped | Self::Failed)
+            | (Self::Stopping, Self::Stopped | Self::Failed) => true,
+            (Self::Creating, Self::Creating | Self::Stopped)
+            | (Self::Running, Self::Creating | Self::Running)
+            | (Self::Stopping, Self::Creating | Self::Running | Self::Stopping)
+            | (Self::Stopped | Self::Failed, _) => false,
+        }
+    }
+}
+
+impl fmt::Display for AgentState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// Reply of `GET /v1/agents`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AgentList {
+    /// Agents, oldest first.
+    pub agents: Vec<Agent>,
+}

@@ -1,0 +1,34 @@
+//! Host ↔ guest: frames over vsock.
+//!
+//! Two ports are in use. The guest connects to [`HELLO_PORT`] of the host (CID 2), sends one [`Kind::Hello`] and then a
+//! [`Kind::Heartbeat`] every [`HEARTBEAT_INTERVAL_MS`]. The host connects to [`CONTROL_PORT`] of the guest, one
+//! connection per operation, and its first frame says which:
+//!
+//! | first frame, host → guest | then, host → guest | guest → host |
+//! |---|---|---|
+//! | `Exec` ([`crate::exec::ExecRequest`]) | `Stdin`*, `StdinClose`, `Signal`*, `Resize`* | `Started`, (`Stdout` or `Stderr`)*, `Exited`; or `Error` |
+//! | `FileRead` ([`PathRequest`]) | | `FileInfo`, `Data`*, `End`; or `Error` at any point |
+//! | `FileWrite` ([`FileWrite`]) | `Data`*, `End` | `Ok` after `End`; or `Error` at any point |
+//! | `FileStat` ([`PathRequest`]) | | `FileInfo`; or `Error` |
+//! | `FileList` ([`PathRequest`]) | | `FileInfo`*, `End`; or `Error` |
+//! | `ClockSet` ([`ClockSet`]) | | `Ok`; or `Error` |
+//! | `PowerOff` | | `Ok`, then the guest shuts down |
+//!
+//! When the host's side closes before `Exited`, the guest kills the program's process group. A written file appears under
+//! its name only after `End`: an upload that breaks leaves nothing behind. The exec WebSocket of the REST API carries the
+//! same frames, one per binary message.
+
+mod frame;
+mod messages;
+
+pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION};
+pub use messages::{
+    ClockSet, ErrorCode, FileWrite, GuestError, Heartbeat, Hello, PathRequest, SignalRequest, Started,
+};
+
+/// Host port (CID 2) the guest says hello on.
+pub const HELLO_PORT: u32 = 1024;
+/// Guest port that takes operations.
+pub const CONTROL_PORT: u32 = 1025;
+/// Time between heartbeats, milliseconds.
+pub const HEARTBEAT_INTERVAL_MS: u64 = 2000;

@@ -1,0 +1,21 @@
+//! Every word that crosses a boundary of NOA ARK.
+//!
+//! | module | boundary |
+//! |---|---|
+//! | [`agent`], [`exec`], [`files`], [`image`], [`health`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
+//! | [`guest`] | host ↔ guest: frames over vsock |
+//! | [`layout`] | programs ↔ file system: where assets, state and sockets are |
+//!
+//! The crate holds data and pure functions only: no sockets, no runtime. The wire formats are frozen as snapshots under
+//! `schema/`; a test fails when one of them changes without its snapshot.
+
+pub mod agent;
+pub mod exec;
+pub mod files;
+pub mod guest;
+pub mod health;
+pub mod image;
+pub mod layout;
+pub mod problem;
+pub mod vmm;

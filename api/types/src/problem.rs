@@ -1,0 +1,106 @@
+//! Errors of the REST API: `application/problem+json` (RFC 9457).
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Media type of [`Problem`].
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// One error, told to a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
+#[error("{detail}")]
+pub struct Problem {
+    /// Stable kind; a URI reference on the wire: `/problems/name-taken`.
+    #[serde(rename = "type")]
+    pub kind: ProblemKind,
+    /// HTTP status code.
+    pub status: u16,
+    /// The kind in words.
+    pub title: String,
+    /// What failed, why, and what to do next.
+    pub detail: String,
+}
+
+macro_rules! problem_kinds {
+    ($($(#[$doc:meta])* $variant:ident = $slug:literal, $status:literal, $title:literal;)*) => {
+        /// Stable kinds of problems; a client may match on them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        pub enum ProblemKind {
+            $($(#[$doc])* #[serde(rename = $slug)] $variant,)*
+        }
+
+        impl ProblemKind {
+            /// Every kind, for documentation and tests.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// HTTP status code it is sent with.
+            #[must_use]
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$variant => $status,)* }
+            }
+
+            /// The kind in words.
+            #[must_use]
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title,)* }
+            }
+        }
+    };
+}
+
+problem_kinds! {
+    /// The request's body, path or query could not be understood.
+    BadRequest = "/problems/bad-request", 400, "The request could not be understood";
+    /// No bearer token, or a wrong one.
+    Unauthorized = "/problems/unauthorized", 401, "A valid bearer token is needed";
+    /// No such route.
+    NoRoute = "/problems/no-route", 404, "There is nothing at this address";
+    /// No agent of that name or id.
+    AgentNotFound = "/problems/agent-not-found", 404, "No such agent";
+    /// No image of that name.
+    ImageNotFound = "/problems/image-not-found", 404, "No such image";
+    /// No such file in the agent.
+    FileNotFound = "/problems/file-not-found", 404, "No such file in the agent";
+    /// The route exists with another method.
+    MethodNotAllowed = "/problems/method-not-allowed", 405, "The method is not allowed here";
+    /// The name belongs to a living agent.
+    NameTaken = "/problems/name-taken", 409, "The name is taken";
+    /// The agent is not running.
+    AgentNotRunning = "/problems/agent-not-running", 409, "The agent is not running";
+    /// The body is larger than allowed.
+    TooLarge = "/problems/too-large", 413, "The request is too large";
+    /// A field has a value outside its bounds.
+    InvalidValue = "/problems/invalid-value", 422, "A value is outside its bounds";
+    /// The image file is corrupt or does not match its manifest.
+    ImageCorrupt = "/problems/image-corrupt", 422, "The image is corrupt";
+    /// The program to run does not exist in the agent.
+    ProgramNotFound = "/problems/program-not-found", 422, "No such program in the agent";
+    /// The program exists but cannot be run.
+    ProgramNotExecutable = "/problems/program-not-executable", 422, "The program cannot be run";
+    /// The working directory does not exist.
+    BadWorkingDirectory = "/problems/bad-working-directory", 422, "The working directory cannot be entered";
+    /// The user does not exist in the agent.
+    UnknownUser = "/problems/unknown-user", 422, "No such user in the agent";
+    /// A file operation failed in the guest.
+    FileError = "/problems/file-error", 422, "The file operation failed in the agent";
+    /// The agent's guest ended, or its connection broke, while the request ran.
+    AgentGone = "/problems/agent-gone", 502, "The agent ended while the request ran";
+    /// The agent did not come up.
+    BootFailed = "/problems/boot-failed", 502, "The agent did not start";
+    /// The guest did something the protocol does not allow.
+    GuestMisbehaved = "/problems/guest-misbehaved", 502, "The agent's answer could not be understood";
+    /// The host has too little memory or disk, or cannot run VMs.
+    HostUnable = "/problems/host-unable", 503, "The host cannot do this now";
+    /// A deadline of `arkd` passed.
+    DeadlinePassed = "/problems/deadline-passed", 504, "The deadline passed";
+    /// A defect of `arkd`.
+    Internal = "/problems/internal", 500, "arkd failed";
+}
+
+impl Problem {
+    /// A problem of `kind` with `detail` for the client.
+    #[must_use]
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        Self { kind, status: kind.status(), title: kind.title().to_owned(), detail: detail.into() }
+    }
+}

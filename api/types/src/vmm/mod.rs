@@ -1,0 +1,11 @@
+//! `arkd` ↔ `ark-vmm`: configuration, control socket, end record.
+
+mod config;
+mod control;
+mod exit;
+mod state;
+
+pub use config::{ConfigError, DiskConfig, MAX_CMDLINE, MAX_DISKS, VmConfig, VsockConfig, check_size};
+pub use control::{ControlReply, ControlRequest, DeviceMetrics, MAX_CONTROL_LINE, VmMetrics};
+pub use exit::{ExitReason, ExitRecord};
+pub use state::VmState;

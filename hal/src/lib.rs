@@ -1,0 +1,9 @@
+//! The only code that knows KVM.
+//!
+//! [`Hypervisor`] makes a [`Vm`] over [`memory`], a [`Vm`] makes [`Vcpu`]s, a [`Vcpu`] runs until it has an [`Exit`], which
+//! is data that the caller handles without knowing who made it. [`kvm`] is the real thing, [`fake`] follows a script so
+//! that everything above is tested without `/dev/kvm`. [`probe`] tells whether this host's KVM can run guests at all.
+
+mod traits;
+
+pub use traits::{Exit, HalError, Hypervisor, IoEventAddress, SystemEvent, Vcpu, VcpuEntry, Vm};

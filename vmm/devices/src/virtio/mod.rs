@@ -1,0 +1,55 @@
+//! Virtio 1.x devices (Virtual I/O Device Version 1.2) behind the MMIO transport.
+
+use std::os::fd::RawFd;
+
+use crate::GuestMemory;
+
+/// What a virtio device is to its transport and to the event loop.
+///
+/// The transport owns feature negotiation, status and queue registers; it hands the device its queues once, when the
+/// driver sets DRIVER_OK. All calls come with the device's lock held. Guest input reaches a device only through `queues`
+/// and the config space: both hostile.
+pub trait VirtioDevice: Send {
+    /// Device id (section 5 of the specification): 2 block, 4 entropy, 19 socket.
+    fn id(&self) -> u32;
+    /// Name in metrics and messages: `block0`, `vsock`, `rng`.
+    fn name(&self) -> &str;
+    /// Features on top of the transport's VERSION_1, RING_INDIRECT_DESC and RING_EVENT_IDX.
+    fn features(&self) -> u64;
+    /// Largest size of each queue; its length is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+    /// Reads the device configuration; bytes past its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The driver is ready: `driver_features` were agreed on.
+    ///
+    /// # Errors
+    /// [`ActivateError`]; the transport then sets DEVICE_NEEDS_RESET.
+    fn activate(
+        &mut self,
+        memory: GuestMemory,
+        queues: Vec<queue::DeviceQueue>,
+        driver_features: u64,
+    ) -> Result<(), ActivateError>;
+    /// The guest notified queue `index`.
+    fn queue_notified(&mut self, index: u16);
+    /// A descriptor to wait on besides the queues (readable), for devices with a host side.
+    fn host_fd(&self) -> Option<RawFd> {
+        None
+    }
+    /// [`Self::host_fd`] is readable.
+    fn host_ready(&mut self) {}
+    /// Back to the state before `activate`; the queues are dropped.
+    fn reset(&mut self);
+    /// Counters for the control socket.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// A device that could not be activated.
+#[derive(Debug, thiserror::Error)]
+#[error("{device} could not be activated: {why}")]
+pub struct ActivateError {
+    /// Its name.
+    pub device: String,
+    /// Why.
+    pub why: String,
+}
