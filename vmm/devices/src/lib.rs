@@ -3,6 +3,18 @@
 //! One folder per device. [`virtio::mmio`] is the transport all virtio devices share, [`virtio::VirtioDevice`] what each
 //! of them implements, [`event_loop`] the one thread that serves them.
 
+// Guest input is hostile: nothing outside of tests may panic.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 pub mod virtio;
 
 use std::sync::Arc;

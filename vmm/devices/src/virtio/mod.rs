@@ -1,5 +1,8 @@
 //! Virtio 1.x devices (Virtual I/O Device Version 1.2) behind the MMIO transport.
 
+pub mod interrupt;
+pub mod queue;
+
 use std::os::fd::RawFd;
 
 use crate::GuestMemory;
