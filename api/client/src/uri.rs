@@ -1,0 +1,51 @@
+//! Building request paths: everything a user typed is percent-encoded.
+
+use std::fmt::Write as _;
+
+/// Percent-encodes what is not unreserved in RFC 3986, section 2.3; `/` stays when `keep_slash`.
+fn encode(text: &str, keep_slash: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        let plain = byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            || (keep_slash && byte == b'/');
+        if plain {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+/// `/v1/agents/<agent><rest>`.
+pub(crate) fn agent(agent: &str, rest: &str) -> String {
+    format!("/v1/agents/{}{rest}", encode(agent, false))
+}
+
+/// `/v1/images/<image>`.
+pub(crate) fn image(image: &str) -> String {
+    format!("/v1/images/{}", encode(image, false))
+}
+
+/// `/v1/agents/<agent>/files<rest>?path=<path>`.
+pub(crate) fn files(name: &str, rest: &str, path: &str) -> String {
+    format!("{}?path={}", agent(name, &format!("/files{rest}")), encode(path, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_users_type_cannot_leave_its_segment_or_its_parameter() {
+        assert_eq!(agent("a1", "/exec"), "/v1/agents/a1/exec");
+        assert_eq!(agent("../x?y", ""), "/v1/agents/..%2Fx%3Fy");
+        assert_eq!(image("a b"), "/v1/images/a%20b");
+        assert_eq!(
+            files("a", "/stat", "/tmp/ü&mode=7#%"),
+            "/v1/agents/a/files/stat?path=/tmp/%C3%BC%26mode%3D7%23%25"
+        );
+    }
+}
