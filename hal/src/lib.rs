@@ -4,6 +4,8 @@
 //! is data that the caller handles without knowing who made it. [`kvm`] is the real thing, [`fake`] follows a script so
 //! that everything above is tested without `/dev/kvm`. [`probe`] tells whether this host's KVM can run guests at all.
 
+pub mod kvm;
+pub mod memory;
 mod traits;
 
-pub use traits::{Exit, HalError, Hypervisor, IoEventAddress, SystemEvent, Vcpu, VcpuEntry, Vm};
+pub use traits::{Exit, HalError, Hypervisor, IoEventAddress, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};

@@ -149,4 +149,18 @@ pub trait Vcpu: Send {
     /// When set, the next [`Self::run`] completes a pending port or MMIO access and returns [`Exit::Interrupted`] without
     /// running guest code.
     fn set_immediate_exit(&mut self, on: bool);
+
+    /// A handle by which any other thread gets this vCPU out of [`Self::run`].
+    fn kicker(&self) -> Arc<dyn Kick>;
+}
+
+/// Interrupts one vCPU from another thread.
+///
+/// The pattern without a race: the other thread stores its request, then kicks. The vCPU's thread, whenever it gets
+/// [`Exit::Interrupted`], first calls [`Vcpu::set_immediate_exit`]`(false)` and then looks at the requests. A kick that
+/// comes between that look and the next run makes the next run return at once, so none is lost.
+pub trait Kick: Send + Sync {
+    /// Makes the current run, or else the next one, return [`Exit::Interrupted`]; stays in force, as
+    /// [`Vcpu::set_immediate_exit`]`(true)` does, until that is called with `false`. Harmless after the vCPU has gone.
+    fn kick(&self);
 }

@@ -1,0 +1,203 @@
+//! What the boot processor finds when it starts: the state that the 64-bit Linux boot protocol wants
+//! (Documentation/arch/x86/boot.rst): long mode, paging with an identity map, flat segments, interrupts off.
+//!
+//! GDT and page tables lie in guest memory between [`BOOT_AREA_START`] and [`BOOT_AREA_END`]; the guest may overwrite them
+//! as soon as it has its own. The kernel, its command line and the zero page must lie elsewhere, below 1 GiB.
+
+use kvm_bindings::{
+    Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use super::failed;
+use crate::{HalError, VcpuEntry};
+
+/// First guest-physical address used here.
+pub const BOOT_AREA_START: u64 = 0x9000;
+/// First guest-physical address after the ones used here.
+pub const BOOT_AREA_END: u64 = 0xd000;
+
+const PML4: u64 = BOOT_AREA_START;
+const PDPT: u64 = PML4 + 0x1000;
+const PAGE_DIRECTORY: u64 = PDPT + 0x1000;
+const GDT: u64 = PAGE_DIRECTORY + 0x1000;
+
+/// The three tables of the identity map, one page each.
+pub(crate) const PAGE_TABLES: [u64; 3] = [PML4, PDPT, PAGE_DIRECTORY];
+
+/// Page table entry bits (Intel SDM 3A, 4.5): present and writable; a 2 MiB page.
+const PRESENT_WRITABLE: u64 = 0x3;
+const LARGE_PAGE: u64 = 0x80;
+/// Entries in a table, and bytes that one entry of the page directory maps.
+const ENTRIES: u64 = 512;
+const LARGE_PAGE_SIZE: u64 = 2 << 20;
+
+/// `__BOOT_CS` and `__BOOT_DS` of the boot protocol.
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
+/// Task state segment; processors with VT-x refuse to enter a guest without one.
+const TASK_SELECTOR: u16 = 0x20;
+
+/// Control register and EFER bits (Intel SDM 3A, 2.5 and 2.2.1).
+const CR0_PE: u64 = 1;
+const CR0_ET: u64 = 1 << 4;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+
+/// The bit of RFLAGS that is always one.
+const RFLAGS_RESERVED: u64 = 2;
+
+/// Segment types (Intel SDM 3A, 3.4.5.1 and 3.5).
+const TYPE_CODE: u8 = 0xb;
+const TYPE_DATA: u8 = 0x3;
+const TYPE_BUSY_TSS: u8 = 0xb;
+
+/// Registers, segments, FPU and local APIC of the boot processor; writes GDT and page tables.
+pub(super) fn set_registers(
+    vcpu: &VcpuFd,
+    memory: &GuestMemoryMmap,
+    entry: VcpuEntry,
+) -> Result<(), HalError> {
+    let segments = Segments::flat();
+    write_tables(memory, &segments).map_err(|error| HalError {
+        what: "write page tables and GDT into guest memory",
+        source: std::io::Error::other(error),
+    })?;
+
+    let mut sregs = vcpu.get_sregs().map_err(failed("read the segments (KVM_GET_SREGS)"))?;
+    enter_long_mode(&mut sregs, &segments);
+    vcpu.set_sregs(&sregs).map_err(failed("set the segments (KVM_SET_SREGS)"))?;
+
+    let regs =
+        kvm_regs { rip: entry.rip, rsi: entry.boot_params, rflags: RFLAGS_RESERVED, ..Default::default() };
+    vcpu.set_regs(&regs).map_err(failed("set the registers (KVM_SET_REGS)"))?;
+
+    // What FNINIT and a reset leave: all exceptions masked (Intel SDM 1, 8.1.5 and 10.2.3).
+    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+    vcpu.set_fpu(&fpu).map_err(failed("set the floating point unit (KVM_SET_FPU)"))?;
+
+    let mut lapic = vcpu.get_lapic().map_err(failed("read the local APIC (KVM_GET_LAPIC)"))?;
+    connect_lints(&mut lapic);
+    vcpu.set_lapic(&lapic).map_err(failed("set the local APIC (KVM_SET_LAPIC)"))
+}
+
+struct Segments {
+    code: kvm_segment,
+    data: kvm_segment,
+    task: kvm_segment,
+}
+
+impl Segments {
+    fn flat() -> Self {
+        let flat = kvm_segment { base: 0, limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..Default::default() };
+        Self {
+            code: kvm_segment { selector: CODE_SELECTOR, type_: TYPE_CODE, l: 1, ..flat },
+            data: kvm_segment { selector: DATA_SELECTOR, type_: TYPE_DATA, db: 1, ..flat },
+            task: kvm_segment {
+                selector: TASK_SELECTOR,
+                type_: TYPE_BUSY_TSS,
+                s: 0,
+                g: 0,
+                limit: 0x67,
+                ..flat
+            },
+        }
+    }
+}
+
+/// A segment as an 8-byte descriptor (Intel SDM 3A, 3.4.5). The base is zero in all of ours.
+fn descriptor(segment: &kvm_segment) -> u64 {
+    let limit = u64::from(if segment.g == 1 { segment.limit >> 12 } else { segment.limit });
+    let access = u64::from(segment.type_)
+        | u64::from(segment.s) << 4
+        | u64::from(segment.dpl) << 5
+        | u64::from(segment.present) << 7;
+    let flags = u64::from(segment.avl)
+        | u64::from(segment.l) << 1
+        | u64::from(segment.db) << 2
+        | u64::from(segment.g) << 3;
+    (limit & 0xffff) | access << 40 | (limit >> 16 & 0xf) << 48 | flags << 52
+}
+
+/// The GDT; the task segment's descriptor takes two entries in long mode, the second holds the base's upper half.
+fn gdt(segments: &Segments) -> [u64; 6] {
+    [0, 0, descriptor(&segments.code), descriptor(&segments.data), descriptor(&segments.task), 0]
+}
+
+/// Identity map of the first GiB by 2 MiB pages, and the GDT.
+fn write_tables(memory: &GuestMemoryMmap, segments: &Segments) -> Result<(), GuestMemoryError> {
+    memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4))?;
+    memory.write_obj(PAGE_DIRECTORY | PRESENT_WRITABLE, GuestAddress(PDPT))?;
+    for index in 0..ENTRIES {
+        let entry = index * LARGE_PAGE_SIZE | LARGE_PAGE | PRESENT_WRITABLE;
+        memory.write_obj(entry, GuestAddress(PAGE_DIRECTORY + index * 8))?;
+    }
+    memory.write_obj(gdt(segments), GuestAddress(GDT))
+}
+
+fn enter_long_mode(sregs: &mut kvm_sregs, segments: &Segments) {
+    sregs.cs = segments.code;
+    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+        *segment = segments.data;
+    }
+    sregs.tr = segments.task;
+    sregs.gdt = kvm_dtable { base: GDT, limit: 6 * 8 - 1, ..Default::default() };
+    // No handlers: a fault before the guest has its own IDT is a triple fault, which is an exit.
+    sregs.idt = kvm_dtable::default();
+    sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
+    sregs.cr3 = PML4;
+    sregs.cr4 = CR4_PAE;
+    sregs.efer = EFER_LME | EFER_LMA;
+}
+
+/// Offsets of the local vector table's entries for the two pins in the APIC page, and the delivery modes they get (Intel
+/// SDM 3A, 11.5.1): the PIC is on LINT0, NMI on LINT1, as the MADT says.
+const LVT_LINT0: usize = 0x350;
+const LVT_LINT1: usize = 0x360;
+const DELIVERY_MASK: u32 = 0x700;
+const DELIVERY_NMI: u32 = 0x400;
+const DELIVERY_EXTINT: u32 = 0x700;
+const LVT_MASKED: u32 = 1 << 16;
+
+fn connect_lints(lapic: &mut kvm_lapic_state) {
+    for (offset, mode) in [(LVT_LINT0, DELIVERY_EXTINT), (LVT_LINT1, DELIVERY_NMI)] {
+        let mut bytes = [0; 4];
+        for (byte, reg) in bytes.iter_mut().zip(&lapic.regs[offset..]) {
+            *byte = reg.cast_unsigned();
+        }
+        let value = u32::from_le_bytes(bytes) & !(DELIVERY_MASK | LVT_MASKED) | mode;
+        for (reg, byte) in lapic.regs[offset..].iter_mut().zip(value.to_le_bytes()) {
+            *reg = byte.cast_signed();
+        }
+    }
+}
+
+/// MSRs whose reset value is not what Linux wants from firmware: `(index, value, what to say when KVM refuses)`; without a
+/// word the MSR is a nicety that some hosts do not offer. Everything else (SYSCALL, SYSENTER, PAT, TSC) Linux sets itself.
+const MSRS: [(u32, u64, Option<&str>); 2] = [
+    // IA32_MTRR_DEF_TYPE: MTRRs on, memory is write-back. With the reset value (off) Linux would not use PAT.
+    (0x2ff, 1 << 11 | 6, Some("set the memory type (KVM_SET_MSRS, IA32_MTRR_DEF_TYPE)")),
+    // IA32_MISC_ENABLE: fast string operations, an Intel matter.
+    (0x1a0, 1, None),
+];
+
+/// Sets the MSRs, on every processor: INIT does not reset them.
+pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), HalError> {
+    for (index, data, needed) in MSRS {
+        let entry = kvm_msr_entry { index, data, ..Default::default() };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|e| HalError {
+            what: "set an MSR (KVM_SET_MSRS)",
+            source: std::io::Error::other(format!("{e:?}")),
+        })?;
+        // The result is the number of MSRs that were set.
+        let set = vcpu.set_msrs(&msrs);
+        if let (Some(what), Err(_) | Ok(0)) = (needed, &set) {
+            let source = set.err().map_or_else(|| std::io::Error::other("refused"), Into::into);
+            return Err(HalError { what, source });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! CPUID of one processor: what KVM offers on this host, with the topology leaves filled in.
+//!
+//! The topology is one socket of `count` cores with one thread each; APIC ids are 0, 1, 2, … Intel's leaves are 1, 4, 0xb
+//! and 0x1f (Intel SDM 2A, CPUID), AMD's 1, 0x8000_0008, 0x8000_001d and 0x8000_001e (AMD APM 3, appendix E).
+
+use kvm_bindings::kvm_cpuid_entry2;
+
+/// Which of how many processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Processor {
+    pub(super) index: u8,
+    /// At least 1 and greater than `index`.
+    pub(super) count: u8,
+}
+
+impl Processor {
+    /// Bits of an APIC id that number the cores: 2^bits is `count` rounded up to a power of two.
+    fn id_bits(self) -> u32 {
+        u8::BITS - self.count.saturating_sub(1).leading_zeros()
+    }
+
+    /// APIC ids set aside for the socket, less one.
+    fn last_id(self) -> u32 {
+        (1 << self.id_bits()) - 1
+    }
+}
+
+const LEAF_VENDOR: u32 = 0x0;
+const LEAF_FEATURES: u32 = 0x1;
+const LEAF_CACHES: u32 = 0x4;
+const LEAF_PERFORMANCE_MONITORING: u32 = 0xa;
+const LEAF_TOPOLOGY: u32 = 0xb;
+const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
+const LEAF_AMD_SIZES: u32 = 0x8000_0008;
+const LEAF_AMD_CACHES: u32 = 0x8000_001d;
+const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
+const LEAF_AMD_TOPOLOGY_V2: u32 = 0x8000_0026;
+
+/// Leaf 1, ECX.
+const ECX_TSC_DEADLINE: u32 = 1 << 24;
+const ECX_HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, EDX: EBX's processor count is valid.
+const EDX_HTT: u32 = 1 << 28;
+/// Leaf 0x8000_0001, ECX: HTT means cores, not threads.
+const ECX_CMP_LEGACY: u32 = 1 << 1;
+
+/// Leaf 0, EBX: how the names `AuthenticAMD` and `HygonGenuine` begin.
+const AMD_EBX: [u32; 2] = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")];
+
+/// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: the entry is one sub-leaf of several.
+const HAS_SUBLEAVES: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+
+/// The entries for one processor. `tsc_deadline`: the in-kernel APIC has that timer mode (old kernels do not say so in
+/// their list).
+pub(super) fn for_processor(
+    supported: &[kvm_cpuid_entry2],
+    processor: Processor,
+    tsc_deadline: bool,
+) -> Vec<kvm_cpuid_entry2> {
+    let amd = supported.iter().any(|e| e.function == LEAF_VENDOR && AMD_EBX.contains(&e.ebx));
+    let mut entries = Vec::with_capacity(supported.len() + 4);
+    for entry in supported {
+        match entry.function {
+            // Made anew below, with as many levels as there are.
+            LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 => {
+                if entry.index == 0 {
+                    entries.extend(topology_levels(entry.function, processor));
+                }
+            }
+            // Describes the host's dies and sockets; absent means: look at the leaves below.
+            LEAF_AMD_TOPOLOGY_V2 => {}
+            _ => {
+                let mut entry = *entry;
+                adjust(&mut entry, processor, amd, tsc_deadline);
+                entries.push(entry);
+            }
+        }
+    }
+    entries
+}
+
+fn adjust(entry: &mut kvm_cpuid_entry2, processor: Processor, amd: bool, tsc_deadline: bool) {
+    let id = u32::from(processor.index);
+    match entry.function {
+        LEAF_FEATURES => {
+            entry.ebx = entry.ebx & 0xffff | id << 24 | (processor.last_id() + 1).min(0xff) << 16;
+            entry.ecx |= ECX_HYPERVISOR;
+            if tsc_deadline {
+                entry.ecx |= ECX_TSC_DEADLINE;
+            }
+            set(&mut entry.edx, EDX_HTT, processor.count > 1);
+        }
+        LEAF_CACHES if cache_type(entry.eax) != 0 => {
+            // EAX[31:26]: cores in the socket, less one; six bits.
+            entry.eax =
+                with_sharing(entry.eax, processor) & !(0x3f << 26) | processor.last_id().min(0x3f) << 26;
+        }
+        LEAF_AMD_CACHES if cache_type(entry.eax) != 0 => entry.eax = with_sharing(entry.eax, processor),
+        // No virtual PMU: it would cost MSR switches and tie a snapshot to this host's counters.
+        LEAF_PERFORMANCE_MONITORING => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        LEAF_AMD_FEATURES => {
+            set(&mut entry.ecx, ECX_CMP_LEGACY, processor.count > 1 && entry.ecx & !0x121 != 0)
+        }
+        LEAF_AMD_SIZES => {
+            // ECX[7:0]: cores less one, ECX[15:12]: bits of the APIC id that number them.
+            entry.ecx = entry.ecx & !0xf0ff
+                | u32::from(processor.count.saturating_sub(1))
+                | processor.id_bits() << 12;
+        }
+        // EAX: APIC id. EBX: core id, one thread per core. ECX: node 0 of one.
+        LEAF_AMD_TOPOLOGY => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
+        _ => {}
+    }
+}
+
+fn set(register: &mut u32, bit: u32, on: bool) {
+    *register = if on { *register | bit } else { *register & !bit };
+}
+
+/// EAX[4:0] of a cache leaf; zero ends the list.
+fn cache_type(eax: u32) -> u32 {
+    eax & 0x1f
+}
+
+/// EAX[25:14]: APIC ids that share the cache, less one. Levels 1 and 2 belong to a core, those above to the socket.
+fn with_sharing(eax: u32, processor: Processor) -> u32 {
+    let level = eax >> 5 & 0x7;
+    let sharing = if level < 3 { 0 } else { processor.last_id() };
+    eax & !(0xfff << 14) | sharing << 14
+}
+
+/// Leaf 0xb or 0x1f: threads (one per core), cores, end of list.
+fn topology_levels(function: u32, processor: Processor) -> [kvm_cpuid_entry2; 3] {
+    /// ECX[15:8].
+    const THREADS: u32 = 1;
+    const CORES: u32 = 2;
+    let level = |index: u32, kind: u32, shift: u32, processors: u32| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: HAS_SUBLEAVES,
+        eax: shift,
+        ebx: processors,
+        ecx: kind << 8 | index,
+        edx: processor.index.into(),
+        ..Default::default()
+    };
+    [level(0, THREADS, 0, 1), level(1, CORES, processor.id_bits(), processor.count.into()), level(2, 0, 0, 0)]
+}

@@ -1,0 +1,117 @@
+//! One VM: memory slots, interrupt controllers, timer, eventfds.
+
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, NoDatamatch, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::vcpu::KvmVcpu;
+use super::{cpuid, failed};
+use crate::{HalError, IoEventAddress, Vcpu, VcpuEntry, Vm};
+
+/// One page for the identity map and three for the task state segment that KVM needs on Intel processors which cannot run
+/// real mode natively, just below the firmware's usual place and inside the MMIO gap.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// `KVM_CREATE_VM` ends early with EINTR when a signal is pending; so often it is tried again.
+const CREATE_ATTEMPTS: u32 = 10;
+
+/// What stays as long as the VM or one of its processors does: the kernel's handle and the memory behind the slots.
+pub(super) struct Inner {
+    pub(super) fd: VmFd,
+    pub(super) memory: GuestMemoryMmap,
+}
+
+/// A VM made by KVM.
+pub(super) struct KvmVm {
+    inner: Arc<Inner>,
+    supported: CpuId,
+    tsc_deadline: bool,
+}
+
+impl KvmVm {
+    pub(super) fn new(kvm: &kvm_ioctls::Kvm, memory: GuestMemoryMmap) -> Result<Self, HalError> {
+        let supported = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("read the processor's features (KVM_GET_SUPPORTED_CPUID)"))?;
+        let fd = create(kvm).map_err(failed("create the VM (KVM_CREATE_VM)"))?;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(failed("place the identity map (KVM_SET_IDENTITY_MAP_ADDR)"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(failed("place the task state segment (KVM_SET_TSS_ADDR)"))?;
+        fd.create_irq_chip().map_err(failed("create the interrupt controllers (KVM_CREATE_IRQCHIP)"))?;
+        // The dummy answers the speaker's port 0x61 in the kernel; Linux measures the TSC's speed with it.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(pit).map_err(failed("create the timer (KVM_CREATE_PIT2)"))?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let vm = Self { inner: Arc::new(Inner { fd, memory }), supported, tsc_deadline };
+        vm.map_memory()?;
+        Ok(vm)
+    }
+
+    fn map_memory(&self) -> Result<(), HalError> {
+        for (slot, region) in (0..).zip(self.inner.memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the regions do not overlap (GuestMemoryMmap sees to that), and `Inner` keeps them mapped as long as
+            // the VM or one of its vCPUs can run.
+            unsafe { self.inner.fd.set_user_memory_region(slot) }
+                .map_err(failed("give the VM its memory (KVM_SET_USER_MEMORY_REGION)"))?;
+        }
+        Ok(())
+    }
+}
+
+fn create(kvm: &kvm_ioctls::Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+    let mut attempt = 1;
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR && attempt < CREATE_ATTEMPTS => attempt += 1,
+            result => return result,
+        }
+    }
+}
+
+impl Vm for KvmVm {
+    fn create_vcpu(&self, index: u8, count: u8, entry: VcpuEntry) -> Result<Box<dyn Vcpu>, HalError> {
+        let entries = cpuid::for_processor(
+            self.supported.as_slice(),
+            cpuid::Processor { index, count },
+            self.tsc_deadline,
+        );
+        let cpuid = CpuId::from_entries(&entries).map_err(|e| HalError {
+            what: "describe the processor (KVM_SET_CPUID2)",
+            source: std::io::Error::other(format!("{e:?}")),
+        })?;
+        Ok(Box::new(KvmVcpu::new(Arc::clone(&self.inner), index, &cpuid, entry)?))
+    }
+
+    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), HalError> {
+        self.inner.fd.register_irqfd(event, gsi).map_err(failed("connect an interrupt line (KVM_IRQFD)"))
+    }
+
+    fn register_ioeventfd(
+        &self,
+        event: &EventFd,
+        address: IoEventAddress,
+        datamatch: Option<u32>,
+    ) -> Result<(), HalError> {
+        let address = match address {
+            IoEventAddress::Port(port) => kvm_ioctls::IoEventAddress::Pio(port.into()),
+            IoEventAddress::Mmio(address) => kvm_ioctls::IoEventAddress::Mmio(address),
+        };
+        let fd = &self.inner.fd;
+        match datamatch {
+            Some(value) => fd.register_ioevent(event, &address, value),
+            None => fd.register_ioevent(event, &address, NoDatamatch),
+        }
+        .map_err(failed("connect a doorbell (KVM_IOEVENTFD)"))
+    }
+}
