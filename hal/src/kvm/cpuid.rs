@@ -99,9 +99,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, processor: Processor, amd: bool, tsc_dea
         LEAF_AMD_CACHES if cache_type(entry.eax) != 0 => entry.eax = with_sharing(entry.eax, processor),
         // No virtual PMU: it would cost MSR switches and tie a snapshot to this host's counters.
         LEAF_PERFORMANCE_MONITORING => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        LEAF_AMD_FEATURES => {
-            set(&mut entry.ecx, ECX_CMP_LEGACY, processor.count > 1 && entry.ecx & !0x121 != 0)
-        }
+        LEAF_AMD_FEATURES if amd => set(&mut entry.ecx, ECX_CMP_LEGACY, processor.count > 1),
         LEAF_AMD_SIZES => {
             // ECX[7:0]: cores less one, ECX[15:12]: bits of the APIC id that number them.
             entry.ecx = entry.ecx & !0xf0ff
