@@ -1,1 +1,12 @@
-//! (skeleton)
+//! What the whole-VM tests and benchmarks stand on.
+//!
+//! A [`World`] is one `arkd` with directories of its own, driven through the `ark` command as a user would. It ends with
+//! nothing left behind, and says so when something is: processes, sockets, directories.
+
+mod procs;
+mod run;
+mod world;
+
+pub use procs::{Proc, processes_mentioning};
+pub use run::{Output, Running, eventually};
+pub use world::{World, assets, require_kvm};

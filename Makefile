@@ -1,0 +1,125 @@
+# NOA ARK. `make run` installs, builds, starts and demonstrates; `make test` runs every test; `make bench` measures.
+# Everything made lands in build/ (and target/ for cargo); each step is cached by what it is made from.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+ROOT   := $(CURDIR)
+BUILD  := $(ROOT)/build
+BIN    := $(BUILD)/bin
+ARK    := $(BIN)/ark
+TARGET := $(ROOT)/target/x86_64-unknown-linux-gnu
+
+# Under sudo, cargo is often only in the calling user's home.
+CARGO ?= $(shell command -v cargo || ls /root/.cargo/bin/cargo "/home/$$SUDO_USER/.cargo/bin/cargo" 2>/dev/null | head -n 1)
+# Says what runs and how long it took; the times of a fresh clone are what `make bench` reports.
+STEP   := tests/step.sh
+
+PROGRAMS := ark arkd ark-vmm ark-guestd
+
+.PHONY: run test bench stop clean install deps programs kernel images machine all lint unit vm-tests machine-tests help
+
+run: all
+	@echo
+	@echo '── Where agents run here ─────────────────────────────────────────────────────'
+	$(ARK) doctor
+	@echo
+	@echo '── A program of yours in a microVM of its own ────────────────────────────────'
+	$(ARK) run --image python -- python3 -c 'print(6*7)'
+	@$(STEP) --first-output
+	@echo
+	@echo '── This README, counted in one VM and ranked in another ──────────────────────'
+	$(ARK) run --image base -- wc < README.md
+	$(ARK) run --image python -- python3 -c "$$RANK_WORDS" < README.md
+	@echo
+	@echo '── An agent that stays ───────────────────────────────────────────────────────'
+	-@$(ARK) rm demo >/dev/null 2>&1
+	$(ARK) create --image python --name demo --vcpus 2 --memory 256
+	$(ARK) cp README.md demo:/root/
+	$(ARK) exec demo -- sh -c 'uname -sr; nproc; ls -l /root'
+	$(ARK) ps
+	$(ARK) rm demo
+	@echo
+	@echo "It works. Go on with:"
+	@echo "  export PATH=$(BIN):\$$PATH"
+	@echo "  ark run --image python -- python3          # any program; stdin, stdout and Ctrl-C are yours"
+	@echo "  ark create --image python --name a1        # an agent that stays: ark exec -it a1 -- sh, ark cp, ark logs, ark rm"
+	@echo "  ark --help        make test        make bench        make stop"
+
+define RANK_WORDS
+import re, sys, numpy
+words, counts = numpy.unique(re.findall(r'[a-z]{5,}', sys.stdin.read().lower()), return_counts=True)
+for i in numpy.argsort(-counts, kind='stable')[:5]: print(f'{counts[i]:4} {words[i]}')
+endef
+export RANK_WORDS
+
+all: deps programs kernel images machine
+
+# Debian packages, each with its reason in the one list. apt-get is asked only for what is missing.
+deps:
+	@missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Abbrev}\n' 2>/dev/null | awk '$$2 == "ii" {print $$1}' | \
+	  sort -u | comm -13 - <(sed -n 's/^\([a-z0-9][a-z0-9.+-]*\).*/\1/p' guest-images/debian-packages.txt | sort -u)); \
+	if [ -n "$$missing" ]; then \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $(STEP) "Debian packages" $$sudo sh -c "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$(echo $$missing)"; \
+	fi
+	@[ -x "$(CARGO)" ] || { echo "make: cargo is missing; install Rust (https://rustup.rs) and try again" >&2; exit 1; }
+
+# Static release binaries. A file is replaced only when it changed, so that what is made from it stays cached.
+programs: deps
+	@$(STEP) "Rust programs" $(CARGO) build --release --locked $(PROGRAMS:%=--bin %)
+	@mkdir -p $(BIN)
+	@for p in $(PROGRAMS); do \
+	  cmp -s $(TARGET)/release/$$p $(BIN)/$$p || { cp $(TARGET)/release/$$p $(BIN)/.$$p.new && mv $(BIN)/.$$p.new $(BIN)/$$p; }; \
+	done
+
+kernel: deps programs
+	@$(STEP) "guest kernel" guest-kernel/build.sh
+
+images: kernel
+	@$(STEP) "guest images" guest-images/build.sh
+
+machine: images
+	@$(STEP) "emulated host" guest-images/machine/build.sh
+
+test: all lint unit vm-tests machine-tests
+	@echo "make test: everything passed"
+
+lint: deps
+	@$(STEP) "rustfmt" $(CARGO) fmt --all --check
+	@$(STEP) "clippy" $(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# Unit, property, snapshot and style tests: no VM.
+unit: deps
+	@$(STEP) "unit tests" $(CARGO) test --workspace --locked --lib --bins
+	@$(STEP) "in-process tests" $(CARGO) test --locked -p arkd -p ark-client -p ark-types -p ark-link -p ark-guestd -p ark-vmm --tests
+	@$(STEP) "style tests" $(CARGO) test --locked -p ark-tests --test style
+
+# Whole VMs, on usable KVM or in the emulated host; the script says which.
+vm-tests: all
+	@$(STEP) "whole-VM tests" tests/on-kvm.sh vm
+
+machine-tests: all
+	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) $(CARGO) test --locked -p ark-tests --test machine -- --test-threads 1
+
+bench: all
+	@tests/bench.sh
+
+# Ends everything that `make run` started.
+stop:
+	@if [ -x $(ARK) ]; then $(ARK) stop; else echo "nothing was built, so nothing runs"; fi
+
+# PREFIX=/usr/local: a copy that no longer needs this checkout.
+PREFIX ?= /usr/local
+install: all
+	install -d $(DESTDIR)$(PREFIX)/lib/ark $(DESTDIR)$(PREFIX)/bin
+	cp -r $(BUILD)/bin $(BUILD)/kernel $(BUILD)/images $(BUILD)/machine $(DESTDIR)$(PREFIX)/lib/ark/
+	ln -sf ../lib/ark/bin/ark $(DESTDIR)$(PREFIX)/bin/ark
+
+clean: stop
+	rm -rf $(BUILD) $(ROOT)/target
+
+help:
+	@sed -n '1,3s/^# //p' Makefile

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Runs a program of this crate where VMs can run: on this host when its KVM is usable, else inside an emulated host of its
+# own. Says which. Exit code: the program's.
+#   tests/on-kvm.sh vm [ARGUMENTS]       the whole-VM tests
+#   tests/on-kvm.sh bench [ARGUMENTS]    the benchmarks
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+what=$1
+shift
+cd "$root"
+
+# Path of the newest build of the test or benchmark program.
+program() {
+    case $what in
+        vm) cargo test --release --locked -p ark-tests --test vm --no-run --message-format=json ;;
+        bench) cargo build --release --locked -p ark-tests --bin ark-bench --message-format=json ;;
+        *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
+    esac | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+}
+binary=$(program)
+[ -x "$binary" ] || { echo "on-kvm.sh: cargo built no program for '$what'" >&2; exit 1; }
+
+if probe=$(build/bin/ark-vmm probe 2>&1); then
+    echo "on this host: $probe"
+    ARK_ASSETS="$root/build" exec "$binary" "$@"
+fi
+echo "in an emulated host, because: $probe"
+
+# A machine of its own: another state directory and port than the user's.
+scratch=$(mktemp -d)
+export ARK_HOST=machine ARK_STATE="$scratch/state" ARK_RUN="$scratch/run"
+ARK_PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+export ARK_PORT
+trap 'build/bin/ark machine stop >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
+mkdir "$scratch/disk"
+cp "$binary" "$scratch/disk/program"
+[ -z "${ARK_TEST_TREE:-}" ] || cp -a "$ARK_TEST_TREE" "$scratch/disk/tree"
+mkfs.erofs "$scratch/test.erofs" "$scratch/disk" >/dev/null
+rm -rf "$scratch/disk"
+build/bin/ark machine start --attach "$scratch/test.erofs" --memory "${ARK_TEST_MEMORY:-8192}"
+build/bin/ark machine shell -- env ARK_ASSETS=/ark TMPDIR=/tmp HOME=/root /mnt/test/program "$@"
