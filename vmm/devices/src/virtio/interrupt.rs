@@ -22,6 +22,7 @@ struct Shared {
     line: IrqLine,
     status: AtomicU32,
     needs_reset: AtomicBool,
+    config_generation: AtomicU32,
     raised: AtomicU64,
     failed: AtomicU64,
 }
@@ -35,6 +36,7 @@ impl DeviceInterrupt {
                 line,
                 status: AtomicU32::new(0),
                 needs_reset: AtomicBool::new(false),
+                config_generation: AtomicU32::new(0),
                 raised: AtomicU64::new(0),
                 failed: AtomicU64::new(0),
             }),
@@ -48,7 +50,14 @@ impl DeviceInterrupt {
 
     /// Tells the driver that the configuration changed.
     pub fn config_changed(&self) {
+        self.shared.config_generation.fetch_add(1, Ordering::AcqRel);
         self.raise(INTERRUPT_CONFIG_CHANGE);
+    }
+
+    /// Changes whenever the configuration did (`ConfigGeneration`).
+    #[must_use]
+    pub fn config_generation(&self) -> u32 {
+        self.shared.config_generation.load(Ordering::Acquire)
     }
 
     /// The driver broke the protocol so that the device cannot go on: DEVICE_NEEDS_RESET appears in the status register

@@ -1,9 +1,11 @@
 //! Virtio 1.x devices (Virtual I/O Device Version 1.2) behind the MMIO transport.
 
 pub mod interrupt;
+pub mod mmio;
 pub mod queue;
 
 use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
 
 use crate::GuestMemory;
 
@@ -46,6 +48,9 @@ pub trait VirtioDevice: Send {
     /// Counters for the control socket.
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }
+
+/// A device as its transport and the event loop share it.
+pub type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
 
 /// A device that could not be activated.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 //!
 //! The ring belongs to the guest and is hostile. A ring that cannot be true (more chains available than it has entries, a head
 //! outside of the table, rings outside of memory) makes the queue *broken*: it yields nothing more, the transport shows
-//! DEVICE_NEEDS_RESET, and only a device reset brings it back.
+//! DEVICE_NEEDS_RESET, and only a device reset brings it back. A queue the driver never made ready behaves the same, silently.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -42,7 +42,7 @@ impl DeviceQueue {
 
     /// The next available chain. `None` when there is none and on a broken ring.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Option<Chain<'m>> {
-        if self.broken {
+        if !self.is_ready() {
             return None;
         }
         let chain = match self.queue.iter(memory) {
@@ -62,7 +62,7 @@ impl DeviceQueue {
     /// Gives the chain that begins at `head` back to the driver; the device wrote `written` bytes to it. The driver hears
     /// of it at the next [`Self::notify`].
     pub fn push(&mut self, memory: &GuestMemory, head: u16, written: u32) {
-        if self.broken {
+        if !self.is_ready() {
             return;
         }
         match self.queue.add_used(memory, head, written) {
@@ -73,14 +73,14 @@ impl DeviceQueue {
 
     /// Takes the last [`Self::pop`] back: the next one yields the same chain. At most once after each pop.
     pub fn unpop(&mut self) {
-        if !self.broken {
+        if self.is_ready() {
             self.queue.go_to_previous_position();
         }
     }
 
     /// Interrupts the driver when chains were pushed since the last call and it wants to hear of them.
     pub fn notify(&mut self, memory: &GuestMemory) {
-        if self.broken || !std::mem::take(&mut self.pushed) {
+        if !self.is_ready() || !std::mem::take(&mut self.pushed) {
             return;
         }
         match self.wants_interrupt(memory) {
@@ -92,7 +92,7 @@ impl DeviceQueue {
 
     /// Asks the driver not to kick while the device is looking anyway.
     pub fn disable_notification(&mut self, memory: &GuestMemory) {
-        if !self.broken && self.queue.disable_notification(memory).is_err() {
+        if self.is_ready() && self.queue.disable_notification(memory).is_err() {
             self.set_broken();
         }
     }
@@ -100,7 +100,7 @@ impl DeviceQueue {
     /// Asks the driver to kick again. True: chains arrived meanwhile for which no kick may come; look again.
     #[must_use]
     pub fn enable_notification(&mut self, memory: &GuestMemory) -> bool {
-        if self.broken {
+        if !self.is_ready() {
             return false;
         }
         self.queue.enable_notification(memory).unwrap_or_else(|_| {

@@ -81,7 +81,7 @@ pub(crate) struct DriverQueue {
     next_descriptor: u16,
     avail_idx: u16,
     used_idx: u16,
-    /// Signalled by [`Self::kick`].
+    /// What the driver's notifications signal.
     pub(crate) kick: Arc<EventFd>,
     /// Counts the device's interrupts.
     pub(crate) line: Arc<CountingLine>,
@@ -199,11 +199,6 @@ impl DriverQueue {
     pub(crate) fn set_used_event(&self, index: u16) {
         let at = self.addresses().1 + 4 + 2 * u64::from(self.size);
         self.memory.write_obj(index, GuestAddress(at)).unwrap();
-    }
-
-    /// Signals the kick as QueueNotify does.
-    pub(crate) fn kick(&self) {
-        self.kick.write(1).unwrap();
     }
 
     /// The next used chain: its head and the bytes the device says it wrote.

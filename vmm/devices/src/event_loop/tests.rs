@@ -1,0 +1,145 @@
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::GuestMemory;
+use crate::bus::BusDevice;
+use crate::virtio::mmio::QUEUE_NOTIFY;
+use crate::virtio::queue::DeviceQueue;
+use crate::virtio::queue::testing::{CountingLine, memory};
+use crate::virtio::{ActivateError, VirtioDevice};
+
+#[derive(Default)]
+struct Seen {
+    kicks: [AtomicU64; 2],
+    host: AtomicU64,
+}
+
+struct Probe {
+    seen: Arc<Seen>,
+    host: Arc<EventFd>,
+}
+
+impl VirtioDevice for Probe {
+    fn id(&self) -> u32 {
+        42
+    }
+    fn name(&self) -> &str {
+        "probe"
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[8, 8]
+    }
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+    fn activate(&mut self, _: GuestMemory, _: Vec<DeviceQueue>, _: u64) -> Result<(), ActivateError> {
+        Ok(())
+    }
+    fn queue_notified(&mut self, index: u16) {
+        self.seen.kicks[usize::from(index)].fetch_add(1, Ordering::SeqCst);
+    }
+    fn host_fd(&self) -> Option<RawFd> {
+        Some(self.host.as_raw_fd())
+    }
+    fn host_ready(&mut self) {
+        self.host.read().unwrap();
+        self.seen.host.fetch_add(1, Ordering::SeqCst);
+    }
+    fn reset(&mut self) {}
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+struct Fixture {
+    transport: MmioTransport,
+    seen: Arc<Seen>,
+    host: Arc<EventFd>,
+    handle: LoopHandle,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let seen = Arc::new(Seen::default());
+        let host = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let device: Box<dyn VirtioDevice> = Box::new(Probe { seen: seen.clone(), host: host.clone() });
+        let line = Arc::new(CountingLine::default());
+        let transport = MmioTransport::new(Arc::new(Mutex::new(device)), memory(0x1000), line).unwrap();
+        let mut event_loop = EventLoop::new().unwrap();
+        event_loop.add_device(&transport).unwrap();
+        let handle = event_loop.handle();
+        let thread = event_loop.spawn().unwrap();
+        Self { transport, seen, host, handle, thread }
+    }
+
+    fn kick(&self, queue: u32) {
+        self.transport.write(QUEUE_NOTIFY, &queue.to_le_bytes());
+    }
+
+    fn counts(&self) -> (u64, u64, u64) {
+        let [first, second] = &self.seen.kicks;
+        (first.load(Ordering::SeqCst), second.load(Ordering::SeqCst), self.seen.host.load(Ordering::SeqCst))
+    }
+
+    fn wait_for(&self, counts: (u64, u64, u64)) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.counts() != counts {
+            assert!(Instant::now() < deadline, "{:?} instead of {counts:?}", self.counts());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn kicks_and_host_events_reach_the_device() {
+    let f = Fixture::new();
+    f.kick(0);
+    f.wait_for((1, 0, 0));
+    f.kick(1);
+    f.wait_for((1, 1, 0));
+    f.host.write(1).unwrap();
+    f.wait_for((1, 1, 1));
+    f.handle.stop();
+    f.thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_paused_loop_keeps_events_for_later() {
+    let f = Fixture::new();
+    for round in 0..50 {
+        f.handle.pause();
+        f.handle.pause();
+        f.kick(0);
+        f.host.write(1).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(f.counts(), (round, 0, round));
+        f.handle.resume();
+        f.wait_for((round + 1, 0, round + 1));
+    }
+    f.handle.stop();
+    f.thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_paused_loop_can_be_stopped_and_then_paused() {
+    let f = Fixture::new();
+    f.handle.pause();
+    f.handle.stop();
+    f.thread.join().unwrap().unwrap();
+    f.handle.pause();
+    f.handle.resume();
+    f.handle.stop();
+}
+
+#[test]
+fn pause_holds_no_device_lock() {
+    let f = Fixture::new();
+    f.handle.pause();
+    assert!(f.transport.device().try_lock().is_ok());
+    f.handle.stop();
+    f.thread.join().unwrap().unwrap();
+}
