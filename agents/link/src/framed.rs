@@ -1,0 +1,271 @@
+//! Whole frames over a stream.
+
+use std::io::{self, IoSlice, Read, Write};
+
+use ark_types::guest::{Decoder, Frame, FrameError, HEADER_LEN};
+
+use crate::socket::Stream;
+
+/// Bytes taken from the socket at once.
+const READ_SIZE: usize = 32 << 10;
+
+/// Why a connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The socket failed, or a bounded read took too long (`WouldBlock`).
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// What came is not a frame.
+    #[error("what arrived is not a frame: {0}")]
+    Frame(#[from] FrameError),
+    /// The other side closed in the middle of a frame.
+    #[error("the connection ended in the middle of a frame")]
+    CutShort,
+}
+
+/// What one look at the socket brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A frame.
+    Frame(Frame),
+    /// No whole frame yet.
+    Nothing,
+    /// The other side closed, between frames.
+    Closed,
+}
+
+/// A stream that carries frames both ways.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    decoder: Decoder,
+    scratch: Vec<u8>,
+}
+
+impl Connection {
+    /// Frames over `stream`.
+    #[must_use]
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, decoder: Decoder::new(), scratch: vec![0; READ_SIZE] }
+    }
+
+    /// The socket below.
+    #[must_use]
+    pub const fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Waits for the next frame; `None` when the other side closed between frames.
+    ///
+    /// # Errors
+    /// [`LinkError`]; a read timeout set on the stream shows as [`LinkError::Io`] with `WouldBlock`.
+    pub fn recv(&mut self) -> Result<Option<Frame>, LinkError> {
+        loop {
+            if let Some(frame) = self.decoder.next()? {
+                return Ok(Some(frame));
+            }
+            if self.fill()? == 0 {
+                return if self.decoder.is_empty() { Ok(None) } else { Err(LinkError::CutShort) };
+            }
+        }
+    }
+
+    /// The next frame if it is here; reads the (non-blocking) socket at most once. Call until it says
+    /// [`Received::Nothing`]: frames that came with one read wait inside, where poll(2) does not see them.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn try_recv(&mut self) -> Result<Received, LinkError> {
+        if let Some(frame) = self.decoder.next()? {
+            return Ok(Received::Frame(frame));
+        }
+        match self.fill() {
+            Ok(0) if self.decoder.is_empty() => Ok(Received::Closed),
+            Ok(0) => Err(LinkError::CutShort),
+            Ok(_) => Ok(self.decoder.next()?.map_or(Received::Nothing, Received::Frame)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Sends one frame, waiting for room (the stream must be blocking).
+    ///
+    /// # Errors
+    /// [`LinkError::Io`].
+    pub fn send(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        let header = frame.header();
+        let mut sent = 0;
+        while sent < HEADER_LEN + frame.payload.len() {
+            sent += write_from(&self.stream, &header, &frame.payload, sent)?;
+        }
+        Ok(())
+    }
+
+    /// Sends frames that are encoded already.
+    ///
+    /// # Errors
+    /// [`LinkError::Io`].
+    pub fn send_encoded(&mut self, frames: &[u8]) -> Result<(), LinkError> {
+        Ok((&self.stream).write_all(frames)?)
+    }
+
+    /// Reads once into the decoder; the number of bytes, 0 at the end.
+    fn fill(&mut self) -> io::Result<usize> {
+        loop {
+            match (&self.stream).read(&mut self.scratch) {
+                Ok(n) => {
+                    self.decoder.feed(self.scratch.get(..n).unwrap_or_default());
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Writes the bytes from `at` on of header and payload with one system call.
+fn write_from(mut stream: &Stream, header: &[u8], payload: &[u8], at: usize) -> io::Result<usize> {
+    let head = header.get(at..).unwrap_or_default();
+    let body = payload.get(at.saturating_sub(header.len())..).unwrap_or_default();
+    loop {
+        match stream.write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// At most one outgoing frame of a non-blocking stream, and how much of it has left.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    frame: Option<Frame>,
+    sent: usize,
+    /// Payload of the last frame, to be used again.
+    spare: Vec<u8>,
+}
+
+impl Outbox {
+    /// Whether the next frame may be put.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.frame.is_none()
+    }
+
+    /// An empty buffer, with the room of an earlier frame if there was one.
+    #[must_use]
+    pub fn buffer(&mut self) -> Vec<u8> {
+        let mut buffer = std::mem::take(&mut self.spare);
+        buffer.clear();
+        buffer
+    }
+
+    /// Takes `frame` for [`Self::flush`].
+    ///
+    /// # Panics
+    /// When another frame is still in: a defect of the caller, who would lose it.
+    pub fn put(&mut self, frame: Frame) {
+        assert!(self.frame.is_none(), "the outbox holds a frame already");
+        self.frame = Some(frame);
+        self.sent = 0;
+    }
+
+    /// Writes what the socket takes; whether the outbox is empty then.
+    ///
+    /// # Errors
+    /// What sendmsg(2) says; `WouldBlock` is no error.
+    pub fn flush(&mut self, stream: &Stream) -> io::Result<bool> {
+        while let Some(frame) = &self.frame {
+            match write_from(stream, &frame.header(), &frame.payload, self.sent) {
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) => return Err(e),
+            }
+            if self.sent == HEADER_LEN + frame.payload.len() {
+                self.spare = self.frame.take().map(|f| f.payload).unwrap_or_default();
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use ark_types::guest::{Kind, MAX_PAYLOAD};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pair() -> (Connection, Connection) {
+        let (a, b) = UnixStream::pair().unwrap();
+        let connection = |s| Connection::new(Stream::from(OwnedFd::from(s)));
+        (connection(a), connection(b))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn frames_of_any_size_arrive_as_they_were_sent(sizes in prop::collection::vec(0usize..MAX_PAYLOAD, 0..5)) {
+            let frames: Vec<Frame> =
+                sizes.iter().map(|&n| Frame::raw(Kind::Data, vec![u8::try_from(n % 251).unwrap(); n]).unwrap()).collect();
+            let (mut a, mut b) = pair();
+            let expected = frames.clone();
+            let sender = thread::spawn(move || frames.iter().for_each(|f| a.send(f).unwrap()));
+            for frame in expected {
+                prop_assert_eq!(b.recv().unwrap(), Some(frame));
+            }
+            sender.join().unwrap();
+            prop_assert_eq!(b.recv().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn an_outbox_sends_what_fits_and_goes_on_later() {
+        let (a, mut b) = pair();
+        a.stream().set_nonblocking(true).unwrap();
+        let big = Frame::raw(Kind::Stdout, vec![7; MAX_PAYLOAD]).unwrap();
+        let mut outbox = Outbox::default();
+        let mut put = 0;
+        while outbox.flush(a.stream()).unwrap() {
+            outbox.put(big.clone());
+            put += 1;
+            assert!(put < 1000, "a socket takes only so much");
+        }
+        let reader = thread::spawn(move || {
+            for _ in 0..put {
+                assert_eq!(b.recv().unwrap().unwrap().payload.len(), MAX_PAYLOAD);
+            }
+        });
+        while !outbox.flush(a.stream()).unwrap() {
+            thread::yield_now();
+        }
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn a_look_without_data_says_nothing_and_an_end_says_closed() {
+        let (mut a, mut b) = pair();
+        b.stream().set_nonblocking(true).unwrap();
+        assert_eq!(b.try_recv().unwrap(), Received::Nothing);
+        let two = [Frame::empty(Kind::Ok), Frame::empty(Kind::End)];
+        a.send_encoded(&two.iter().flat_map(Frame::encode).collect::<Vec<_>>()).unwrap();
+        drop(a);
+        for frame in two {
+            assert_eq!(b.try_recv().unwrap(), Received::Frame(frame));
+        }
+        assert_eq!(b.try_recv().unwrap(), Received::Closed);
+    }
+
+    #[test]
+    fn an_end_inside_a_frame_is_told_from_an_end_between_frames() {
+        let (mut a, mut b) = pair();
+        a.send_encoded(&Frame::empty(Kind::Ok).encode()[..5]).unwrap();
+        drop(a);
+        assert!(matches!(b.recv(), Err(LinkError::CutShort)));
+    }
+}

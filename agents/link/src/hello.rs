@@ -1,0 +1,105 @@
+//! Saying hello and staying heard.
+//!
+//! ```text
+//!   connect ──► Hello ──► Heartbeat every 2 s ──┐
+//!      ▲                        ▲───────────────┘
+//!      └── wait (0.1 s, doubled up to 5 s) ◄── the host closed, or nobody listens
+//! ```
+
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ark_types::guest::{Frame, HEARTBEAT_INTERVAL_MS, Kind};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::framed::{Connection, LinkError};
+use crate::socket::{Address, Stream};
+use crate::vitals;
+
+/// First wait after a failed connection.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait between two attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Connects to `address` and says hello in the name of `guestd` (a version).
+///
+/// # Errors
+/// [`LinkError`] when nobody listens or the connection breaks at once.
+pub fn say_hello(address: &Address, guestd: &str) -> Result<Connection, LinkError> {
+    let mut connection = Connection::new(Stream::connect(address)?);
+    connection.send(&Frame::json(Kind::Hello, &vitals::hello(guestd))?)?;
+    Ok(connection)
+}
+
+/// Sends heartbeats over `first` (the connection hello was said on, if it was) and, whenever the host's side is gone, says
+/// hello again as soon as somebody listens. Heartbeats are numbered through, whatever the connection.
+pub fn keep_heard(address: &Address, guestd: &str, first: Option<Connection>) -> ! {
+    let interval = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
+    let mut connection = first;
+    let mut sequence = 0;
+    let mut wait = FIRST_WAIT;
+    loop {
+        if connection.is_none() {
+            connection = say_hello(address, guestd).ok();
+        }
+        let Some(open) = &mut connection else {
+            thread::sleep(wait);
+            wait = (wait * 2).min(LONGEST_WAIT);
+            continue;
+        };
+        sequence += 1;
+        let beat = Frame::json(Kind::Heartbeat, &vitals::heartbeat(sequence)).map_err(LinkError::from);
+        if beat.and_then(|beat| open.send(&beat)).is_ok() && stays_open(open, interval) {
+            wait = FIRST_WAIT;
+        } else {
+            connection = None;
+            thread::sleep(wait);
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+}
+
+/// Waits for `time`, but no longer than until the host closes; whether it is still there. The host never sends on this
+/// connection, so anything to read is taken as its end too.
+fn stays_open(connection: &Connection, time: Duration) -> bool {
+    let end = Instant::now() + time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        let mut fds = [PollFd::new(connection.stream().as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
+        if poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
+            return false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ark_types::guest::{Heartbeat, Hello};
+
+    use super::*;
+    use crate::socket::Listener;
+
+    #[test]
+    fn hello_is_said_again_when_the_host_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Unix(dir.path().join("s"));
+        let guest = address.clone();
+        thread::spawn(move || keep_heard(&guest, "7.8", None));
+        let mut last = 0;
+        for _ in 0..2 {
+            let _ = std::fs::remove_file(dir.path().join("s"));
+            let listener = Listener::bind(&address).unwrap();
+            let mut host = Connection::new(listener.accept().unwrap());
+            let hello: Hello = host.recv().unwrap().unwrap().parse().unwrap();
+            assert_eq!(hello.guestd, "7.8");
+            let beat: Heartbeat = host.recv().unwrap().unwrap().parse().unwrap();
+            assert!(beat.sequence > last);
+            last = beat.sequence;
+        }
+    }
+}
