@@ -4,8 +4,10 @@
 //! is data that the caller handles without knowing who made it. [`kvm`] is the real thing, [`fake`] follows a script so
 //! that everything above is tested without `/dev/kvm`. [`probe`] tells whether this host's KVM can run guests at all.
 
+pub mod fake;
 pub mod kvm;
 pub mod memory;
+pub mod probe;
 mod traits;
 
 pub use traits::{Exit, HalError, Hypervisor, IoEventAddress, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};

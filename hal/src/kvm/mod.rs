@@ -18,6 +18,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::{HalError, Hypervisor, Vm};
 
+pub(crate) use boot::PAGE_TABLES;
 pub use boot::{BOOT_AREA_END, BOOT_AREA_START};
 
 /// Where KVM lives.
@@ -51,6 +52,9 @@ pub enum OpenError {
         "{DEVICE} is busy: another hypervisor (VirtualBox, VMware) uses the processor's virtualisation; end it"
     )]
     Busy,
+    /// Something else has the name.
+    #[error("{DEVICE} is not KVM's device: remove it and load the module again (modprobe kvm_intel or kvm_amd)")]
+    NotKvm,
     /// Not the stable API.
     #[error("{DEVICE} speaks KVM API version {0}, not {API_VERSION}: update the host's kernel")]
     Version(i32),
@@ -100,13 +104,13 @@ impl Kvm {
     }
 
     fn open_at(path: &Path) -> Result<Self, OpenError> {
-        // kvm-ioctls wants a C string; opening by the standard library first gives the same errors with less ado.
         let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|e| OpenError::Other(io::Error::other(e)))?;
         let kvm = kvm_ioctls::Kvm::new_with_path(path).map_err(|e| OpenError::from_errno(e.into()))?;
         match kvm.get_api_version() {
             API_VERSION => {}
-            // The ioctl itself failed: this device is something else.
+            // The ioctl itself failed.
+            -1 => return Err(OpenError::NotKvm),
             version => return Err(OpenError::Version(version)),
         }
         if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {

@@ -1,0 +1,146 @@
+//! Can this host run guests? There is only one way to know: run one.
+//!
+//! A `/dev/kvm` that opens and has every capability may still be a KVM in software that cannot run a kernel. So the probe
+//! makes a VM the way every VM is made here and runs a small [`guest`] in it, all within [`TIME_LIMIT`].
+
+mod guest;
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::kvm::{Kvm, OpenError, PAGE_TABLES};
+use crate::memory::{self, HugePages};
+use crate::{Exit, HalError, Hypervisor, Kick, Vcpu, VcpuEntry};
+use guest::Stage;
+
+/// After so long the probe's guest is stopped.
+pub const TIME_LIMIT: Duration = Duration::from_millis(900);
+
+/// So long a stopped guest has to come back before its thread is given up.
+const GRACE: Duration = Duration::from_millis(80);
+
+/// What the probe found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeOutcome {
+    /// KVM runs guests here.
+    pub usable: bool,
+    /// Why, or why not and what to do next; a sentence for the user.
+    pub reason: String,
+    /// How long the probe took, at most about a second.
+    pub duration: Duration,
+}
+
+/// Why KVM is not usable.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("KVM cannot set up a VM: {0}; see the kernel's log (dmesg)")]
+    SetUp(String),
+    #[error(
+        "/dev/kvm opens, but a guest fails at {stage} ({how}): this KVM is incomplete, as software KVM in sandboxes is, \
+         and no Linux can run on it; use a host with VT-x or AMD-V, or the emulated host (ark machine start)"
+    )]
+    Guest { stage: Stage, how: String },
+    #[error(
+        "/dev/kvm opens, but a guest of a hundred instructions did not end within {} ms (it was at {stage}): use a host \
+         with VT-x or AMD-V, or the emulated host (ark machine start)", TIME_LIMIT.as_millis()
+    )]
+    Slow { stage: Stage },
+    #[error(
+        "/dev/kvm opens, but KVM did not answer within {} ms and could not be interrupted: see the kernel's log (dmesg), \
+         use another host, or the emulated host (ark machine start)", TIME_LIMIT.as_millis()
+    )]
+    Stuck,
+}
+
+impl From<HalError> for Unusable {
+    fn from(error: HalError) -> Self {
+        match error.source.raw_os_error() {
+            // KVM_CREATE_VM is what takes hold of the processor's virtualisation.
+            Some(libc::EBUSY) => Self::Open(OpenError::Busy),
+            _ => Self::SetUp(error.to_string()),
+        }
+    }
+}
+
+/// Where the probe's thread leaves the means to stop it.
+type KickerSlot = Arc<Mutex<Option<Arc<dyn Kick>>>>;
+
+/// Runs the probe; returns within about a second, whatever the host's KVM does.
+#[must_use]
+pub fn probe() -> ProbeOutcome {
+    probe_with(|| Ok(Box::new(Kvm::open()?)))
+}
+
+fn probe_with(open: impl FnOnce() -> Result<Box<dyn Hypervisor>, Unusable> + Send + 'static) -> ProbeOutcome {
+    let began = Instant::now();
+    let verdict = within_limit(move |slot, deadline| attempt(open()?.as_ref(), slot, deadline));
+    let duration = began.elapsed();
+    let reason = match &verdict {
+        Ok(()) => format!("KVM works: a guest went to ring 3 and back in {} ms", duration.as_millis()),
+        Err(unusable) => unusable.to_string(),
+    };
+    ProbeOutcome { usable: verdict.is_ok(), reason, duration }
+}
+
+/// Runs `attempt` on a thread of its own, because each of its system calls may hang on a broken host.
+fn within_limit(
+    attempt: impl FnOnce(&KickerSlot, Instant) -> Result<(), Unusable> + Send + 'static,
+) -> Result<(), Unusable> {
+    let slot = KickerSlot::default();
+    let (answer, verdict) = channel();
+    let thread = {
+        let slot = Arc::clone(&slot);
+        let deadline = Instant::now() + TIME_LIMIT;
+        // Nobody listens any more once the time is over.
+        move || answer.send(attempt(&slot, deadline)).unwrap_or_default()
+    };
+    thread::Builder::new()
+        .name("kvm-probe".into())
+        .spawn(thread)
+        .map_err(|e| Unusable::SetUp(format!("start a thread: {e}")))?;
+    match verdict.recv_timeout(TIME_LIMIT) {
+        Ok(verdict) => return verdict,
+        Err(RecvTimeoutError::Disconnected) => return Err(Unusable::Stuck),
+        Err(RecvTimeoutError::Timeout) => {}
+    }
+    if let Some(kicker) = slot.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        kicker.kick();
+    }
+    verdict.recv_timeout(GRACE).unwrap_or(Err(Unusable::Stuck))
+}
+
+fn attempt(hypervisor: &dyn Hypervisor, slot: &KickerSlot, deadline: Instant) -> Result<(), Unusable> {
+    let set_up = |e: &dyn std::fmt::Display| Unusable::SetUp(e.to_string());
+    let memory = memory::create(guest::MEMORY_SIZE, HugePages::Never).map_err(|e| set_up(&e))?;
+    guest::load(&memory).map_err(|e| set_up(&e))?;
+    let vm = hypervisor.create_vm(memory.clone())?;
+    let mut vcpu = vm.create_vcpu(0, 1, VcpuEntry { rip: guest::CODE, boot_params: 0 })?;
+    guest::open_to_ring_3(&memory, &PAGE_TABLES).map_err(|e| set_up(&e))?;
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(vcpu.kicker());
+    run(vcpu.as_mut(), &memory, deadline)
+}
+
+fn run(vcpu: &mut dyn Vcpu, memory: &GuestMemoryMmap, deadline: Instant) -> Result<(), Unusable> {
+    loop {
+        let how = match vcpu.run() {
+            Ok(Exit::IoOut { port: guest::PORT, data }) if guest::is_success(data) => return Ok(()),
+            Ok(Exit::Interrupted) if Instant::now() < deadline => continue,
+            Ok(Exit::Interrupted) => return Err(Unusable::Slow { stage: Stage::read(memory) }),
+            Ok(Exit::Shutdown) => "triple fault".to_owned(),
+            Ok(Exit::InternalError { suberror: 1 }) => "KVM cannot emulate an instruction".to_owned(),
+            Ok(Exit::InternalError { suberror }) => format!("KVM internal error {suberror}"),
+            Ok(Exit::FailEntry { reason }) => {
+                format!("the processor refuses to enter the guest, {reason:#x}")
+            }
+            Ok(other) => format!("unexpected exit {other:x?}"),
+            Err(error) => error.to_string(),
+        };
+        return Err(Unusable::Guest { stage: Stage::read(memory), how });
+    }
+}
