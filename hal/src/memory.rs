@@ -147,3 +147,91 @@ fn advise(mapping: &MmapRegion, huge_pages: HugePages) {
         unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn memory_begins_zeroed_takes_what_is_touched_and_is_seen_through_its_file() {
+        let memory = create(64 * MIB, HugePages::Never).unwrap();
+        assert_eq!(resident_bytes(&memory).unwrap(), 0);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1234)).unwrap(), 0);
+        memory.write_slice(b"guest", GuestAddress(32 * MIB)).unwrap();
+        let resident = resident_bytes(&memory).unwrap();
+        assert!((4096..MIB).contains(&resident), "{resident}");
+
+        let region = memory.iter().next().unwrap();
+        let file = region.file_offset().unwrap();
+        let mut bytes = [0; 5];
+        std::os::unix::fs::FileExt::read_exact_at(file.file(), &mut bytes, 32 * MIB).unwrap();
+        assert_eq!(&bytes, b"guest");
+    }
+
+    #[test]
+    fn a_private_mapping_of_the_file_is_a_copy_on_write_clone() {
+        let memory = create(4 * MIB, HugePages::Never).unwrap();
+        memory.write_slice(b"parent", GuestAddress(0x5000)).unwrap();
+        let file = memory.iter().next().unwrap().file_offset().unwrap().clone();
+        let clone = MmapRegion::<()>::build(
+            Some(file),
+            4 << 20,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+        )
+        .unwrap();
+        let clone = GuestRegionMmap::new(clone, GuestAddress(0)).unwrap();
+        let clone = GuestMemoryMmap::from_regions(vec![clone]).unwrap();
+        clone.write_slice(b"child!", GuestAddress(0x5000)).unwrap();
+        let mut bytes = [0; 6];
+        memory.read_slice(&mut bytes, GuestAddress(0x5000)).unwrap();
+        assert_eq!(&bytes, b"parent");
+    }
+
+    #[test]
+    fn the_file_can_neither_shrink_nor_grow() {
+        let memory = create(MIB, HugePages::WhenPossible).unwrap();
+        let file = memory.iter().next().unwrap().file_offset().unwrap().clone();
+        for size in [0, MIB - 4096, 2 * MIB] {
+            let error = file.file().set_len(size).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{size}");
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_with_a_sentence() {
+        for size in [0, 1, 4095, MIB + 1, u64::MAX, u64::MAX & !4095] {
+            let error = create(size, HugePages::Never).unwrap_err();
+            assert!(matches!(error, MemoryError::Size(_)), "{size}: {error}");
+        }
+        let error = create(1 << 62, HugePages::Never).unwrap_err();
+        assert!(error.to_string().contains("less memory"), "{error}");
+    }
+
+    #[test]
+    fn memory_above_the_gap_continues_the_file() {
+        // Nothing is touched, so this costs address space only.
+        let memory = create(4 << 30, HugePages::Never).unwrap();
+        let regions: Vec<_> =
+            memory.iter().map(|r| (r.start_addr().0, r.len(), r.file_offset().unwrap().start())).collect();
+        assert_eq!(regions, [(0, 3 << 30, 0), (4 << 30, 1 << 30, 3 << 30)]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_layout_holds_all_memory_and_leaves_the_gap_free(pages in 1_u64..1 << 28) {
+            let size = pages * PAGE_SIZE;
+            let regions = layout(size);
+            prop_assert_eq!(regions.iter().map(|(_, length)| length).sum::<u64>(), size);
+            for (start, length) in regions {
+                prop_assert!(length > 0);
+                prop_assert!(start + length <= MMIO_GAP_START || start >= MMIO_GAP_END);
+            }
+        }
+    }
+}

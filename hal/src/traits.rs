@@ -25,7 +25,7 @@ pub struct VcpuEntry {
 }
 
 /// Where an `ioeventfd` listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IoEventAddress {
     /// A port.
     Port(u16),

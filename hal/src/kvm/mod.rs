@@ -53,7 +53,9 @@ pub enum OpenError {
     )]
     Busy,
     /// Something else has the name.
-    #[error("{DEVICE} is not KVM's device: remove it and load the module again (modprobe kvm_intel or kvm_amd)")]
+    #[error(
+        "{DEVICE} is not KVM's device: remove it and load the module again (modprobe kvm_intel or kvm_amd)"
+    )]
     NotKvm,
     /// Not the stable API.
     #[error("{DEVICE} speaks KVM API version {0}, not {API_VERSION}: update the host's kernel")]

@@ -1,0 +1,436 @@
+//! A hypervisor that follows a script, so that code above the traits is tested without `/dev/kvm`.
+//!
+//! A test writes what each vCPU will do, hands the hypervisor to the code under test, and reads the [`Log`] afterwards:
+//!
+//! ```
+//! use ark_hal::fake::{FakeHypervisor, Script};
+//! use ark_hal::{Exit, Hypervisor, VcpuEntry, memory};
+//!
+//! let hypervisor = FakeHypervisor::new()
+//!     .script(0, [Script::IoIn { port: 0x3fd, size: 1 }, Script::IoOut { port: 0x600, data: vec![1] }]);
+//! let log = hypervisor.log();
+//! let vm = hypervisor.create_vm(memory::create(4096, memory::HugePages::Never).unwrap()).unwrap();
+//! let mut vcpu = vm.create_vcpu(0, 1, VcpuEntry { rip: 0x10_0000, boot_params: 0x7000 }).unwrap();
+//! if let Exit::IoIn { port: 0x3fd, data } = vcpu.run().unwrap() {
+//!     data.fill(0x60);
+//! }
+//! assert_eq!(vcpu.run().unwrap(), Exit::IoOut { port: 0x600, data: &[1] });
+//! assert_eq!(log.lock().answers, [(0, vec![0x60])]);
+//! ```
+//!
+//! A vCPU whose script has ended waits as a halted guest does, until it is kicked.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{Exit, HalError, Hypervisor, IoEventAddress, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};
+
+/// One thing a vCPU does; each but the last two is the [`Exit`] of the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are those of the exits")]
+pub enum Script {
+    IoIn {
+        port: u16,
+        size: usize,
+    },
+    IoOut {
+        port: u16,
+        data: Vec<u8>,
+    },
+    MmioRead {
+        addr: u64,
+        size: usize,
+    },
+    MmioWrite {
+        addr: u64,
+        data: Vec<u8>,
+    },
+    Interrupted,
+    Halt,
+    Shutdown,
+    System(SystemEvent),
+    FailEntry {
+        reason: u64,
+    },
+    InternalError {
+        suberror: u32,
+    },
+    Unknown {
+        reason: u32,
+    },
+    /// Guest code that makes no exit: runs until the vCPU is kicked.
+    Busy,
+    /// [`Vcpu::run`] fails with this errno.
+    Fail(i32),
+}
+
+/// An operation that a test can make fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// [`Hypervisor::create_vm`].
+    CreateVm,
+    /// [`Vm::create_vcpu`] of this index.
+    CreateVcpu(u8),
+    /// [`Vm::register_irqfd`] of this line.
+    RegisterIrqfd(u32),
+    /// [`Vm::register_ioeventfd`] at this address.
+    RegisterIoeventfd(IoEventAddress),
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CreateVm => "create the VM (fake)",
+            Self::CreateVcpu(_) => "create a processor (fake)",
+            Self::RegisterIrqfd(_) => "connect an interrupt line (fake)",
+            Self::RegisterIoeventfd(_) => "connect a doorbell (fake)",
+        }
+    }
+}
+
+/// A vCPU that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MadeVcpu {
+    /// Its index.
+    pub index: u8,
+    /// How many there were to be.
+    pub count: u8,
+    /// Where it begins.
+    pub entry: VcpuEntry,
+}
+
+/// A doorbell that was registered.
+#[derive(Debug)]
+pub struct Ioeventfd {
+    /// Where it listens.
+    pub address: IoEventAddress,
+    /// To which value; any when `None`.
+    pub datamatch: Option<u32>,
+    /// What it rings: write to it as the guest would.
+    pub event: EventFd,
+}
+
+/// What the code under test has done.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// The memory of each VM made.
+    pub vms: Vec<GuestMemoryMmap>,
+    /// The vCPUs made, in order.
+    pub vcpus: Vec<MadeVcpu>,
+    /// The interrupt lines connected: line and the eventfd that raises it.
+    pub irqfds: Vec<(u32, EventFd)>,
+    /// The doorbells connected.
+    pub ioeventfds: Vec<Ioeventfd>,
+    /// Answers to port and memory reads, with the index of the vCPU that read; logged when that vCPU runs again.
+    pub answers: Vec<(u8, Vec<u8>)>,
+}
+
+/// The [`Log`], shared with the fake.
+#[derive(Clone, Debug, Default)]
+pub struct SharedLog(Arc<Mutex<Log>>);
+
+impl SharedLog {
+    /// Looks at the log; the fake waits meanwhile.
+    pub fn lock(&self) -> MutexGuard<'_, Log> {
+        lock(&self.0)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A test that panics with the lock held fails by itself.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The scripted [`Hypervisor`]. The scripts serve the first VM that asks; vCPUs without one just wait.
+#[derive(Debug, Default)]
+pub struct FakeHypervisor {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    log: SharedLog,
+    scripts: Mutex<HashMap<u8, VecDeque<Script>>>,
+    failures: Mutex<HashMap<Step, i32>>,
+}
+
+impl Shared {
+    fn check(&self, step: Step) -> Result<(), HalError> {
+        match lock(&self.failures).get(&step) {
+            Some(errno) => Err(HalError { what: step.name(), source: io::Error::from_raw_os_error(*errno) }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FakeHypervisor {
+    /// One whose vCPUs do nothing and whose operations all succeed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What vCPU `index` does.
+    #[must_use]
+    pub fn script(self, index: u8, steps: impl IntoIterator<Item = Script>) -> Self {
+        lock(&self.shared.scripts).insert(index, steps.into_iter().collect());
+        self
+    }
+
+    /// Makes `step` fail with `errno`, every time.
+    #[must_use]
+    pub fn failing(self, step: Step, errno: i32) -> Self {
+        lock(&self.shared.failures).insert(step, errno);
+        self
+    }
+
+    /// What has been done so far, and from now on.
+    #[must_use]
+    pub fn log(&self) -> SharedLog {
+        self.shared.log.clone()
+    }
+}
+
+impl Hypervisor for FakeHypervisor {
+    fn create_vm(&self, memory: GuestMemoryMmap) -> Result<Arc<dyn Vm>, HalError> {
+        self.shared.check(Step::CreateVm)?;
+        self.shared.log.lock().vms.push(memory);
+        Ok(Arc::new(FakeVm { shared: Arc::clone(&self.shared) }))
+    }
+}
+
+struct FakeVm {
+    shared: Arc<Shared>,
+}
+
+impl Vm for FakeVm {
+    fn create_vcpu(&self, index: u8, count: u8, entry: VcpuEntry) -> Result<Box<dyn Vcpu>, HalError> {
+        self.shared.check(Step::CreateVcpu(index))?;
+        self.shared.log.lock().vcpus.push(MadeVcpu { index, count, entry });
+        let script = lock(&self.shared.scripts).remove(&index).unwrap_or_default();
+        Ok(Box::new(FakeVcpu {
+            index,
+            script,
+            pending: false,
+            buffer: Vec::new(),
+            flag: Arc::default(),
+            log: self.shared.log.clone(),
+        }))
+    }
+
+    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), HalError> {
+        let step = Step::RegisterIrqfd(gsi);
+        self.shared.check(step)?;
+        let event = event.try_clone().map_err(|source| HalError { what: step.name(), source })?;
+        self.shared.log.lock().irqfds.push((gsi, event));
+        Ok(())
+    }
+
+    fn register_ioeventfd(
+        &self,
+        event: &EventFd,
+        address: IoEventAddress,
+        datamatch: Option<u32>,
+    ) -> Result<(), HalError> {
+        let step = Step::RegisterIoeventfd(address);
+        self.shared.check(step)?;
+        let event = event.try_clone().map_err(|source| HalError { what: step.name(), source })?;
+        self.shared.log.lock().ioeventfds.push(Ioeventfd { address, datamatch, event });
+        Ok(())
+    }
+}
+
+/// `immediate_exit`, and a way to wait for it.
+#[derive(Default)]
+struct ExitFlag {
+    on: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl ExitFlag {
+    fn set(&self, on: bool) {
+        *lock(&self.on) = on;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let guard = lock(&self.on);
+        drop(self.changed.wait_while(guard, |on| !*on));
+    }
+}
+
+impl Kick for ExitFlag {
+    fn kick(&self) {
+        self.set(true);
+    }
+}
+
+struct FakeVcpu {
+    index: u8,
+    script: VecDeque<Script>,
+    /// A read waits in `buffer` for the answer to be taken.
+    pending: bool,
+    /// What the exits' slices borrow.
+    buffer: Vec<u8>,
+    flag: Arc<ExitFlag>,
+    log: SharedLog,
+}
+
+impl FakeVcpu {
+    /// Fills the buffer for a read that the next run takes the answer of.
+    fn expect_answer(&mut self, size: usize) -> &mut [u8] {
+        self.pending = true;
+        self.buffer = vec![0; size];
+        &mut self.buffer
+    }
+}
+
+impl Vcpu for FakeVcpu {
+    fn run(&mut self) -> Result<Exit<'_>, HalError> {
+        if std::mem::take(&mut self.pending) {
+            self.log.lock().answers.push((self.index, std::mem::take(&mut self.buffer)));
+        }
+        if *lock(&self.flag.on) {
+            return Ok(Exit::Interrupted);
+        }
+        Ok(match self.script.pop_front().unwrap_or(Script::Busy) {
+            Script::IoIn { port, size } => Exit::IoIn { port, data: self.expect_answer(size) },
+            Script::IoOut { port, data } => {
+                self.buffer = data;
+                Exit::IoOut { port, data: &self.buffer }
+            }
+            Script::MmioRead { addr, size } => Exit::MmioRead { addr, data: self.expect_answer(size) },
+            Script::MmioWrite { addr, data } => {
+                self.buffer = data;
+                Exit::MmioWrite { addr, data: &self.buffer }
+            }
+            Script::Interrupted => Exit::Interrupted,
+            Script::Halt => Exit::Halt,
+            Script::Shutdown => Exit::Shutdown,
+            Script::System(event) => Exit::System(event),
+            Script::FailEntry { reason } => Exit::FailEntry { reason },
+            Script::InternalError { suberror } => Exit::InternalError { suberror },
+            Script::Unknown { reason } => Exit::Unknown { reason },
+            Script::Busy => {
+                self.flag.wait();
+                Exit::Interrupted
+            }
+            Script::Fail(errno) => {
+                let source = io::Error::from_raw_os_error(errno);
+                return Err(HalError { what: "run the processor (fake)", source });
+            }
+        })
+    }
+
+    fn set_immediate_exit(&mut self, on: bool) {
+        self.flag.set(on);
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::<ExitFlag>::clone(&self.flag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::memory::{HugePages, create};
+
+    const ENTRY: VcpuEntry = VcpuEntry { rip: 0x100_0000, boot_params: 0x7000 };
+
+    fn vm(hypervisor: &FakeHypervisor) -> Arc<dyn Vm> {
+        hypervisor.create_vm(create(4096, HugePages::Never).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn reads_are_answered_writes_are_seen_and_errors_come_up() {
+        let hypervisor = FakeHypervisor::new().script(
+            0,
+            [
+                Script::MmioRead { addr: 0xd000_0000, size: 4 },
+                Script::MmioWrite { addr: 0xd000_0050, data: vec![1, 0, 0, 0] },
+                Script::Fail(libc::EFAULT),
+                Script::Shutdown,
+            ],
+        );
+        let mut vcpu = vm(&hypervisor).create_vcpu(0, 1, ENTRY).unwrap();
+        let Exit::MmioRead { addr: 0xd000_0000, data } = vcpu.run().unwrap() else { panic!("not the read") };
+        data.copy_from_slice(b"virt");
+        assert!(hypervisor.log().lock().answers.is_empty());
+        assert_eq!(vcpu.run().unwrap(), Exit::MmioWrite { addr: 0xd000_0050, data: &[1, 0, 0, 0] });
+        assert_eq!(hypervisor.log().lock().answers, [(0, b"virt".to_vec())]);
+        assert_eq!(vcpu.run().unwrap_err().source.raw_os_error(), Some(libc::EFAULT));
+        assert_eq!(vcpu.run().unwrap(), Exit::Shutdown);
+    }
+
+    #[test]
+    fn immediate_exit_completes_a_read_and_runs_nothing_until_it_is_off() {
+        let hypervisor =
+            FakeHypervisor::new().script(0, [Script::IoIn { port: 0x3f8, size: 1 }, Script::Shutdown]);
+        let mut vcpu = vm(&hypervisor).create_vcpu(0, 1, ENTRY).unwrap();
+        let Exit::IoIn { data, .. } = vcpu.run().unwrap() else { panic!("not the read") };
+        data.fill(7);
+        vcpu.set_immediate_exit(true);
+        assert_eq!(vcpu.run().unwrap(), Exit::Interrupted);
+        assert_eq!(vcpu.run().unwrap(), Exit::Interrupted);
+        assert_eq!(hypervisor.log().lock().answers, [(0, vec![7])]);
+        vcpu.set_immediate_exit(false);
+        assert_eq!(vcpu.run().unwrap(), Exit::Shutdown);
+    }
+
+    #[test]
+    fn a_busy_vcpu_comes_back_when_kicked_whether_before_or_during_the_run() {
+        let hypervisor = FakeHypervisor::new();
+        let mut vcpu = vm(&hypervisor).create_vcpu(3, 4, ENTRY).unwrap();
+        let kicker = vcpu.kicker();
+        kicker.kick();
+        assert_eq!(vcpu.run().unwrap(), Exit::Interrupted);
+        vcpu.set_immediate_exit(false);
+        let thread = std::thread::spawn(move || matches!(vcpu.run(), Ok(Exit::Interrupted)));
+        std::thread::sleep(Duration::from_millis(20));
+        kicker.kick();
+        assert!(thread.join().unwrap());
+        kicker.kick();
+    }
+
+    #[test]
+    fn what_was_registered_is_logged_and_can_be_rung() {
+        let hypervisor = FakeHypervisor::new();
+        let vm = vm(&hypervisor);
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        vm.register_irqfd(&event, 5).unwrap();
+        vm.register_ioeventfd(&event, IoEventAddress::Mmio(0xd000_0050), Some(1)).unwrap();
+        vm.create_vcpu(1, 2, ENTRY).unwrap();
+        let log = hypervisor.log();
+        let log = log.lock();
+        assert_eq!(log.vms.len(), 1);
+        assert_eq!(log.vcpus, [MadeVcpu { index: 1, count: 2, entry: ENTRY }]);
+        assert_eq!(log.irqfds[0].0, 5);
+        assert_eq!(log.ioeventfds[0].address, IoEventAddress::Mmio(0xd000_0050));
+        assert_eq!(log.ioeventfds[0].datamatch, Some(1));
+        log.ioeventfds[0].event.write(1).unwrap();
+        assert_eq!(event.read().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_named_step_fails_and_the_others_do_not() {
+        let hypervisor = FakeHypervisor::new()
+            .failing(Step::CreateVcpu(1), libc::EEXIST)
+            .failing(Step::RegisterIrqfd(6), libc::EBUSY);
+        let vm = vm(&hypervisor);
+        let event = EventFd::new(0).unwrap();
+        vm.create_vcpu(0, 2, ENTRY).unwrap();
+        let error = vm.create_vcpu(1, 2, ENTRY).err().unwrap();
+        assert_eq!(error.source.raw_os_error(), Some(libc::EEXIST));
+        vm.register_irqfd(&event, 5).unwrap();
+        assert!(vm.register_irqfd(&event, 6).is_err());
+        let hypervisor = FakeHypervisor::new().failing(Step::CreateVm, libc::ENOMEM);
+        assert!(hypervisor.create_vm(create(4096, HugePages::Never).unwrap()).is_err());
+    }
+}
