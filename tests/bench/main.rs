@@ -1,2 +1,78 @@
-//! Benchmarks.
-fn main() {}
+//! The figures of the README, measured where VMs can run (`make bench`).
+//!
+//! Every figure is a ratio against a peer or another path, both taken in turn in the same run, with p50 and p99. The table
+//! goes to standard error, the same as JSON to standard output. One module per figure; [`peers`] starts our VMM and QEMU
+//! with the same kernel, image, guestd and command line; [`guest`] speaks to either guest.
+
+mod block;
+mod boot;
+mod exec;
+mod guest;
+mod machine;
+mod many;
+mod memory;
+mod peers;
+mod report;
+mod vsock;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::peers::Bench;
+use crate::report::Report;
+
+#[derive(Parser)]
+#[command(about = "Benchmarks of NOA ARK; `make bench` runs them")]
+struct Args {
+    #[command(subcommand)]
+    suite: Suite,
+}
+
+#[derive(Subcommand)]
+enum Suite {
+    /// Figures of VMs: needs usable KVM.
+    Vm {
+        /// Directory with Debian's QEMU (a root file system) and, for the emulated host, `modules/`.
+        #[arg(long)]
+        peer: PathBuf,
+        /// Takes fewer samples.
+        #[arg(long)]
+        quick: bool,
+        /// Measures these figures only: boot, memory, exec, vsock, block, many.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
+    /// Figures of the emulated host: needs QEMU, not KVM.
+    Machine,
+}
+
+type Measure = fn(&Bench, &mut Report);
+
+fn main() {
+    let args = Args::parse();
+    let mut report = Report::default();
+    match args.suite {
+        Suite::Machine => machine::measure(&mut report),
+        Suite::Vm { peer, quick, only } => {
+            ark_tests::require_kvm();
+            let bench = Bench::new(peer, quick);
+            let figures: [(&str, Measure); 6] = [
+                ("boot", boot::measure),
+                ("memory", memory::measure),
+                ("exec", exec::measure),
+                ("vsock", vsock::measure),
+                ("block", block::measure),
+                ("many", many::measure),
+            ];
+            for (name, measure) in figures {
+                if only.is_empty() || only.iter().any(|o| o == name) {
+                    eprintln!("measuring {name} …");
+                    measure(&bench, &mut report);
+                }
+            }
+        }
+    }
+    eprint!("{}", report.table());
+    println!("{}", serde_json::to_string(&report).expect("a report is JSON"));
+}

@@ -1,1 +1,161 @@
-//! m
+//! The emulated host, on any host: started, used, stopped from outside, refused for a reason.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use ark_tests::{Output, Running, assets, eventually, processes_mentioning};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Time for a command that starts the machine on a busy 2-core host.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// One emulated host of a test's own, not yet started.
+struct Machine {
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("an address").port();
+        Self { dir: tempfile::Builder::new().prefix("ark-m-").tempdir().expect("a directory"), port }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(assets().program("ark"));
+        command
+            .env("ARK_ASSETS", assets().0)
+            .env("ARK_RUN", self.dir.path().join("run"))
+            .env("ARK_STATE", self.dir.path().join("state"))
+            .env("ARK_HOST", "machine")
+            .env("ARK_PORT", self.port.to_string());
+        command
+    }
+
+    fn ark<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Output {
+        let mut command = self.command();
+        command.args(args);
+        Running::start(command, LIMIT).wait()
+    }
+
+    fn start(&self) {
+        let _ = self.ark(["machine", "start", "--memory", "2048"]).ok();
+    }
+
+    fn status(&self) -> String {
+        let said = self.ark(["machine", "status", "--json"]).json();
+        said["state"].as_str().expect("a state").to_owned()
+    }
+
+    fn qemu(&self) -> Vec<Pid> {
+        processes_mentioning(self.dir.path().to_str().expect("text"))
+            .into_iter()
+            .filter(|p| p.command.contains("qemu"))
+            .map(|p| Pid::from_raw(p.pid))
+            .collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for pid in self.qemu() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+#[test]
+fn the_first_run_starts_the_machine_and_says_why() {
+    let machine = Machine::new();
+    assert_eq!(machine.status(), "stopped");
+    let said = machine.ark(["run", "--image", "python", "--", "python3", "-c", "print(6*7)"]).ok();
+    assert_eq!(said.stdout, "42\n");
+    assert!(said.stderr.contains("emulat"), "one line says that emulation is in use: {:?}", said.stderr);
+    assert_eq!(machine.status(), "running");
+    let inside = machine.ark(["machine", "shell", "--", "sh", "-c", "ls /dev/kvm; exit 3"]).exits(3);
+    assert_eq!(inside.stdout.trim(), "/dev/kvm");
+    assert!(!machine.ark(["machine", "logs"]).ok().stdout.is_empty());
+    let _ = machine.ark(["machine", "stop"]).ok();
+    assert_eq!(machine.status(), "stopped");
+    assert_eq!(machine.qemu(), []);
+}
+
+#[test]
+fn the_data_disk_lasts() {
+    let machine = Machine::new();
+    machine.start();
+    let _ = machine.ark(["machine", "shell", "--", "sh", "-c", "echo kept > /var/lib/ark/note; sync"]).ok();
+    let _ = machine.ark(["machine", "stop"]).ok();
+    machine.start();
+    assert_eq!(machine.ark(["machine", "shell", "--", "cat", "/var/lib/ark/note"]).ok().stdout, "kept\n");
+    let _ = machine.ark(["machine", "stop"]).ok();
+}
+
+#[test]
+fn a_machine_stopped_from_outside_is_noticed_and_started_again() {
+    let machine = Machine::new();
+    machine.start();
+    kill(machine.qemu()[0], Signal::SIGKILL).expect("QEMU is there");
+    eventually("QEMU is gone", Duration::from_secs(10), || machine.qemu().is_empty());
+    assert_ne!(machine.status(), "running");
+    let said = machine.ark(["run", "--image", "base", "--", "echo", "again"]).ok();
+    assert_eq!(said.stdout, "again\n");
+    let _ = machine.ark(["machine", "stop"]).ok();
+}
+
+#[test]
+fn a_daemon_killed_in_the_machine_comes_back() {
+    let machine = Machine::new();
+    machine.start();
+    let _ = machine.ark(["create", "--image", "base", "--name", "a1"]).ok();
+    let _ = machine.ark(["machine", "shell", "--", "killall", "-9", "arkd"]);
+    eventually("arkd answers again", LIMIT, || machine.ark(["ps", "--json"]).code == 0);
+    let _ = machine.ark(["create", "--image", "base", "--name", "a1"]).ok();
+    let vmms = machine.ark(["machine", "shell", "--", "sh", "-c", "pgrep ark-vmm | wc -l"]).ok();
+    assert_eq!(vmms.stdout.trim(), "1", "the VMM of the killed daemon was cleaned up");
+    let _ = machine.ark(["machine", "stop"]).ok();
+}
+
+#[test]
+fn a_taken_port_is_a_sentence() {
+    let machine = Machine::new();
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", machine.port)).expect("the port was free");
+    let said = machine.ark(["machine", "start"]).exits(125);
+    said.complains_about(&[&machine.port.to_string()]);
+    assert_eq!(machine.qemu(), []);
+}
+
+#[test]
+fn no_qemu_and_no_kvm_is_a_sentence() {
+    let machine = Machine::new();
+    let mut command = machine.command();
+    command.args(["run", "--image", "base", "--", "true"]).env("PATH", "/nonexistent");
+    Running::start(command, LIMIT).wait().exits(125).complains_about(&["qemu-system-x86"]);
+}
+
+#[test]
+fn a_wrong_token_is_refused() {
+    let machine = Machine::new();
+    machine.start();
+    let token: PathBuf = machine.dir.path().join("state/token");
+    let right = std::fs::read(&token).expect("the token");
+    std::fs::write(&token, "0".repeat(64)).expect("writable");
+    machine.ark(["ps"]).exits(125).complains_about(&["token"]);
+    std::fs::write(&token, right).expect("writable");
+    let _ = machine.ark(["ps"]).ok();
+    let _ = machine.ark(["machine", "stop"]).ok();
+}
+
+#[test]
+fn the_probe_answers_with_a_reason_on_any_host() {
+    let mut probe = Command::new(assets().program("ark-vmm"));
+    probe.args(["probe", "--json"]);
+    let said = Running::start(probe, Duration::from_secs(20)).wait();
+    let report = said.json();
+    assert_eq!(report["usable"].as_bool(), Some(said.code == 0));
+    assert!(report["reason"].as_str().is_some_and(|r| r.len() > 20), "{report}");
+    assert!(report["duration_us"].as_u64().is_some_and(|us| us < 2_000_000), "{report}");
+}

@@ -85,7 +85,7 @@ fn a_kernel_that_is_missing_truncated_or_no_elf_is_refused() {
     let cases: [Damage; 3] = [
         ("missing", |k| fs::remove_file(k).expect("rm")),
         ("truncated", |k| {
-            fs::File::options().write(true).open(k).and_then(|f| f.set_len(100_000)).expect("cut")
+            fs::File::options().write(true).open(k).and_then(|f| f.set_len(100_000)).expect("cut");
         }),
         ("not ELF", |k| fs::write(k, "MZ this is no kernel".repeat(1000)).expect("write")),
     ];

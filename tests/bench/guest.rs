@@ -1,0 +1,82 @@
+//! A guest's control port, over our hybrid vsock (a Unix socket) or the host's own AF_VSOCK (QEMU with vhost).
+
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use ark_types::exec::{ExecEnd, ExecRequest};
+use ark_types::guest::{CONTROL_PORT, Decoder, Frame, Kind};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+
+/// How to reach a guest.
+#[derive(Clone, Debug)]
+pub(crate) enum Address {
+    /// Hybrid vsock: the VMM's Unix socket.
+    Hybrid(PathBuf),
+    /// The host kernel's vsock.
+    Kernel { cid: u32 },
+}
+
+impl Address {
+    /// A stream to `port` of the guest, or why there is none.
+    pub(crate) fn connect(&self, port: u32) -> std::io::Result<std::fs::File> {
+        match self {
+            Self::Hybrid(path) => {
+                let mut stream = UnixStream::connect(path)?;
+                writeln!(stream, "CONNECT {port}")?;
+                let mut byte = [0u8];
+                loop {
+                    stream.read_exact(&mut byte)?;
+                    if byte == *b"\n" {
+                        break;
+                    }
+                }
+                Ok(std::fs::File::from(OwnedFd::from(stream)))
+            }
+            Self::Kernel { cid } => {
+                let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+                connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &VsockAddr::new(*cid, port))?;
+                // SAFETY: the descriptor was just made by `socket` and is handed over whole.
+                Ok(unsafe { std::fs::File::from_raw_fd(fd.into_raw_fd()) })
+            }
+        }
+    }
+
+    /// Runs `argv` in the guest and returns what it printed.
+    ///
+    /// Panics when the program fails: a benchmark without its program has no figure.
+    pub(crate) fn exec(&self, argv: &[&str]) -> String {
+        let (output, end) = self.exec_timed(argv);
+        assert_eq!(end.status.shell_code(), 0, "{argv:?} failed in the guest: {output}");
+        output
+    }
+
+    fn exec_timed(&self, argv: &[&str]) -> (String, ExecEnd) {
+        let mut stream = self.connect(CONTROL_PORT).expect("the guest takes operations");
+        let request =
+            ExecRequest { argv: argv.iter().map(|a| (*a).to_owned()).collect(), ..ExecRequest::default() };
+        let frame = Frame::json(Kind::Exec, &request).expect("a request is JSON");
+        stream.write_all(&frame.encode()).expect("the guest reads");
+        stream.write_all(&Frame::empty(Kind::StdinClose).encode()).expect("the guest reads");
+        let mut decoder = Decoder::new();
+        let mut output = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let n = stream.read(&mut buffer).expect("the guest answers");
+            assert!(n > 0, "the guest hung up on {argv:?}");
+            decoder.feed(&buffer[..n]);
+            while let Some(frame) = decoder.next().expect("the guest speaks the protocol") {
+                match frame.kind {
+                    Kind::Stdout | Kind::Stderr => output.extend_from_slice(&frame.payload),
+                    Kind::Exited => {
+                        let end = frame.parse().expect("an end");
+                        return (String::from_utf8_lossy(&output).into_owned(), end);
+                    }
+                    Kind::Error => panic!("{argv:?}: {}", String::from_utf8_lossy(&frame.payload)),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
