@@ -132,7 +132,7 @@ fn write_tables(memory: &GuestMemoryMmap, segments: &Segments) -> Result<(), Gue
     memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4))?;
     memory.write_obj(PAGE_DIRECTORY | PRESENT_WRITABLE, GuestAddress(PDPT))?;
     for index in 0..ENTRIES {
-        let entry = index * LARGE_PAGE_SIZE | LARGE_PAGE | PRESENT_WRITABLE;
+        let entry = (index * LARGE_PAGE_SIZE) | LARGE_PAGE | PRESENT_WRITABLE;
         memory.write_obj(entry, GuestAddress(PAGE_DIRECTORY + index * 8))?;
     }
     memory.write_obj(gdt(segments), GuestAddress(GDT))
@@ -200,4 +200,65 @@ pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), HalError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{HugePages, create};
+
+    #[test]
+    fn the_gdt_has_the_descriptors_of_the_boot_protocol() {
+        assert_eq!(
+            gdt(&Segments::flat()),
+            [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067, 0]
+        );
+    }
+
+    #[test]
+    fn the_page_tables_map_the_first_gib_to_itself() {
+        let memory = create(0x10_0000, HugePages::Never).unwrap();
+        write_tables(&memory, &Segments::flat()).unwrap();
+        let entry =
+            |table: u64, index: u64| -> u64 { memory.read_obj(GuestAddress(table + index * 8)).unwrap() };
+        let walk = |address: u64| {
+            let pdpt = entry(PML4, address >> 39 & 511) & !0xfff;
+            let directory = entry(pdpt, address >> 30 & 511) & !0xfff;
+            let leaf = entry(directory, address >> 21 & 511);
+            assert_eq!(leaf & 0xfff, LARGE_PAGE | PRESENT_WRITABLE);
+            (leaf & !0xfff) + (address & 0x1f_ffff)
+        };
+        for address in [0, 0x7000, 0x100_0000, 0x3fff_ffff] {
+            assert_eq!(walk(address), address);
+        }
+        assert_eq!(entry(PML4, 1), 0);
+        assert_eq!(entry(PDPT, 1), 0);
+    }
+
+    #[test]
+    fn too_little_memory_is_an_error() {
+        let memory = create(BOOT_AREA_END - 0x1000, HugePages::Never).unwrap();
+        assert!(write_tables(&memory, &Segments::flat()).is_err());
+    }
+
+    #[test]
+    fn long_mode_is_on_with_our_tables() {
+        let mut sregs = kvm_sregs { apic_base: 0xfee0_0900, cr8: 3, ..Default::default() };
+        enter_long_mode(&mut sregs, &Segments::flat());
+        assert_eq!((sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer), (0x8000_0011, 0x9000, 0x20, 0x500));
+        assert_eq!((sregs.cs.selector, sregs.ss.selector, sregs.tr.selector), (0x10, 0x18, 0x20));
+        assert_eq!((sregs.gdt.base, sregs.gdt.limit), (0xc000, 47));
+        assert_eq!(sregs.apic_base, 0xfee0_0900);
+    }
+
+    #[test]
+    fn the_lints_are_unmasked_and_other_bits_stay() {
+        let mut lapic = kvm_lapic_state::default();
+        lapic.regs[LVT_LINT0 + 1] = 0x20;
+        lapic.regs[LVT_LINT0 + 2] = 1;
+        lapic.regs[LVT_LINT1 + 2] = 1;
+        connect_lints(&mut lapic);
+        assert_eq!(lapic.regs[LVT_LINT0..LVT_LINT0 + 4], [0, 0x27, 0, 0]);
+        assert_eq!(lapic.regs[LVT_LINT1..LVT_LINT1 + 4], [0, 0x04, 0, 0]);
+    }
 }

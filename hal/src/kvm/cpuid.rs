@@ -145,3 +145,110 @@ fn topology_levels(function: u32, processor: Processor) -> [kvm_cpuid_entry2; 3]
     };
     [level(0, THREADS, 0, 1), level(1, CORES, processor.id_bits(), processor.count.into()), level(2, 0, 0, 0)]
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
+        let [eax, ebx, ecx, edx] = registers;
+        kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
+    }
+
+    fn vendor(name: &[u8; 12]) -> kvm_cpuid_entry2 {
+        let word = |i: usize| u32::from_le_bytes([name[i], name[i + 1], name[i + 2], name[i + 3]]);
+        entry(LEAF_VENDOR, 0, [0x1f, word(0), word(8), word(4)])
+    }
+
+    fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *entries.iter().find(|e| (e.function, e.index) == (function, index)).unwrap()
+    }
+
+    #[test]
+    fn the_feature_leaf_names_the_processor_the_hypervisor_and_the_timer() {
+        let supported = [vendor(b"GenuineIntel"), entry(LEAF_FEATURES, 0, [0x906ea, 0x0510_0800, 0x1, 0x2])];
+        let entries = for_processor(&supported, Processor { index: 2, count: 3 }, true);
+        let leaf = find(&entries, LEAF_FEATURES, 0);
+        assert_eq!(leaf.eax, 0x906ea);
+        assert_eq!(leaf.ebx, 0x0204_0800);
+        assert_eq!(leaf.ecx, 0x1 | ECX_HYPERVISOR | ECX_TSC_DEADLINE);
+        assert_eq!(leaf.edx, 0x2 | EDX_HTT);
+        let alone = for_processor(&supported, Processor { index: 0, count: 1 }, false);
+        let leaf = find(&alone, LEAF_FEATURES, 0);
+        assert_eq!((leaf.ebx, leaf.ecx, leaf.edx), (0x0001_0800, 0x1 | ECX_HYPERVISOR, 0x2));
+    }
+
+    #[test]
+    fn intel_caches_are_shared_by_level_and_the_list_ends() {
+        let cache = |index, level: u32| entry(LEAF_CACHES, index, [0xfc00_c001 | level << 5, 1, 2, 3]);
+        let supported = [cache(0, 1), cache(1, 2), cache(2, 3), entry(LEAF_CACHES, 3, [0; 4])];
+        let entries = for_processor(&supported, Processor { index: 0, count: 6 }, false);
+        let sharing = |index| find(&entries, LEAF_CACHES, index).eax >> 14 & 0xfff;
+        assert_eq!([sharing(0), sharing(1), sharing(2)], [0, 0, 7]);
+        assert_eq!(find(&entries, LEAF_CACHES, 0).eax >> 26, 7);
+        assert_eq!(find(&entries, LEAF_CACHES, 3).eax, 0);
+    }
+
+    #[test]
+    fn the_topology_leaves_have_threads_then_cores_then_an_end() {
+        let supported = [
+            entry(LEAF_TOPOLOGY, 0, [0; 4]),
+            entry(LEAF_TOPOLOGY, 1, [9; 4]),
+            entry(LEAF_TOPOLOGY_V2, 0, [7; 4]),
+        ];
+        let entries = for_processor(&supported, Processor { index: 3, count: 4 }, false);
+        assert_eq!(entries.len(), 6);
+        for function in [LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2] {
+            let registers = |index| {
+                let e = find(&entries, function, index);
+                assert_eq!(e.flags, HAS_SUBLEAVES);
+                [e.eax, e.ebx, e.ecx, e.edx]
+            };
+            assert_eq!(registers(0), [0, 1, 0x100, 3]);
+            assert_eq!(registers(1), [2, 4, 0x201, 3]);
+            assert_eq!(registers(2), [0, 0, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn amd_leaves_name_the_core_and_count_them() {
+        let supported = [
+            vendor(b"AuthenticAMD"),
+            entry(LEAF_AMD_FEATURES, 0, [1, 2, 4, 8]),
+            entry(LEAF_AMD_SIZES, 0, [0x3028, 5, 0x0001_6007, 6]),
+            entry(LEAF_AMD_CACHES, 0, [0x163, 0, 0, 0]),
+            entry(LEAF_AMD_TOPOLOGY, 0, [0xff; 4]),
+            entry(LEAF_AMD_TOPOLOGY_V2, 0, [0xff; 4]),
+        ];
+        let entries = for_processor(&supported, Processor { index: 1, count: 4 }, false);
+        assert_eq!(find(&entries, LEAF_AMD_FEATURES, 0).ecx, 4 | ECX_CMP_LEGACY);
+        let sizes = find(&entries, LEAF_AMD_SIZES, 0);
+        assert_eq!((sizes.eax, sizes.ecx), (0x3028, 0x0001_2003));
+        assert_eq!(find(&entries, LEAF_AMD_CACHES, 0).eax, 0x163 | 3 << 14);
+        let topology = find(&entries, LEAF_AMD_TOPOLOGY, 0);
+        assert_eq!((topology.eax, topology.ebx, topology.ecx), (1, 1, 0));
+        assert!(!entries.iter().any(|e| e.function == LEAF_AMD_TOPOLOGY_V2));
+    }
+
+    #[test]
+    fn the_paravirtual_leaves_stay_and_the_pmu_goes() {
+        let signature = entry(0x4000_0000, 0, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]);
+        let supported = [signature, entry(LEAF_PERFORMANCE_MONITORING, 0, [0x0730_0404, 0, 0, 0x603])];
+        let entries = for_processor(&supported, Processor { index: 0, count: 1 }, true);
+        assert_eq!(find(&entries, 0x4000_0000, 0), signature);
+        assert_eq!(find(&entries, LEAF_PERFORMANCE_MONITORING, 0).eax, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn apic_ids_fit_the_bits_that_number_them(count in 1_u8..=255, index in 0_u8..255) {
+            prop_assume!(index < count);
+            let processor = Processor { index, count };
+            prop_assert!(u32::from(index) >> processor.id_bits() == 0);
+            prop_assert!(u32::from(count) <= processor.last_id() + 1);
+            prop_assert!(processor.last_id() < 2 * u32::from(count));
+        }
+    }
+}

@@ -112,9 +112,10 @@ impl Kick for RunPage {
         self.set_immediate_exit(true);
         let thread = self.thread.load(Ordering::SeqCst);
         if thread != NOBODY {
+            let process = std::process::id();
             // SAFETY: tgkill takes integers. Should the thread have ended and its number be another thread's of this
             // process by now, that one's handler does nothing.
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
+            unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal()) };
         }
     }
 }

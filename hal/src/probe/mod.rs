@@ -144,3 +144,73 @@ fn run(vcpu: &mut dyn Vcpu, memory: &GuestMemoryMmap, deadline: Instant) -> Resu
         return Err(Unusable::Guest { stage: Stage::read(memory), how });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeHypervisor, Script, Step};
+
+    fn probe_fake(hypervisor: FakeHypervisor) -> ProbeOutcome {
+        probe_with(move || Ok(Box::new(hypervisor)))
+    }
+
+    fn probe_script(script: Script) -> ProbeOutcome {
+        probe_fake(FakeHypervisor::new().script(0, [script]))
+    }
+
+    #[test]
+    fn a_guest_that_writes_the_port_at_ring_0_makes_kvm_usable() {
+        let outcome =
+            probe_script(Script::IoOut { port: guest::PORT, data: 0x41b2_0008_u32.to_le_bytes().to_vec() });
+        assert!(outcome.usable, "{}", outcome.reason);
+        assert!(outcome.reason.starts_with("KVM works"));
+    }
+
+    #[test]
+    fn a_guest_that_fails_is_reported_with_where_and_how() {
+        for (script, how) in [
+            (Script::Shutdown, "triple fault"),
+            (Script::InternalError { suberror: 1 }, "cannot emulate"),
+            (Script::InternalError { suberror: 3 }, "internal error 3"),
+            (Script::FailEntry { reason: 0x8000_0021 }, "0x80000021"),
+            (Script::IoOut { port: guest::PORT, data: 0x41b2_002b_u32.to_le_bytes().to_vec() }, "unexpected"),
+            (Script::Fail(libc::EFAULT), "Bad address"),
+        ] {
+            let outcome = probe_script(script);
+            assert!(!outcome.usable);
+            for part in ["segments and MSRs at ring 0", how, "ark machine start"] {
+                assert!(outcome.reason.contains(part), "{part:?} is not in {:?}", outcome.reason);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_host_refuses_is_reported_with_what_to_do() {
+        let busy = probe_fake(FakeHypervisor::new().failing(Step::CreateVm, libc::EBUSY));
+        assert!(busy.reason.contains("another hypervisor"), "{}", busy.reason);
+        let other = probe_fake(FakeHypervisor::new().failing(Step::CreateVcpu(0), libc::ENOMEM));
+        assert!(other.reason.contains("create a processor"), "{}", other.reason);
+        let missing = probe_with(|| Err(OpenError::Missing.into()));
+        assert!(missing.reason.contains("modprobe"), "{}", missing.reason);
+        assert!(!busy.usable && !other.usable && !missing.usable);
+    }
+
+    #[test]
+    fn a_guest_without_end_is_stopped_within_a_second() {
+        let outcome = probe_script(Script::Busy);
+        assert!(!outcome.usable);
+        assert!(outcome.reason.contains("did not end within 900 ms"), "{}", outcome.reason);
+        assert!(outcome.duration < Duration::from_secs(2), "{:?}", outcome.duration);
+    }
+
+    #[test]
+    fn a_kvm_that_hangs_is_given_up_within_a_second() {
+        let outcome = probe_with(|| {
+            thread::sleep(Duration::from_secs(3));
+            Err(OpenError::Missing.into())
+        });
+        assert!(!outcome.usable);
+        assert!(outcome.reason.contains("could not be interrupted"), "{}", outcome.reason);
+        assert!(outcome.duration < Duration::from_secs(2), "{:?}", outcome.duration);
+    }
+}
