@@ -183,7 +183,7 @@ impl Bench {
         if !own.exists() {
             return Command::new("qemu-system-x86_64");
         }
-        let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
+        let mut command = Command::new(root.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
         let libraries =
             ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
         let path: Vec<_> = libraries.iter().map(|l| root.join(l).display().to_string()).collect();
