@@ -69,7 +69,7 @@ deps:
 
 # Static release binaries. A file is replaced only when it changed, so that what is made from it stays cached.
 programs: deps
-	@$(STEP) "Rust programs" $(CARGO) build --release --locked $(PROGRAMS:%=--bin %)
+	@$(STEP) "Rust programs" $(CARGO) build --release --workspace --locked $(PROGRAMS:%=--bin %)
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do \
 	  cmp -s $(TARGET)/release/$$p $(BIN)/$$p || { cp $(TARGET)/release/$$p $(BIN)/.$$p.new && mv $(BIN)/.$$p.new $(BIN)/$$p; }; \
@@ -93,16 +93,14 @@ lint: deps
 
 # Unit, property, snapshot and style tests: no VM.
 unit: deps
-	@$(STEP) "unit tests" $(CARGO) test --workspace --locked --lib --bins
-	@$(STEP) "in-process tests" $(CARGO) test --locked -p arkd -p ark-client -p ark-types -p ark-link -p ark-guestd -p ark-vmm --tests
-	@$(STEP) "style tests" $(CARGO) test --locked -p ark-tests --test style
+	@$(STEP) "unit tests" $(CARGO) test --workspace --locked
 
 # Whole VMs, on usable KVM or in the emulated host; the script says which.
 vm-tests: all
 	@$(STEP) "whole-VM tests" tests/on-kvm.sh vm
 
 machine-tests: all
-	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) $(CARGO) test --locked -p ark-tests --test machine -- --test-threads 1
+	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) $(CARGO) test --workspace --locked --test machine -- --test-threads 1
 
 bench: all
 	@tests/bench.sh

@@ -12,8 +12,8 @@ cd "$root"
 # Path of the newest build of the test or benchmark program.
 program() {
     case $what in
-        vm) cargo test --locked -p ark-tests --test vm --no-run --message-format=json ;;
-        bench) cargo build --release --locked -p ark-tests --bin ark-bench --message-format=json ;;
+        vm) cargo test --workspace --locked --test vm --no-run --message-format=json ;;
+        bench) cargo build --release --workspace --locked --bin ark-bench --message-format=json ;;
         *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
     esac | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
