@@ -1,2 +1,25 @@
-//! (skeleton)
-fn main() {}
+//! See [`ark_vmm`].
+
+use std::process::ExitCode;
+
+use ark_vmm::args::{self, Command};
+
+fn main() -> ExitCode {
+    match args::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run { config }) => ark_vmm::run::run(&config).into(),
+        Ok(Command::Probe { .. }) => 0.into(),
+        Ok(Command::Help) => {
+            print!("{}", args::USAGE);
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Version) => {
+            println!("ark-vmm {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("ark-vmm: {error}");
+            // EX_USAGE of sysexits.h.
+            ExitCode::from(64)
+        }
+    }
+}

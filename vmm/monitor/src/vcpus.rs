@@ -1,0 +1,233 @@
+//! The virtual processors' threads: `vcpu0`, `vcpu1`, …
+//!
+//! ```text
+//!            run                      park, end
+//!  parked ───────► running (KVM_RUN) ───────────► parked
+//!    │ end                   │ the guest's processor or KVM cannot go on
+//!    └────► gone ◄───────────┘
+//! ```
+//!
+//! The owner writes the [`Order`], then kicks. A vCPU looks at the order when it comes back interrupted; a kick stays in
+//! force until the vCPU has taken it back ([`ark_hal::Kick`]), so no order is lost.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ark_devices::bus::Bus;
+use ark_hal::{Exit, Kick, SystemEvent, Vcpu};
+
+use crate::mailbox::{Mailbox, News};
+
+/// Stack of a vCPU's thread: it runs the device models' register accesses and nothing deeper.
+const STACK: usize = 128 << 10;
+/// How long parking may take; a vCPU is in user space for far less.
+const PARK_LIMIT: Duration = Duration::from_secs(5);
+
+/// The two address spaces a vCPU can leave the guest for.
+pub struct Buses {
+    /// Ports.
+    pub ports: Bus,
+    /// Guest-physical addresses without memory.
+    pub mmio: Bus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Park,
+    Run,
+    End,
+}
+
+/// vCPUs that did not park in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} vCPUs did not stop within {limit} s; the host is overloaded or KVM hangs", limit = PARK_LIMIT.as_secs())]
+pub struct StillRunning(usize);
+
+/// All vCPUs of a VM. Dropping it ends and joins them.
+pub struct Vcpus {
+    shared: Arc<Shared>,
+    kickers: Vec<Arc<dyn Kick>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<Orders>,
+    changed: Condvar,
+    buses: Arc<Buses>,
+    mailbox: Mailbox,
+    exits: AtomicU64,
+}
+
+struct Orders {
+    order: Order,
+    /// Threads that are in the guest or on their way there.
+    running: usize,
+}
+
+impl Shared {
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Vcpus {
+    /// A parked thread for each of `vcpus`.
+    ///
+    /// # Errors
+    /// When the host has no thread left.
+    pub fn spawn(vcpus: Vec<Box<dyn Vcpu>>, buses: Arc<Buses>, mailbox: Mailbox) -> io::Result<Self> {
+        let state = Mutex::new(Orders { order: Order::Park, running: 0 });
+        let shared =
+            Arc::new(Shared { state, changed: Condvar::new(), buses, mailbox, exits: AtomicU64::new(0) });
+        let kickers = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
+        // From here on an early return ends and joins the threads that were started.
+        let mut all = Self { shared: Arc::clone(&shared), kickers, threads: Vec::with_capacity(vcpus.len()) };
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(STACK)
+                .spawn(move || life_of_a_thread(&shared, vcpu))?;
+            all.threads.push(thread);
+        }
+        Ok(all)
+    }
+
+    /// Lets them run.
+    pub fn run(&self) {
+        self.shared.orders().order = Order::Run;
+        self.shared.changed.notify_all();
+    }
+
+    /// Gets them out of the guest and waits until all are.
+    ///
+    /// # Errors
+    /// [`StillRunning`] after five seconds.
+    pub fn park(&self) -> Result<(), StillRunning> {
+        self.halt(Order::Park)
+    }
+
+    /// Exits handled in user space so far.
+    #[must_use]
+    pub fn exits(&self) -> u64 {
+        self.shared.exits.load(Ordering::Relaxed)
+    }
+
+    fn halt(&self, order: Order) -> Result<(), StillRunning> {
+        let deadline = Instant::now() + PARK_LIMIT;
+        let mut orders = self.shared.orders();
+        orders.order = order;
+        self.shared.changed.notify_all();
+        self.kickers.iter().for_each(|kicker| kicker.kick());
+        while orders.running > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(StillRunning(orders.running));
+            }
+            let woken = self.shared.changed.wait_timeout(orders, left);
+            orders = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        // Threads that hang in the kernel are left to the end of the process.
+        if self.halt(Order::End).is_ok() {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn life_of_a_thread(shared: &Shared, mut vcpu: Box<dyn Vcpu>) {
+    while wait_to_run(shared) {
+        let goes_on = run_until_interrupted(shared, &mut *vcpu);
+        shared.orders().running -= 1;
+        shared.changed.notify_all();
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+/// Waits for an order; whether it is to run.
+fn wait_to_run(shared: &Shared) -> bool {
+    let mut orders = shared.orders();
+    loop {
+        match orders.order {
+            Order::Park => orders = shared.changed.wait(orders).unwrap_or_else(PoisonError::into_inner),
+            Order::Run => {
+                orders.running += 1;
+                return true;
+            }
+            Order::End => return false,
+        }
+    }
+}
+
+/// Runs the guest until there is an order to look at (true) or the processor cannot go on (false).
+fn run_until_interrupted(shared: &Shared, vcpu: &mut dyn Vcpu) -> bool {
+    loop {
+        let outcome = match vcpu.run() {
+            Ok(exit) => handle(&shared.buses, exit),
+            Err(error) => Outcome::Dead(News::Failed(format!("{error}; see the host kernel's log"))),
+        };
+        match outcome {
+            Outcome::Again => {
+                shared.exits.fetch_add(1, Ordering::Relaxed);
+            }
+            Outcome::Look => {
+                vcpu.set_immediate_exit(false);
+                if shared.orders().order != Order::Run {
+                    return true;
+                }
+            }
+            Outcome::Dead(news) => {
+                shared.mailbox.send(news);
+                return false;
+            }
+        }
+    }
+}
+
+/// What an exit leads to.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Back into the guest.
+    Again,
+    /// Look whether there is an order.
+    Look,
+    /// This processor never runs again.
+    Dead(News),
+}
+
+fn handle(buses: &Buses, exit: Exit<'_>) -> Outcome {
+    let crash = |how: String| Outcome::Dead(News::GuestCrash(how));
+    match exit {
+        Exit::IoIn { port, data } => buses.ports.read(port.into(), data),
+        Exit::IoOut { port, data } => buses.ports.write(port.into(), data),
+        Exit::MmioRead { addr, data } => buses.mmio.read(addr, data),
+        Exit::MmioWrite { addr, data } => buses.mmio.write(addr, data),
+        Exit::Interrupted => return Outcome::Look,
+        Exit::Halt => return crash("it halted with nothing to wake it".into()),
+        Exit::Shutdown => return crash("triple fault".into()),
+        Exit::System(SystemEvent::Shutdown) => return Outcome::Dead(News::GuestPowerOff),
+        Exit::System(SystemEvent::Reset) => return Outcome::Dead(News::GuestReset),
+        Exit::System(SystemEvent::Crash) => return Outcome::Dead(News::GuestPanic),
+        Exit::System(SystemEvent::Other(kind)) => return crash(format!("unknown machine event {kind}")),
+        Exit::FailEntry { reason } => {
+            return crash(format!("the host's processor refused to enter the guest, reason {reason:#x}"));
+        }
+        Exit::InternalError { suberror } => {
+            return crash(format!("KVM could not emulate an instruction, suberror {suberror}"));
+        }
+        Exit::Unknown { reason } => return crash(format!("KVM left the guest for unknown reason {reason}")),
+    }
+    Outcome::Again
+}
