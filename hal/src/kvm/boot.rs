@@ -5,7 +5,8 @@
 //! as soon as it has its own. The kernel, its command line and the zero page must lie elsewhere, below 1 GiB.
 
 use kvm_bindings::{
-    Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    CpuId, Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -131,10 +132,10 @@ fn gdt(segments: &Segments) -> [u64; 6] {
 fn write_tables(memory: &GuestMemoryMmap, segments: &Segments) -> Result<(), GuestMemoryError> {
     memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4))?;
     memory.write_obj(PAGE_DIRECTORY | PRESENT_WRITABLE, GuestAddress(PDPT))?;
-    for index in 0..ENTRIES {
-        let entry = (index * LARGE_PAGE_SIZE) | LARGE_PAGE | PRESENT_WRITABLE;
-        memory.write_obj(entry, GuestAddress(PAGE_DIRECTORY + index * 8))?;
-    }
+    let directory: Vec<u8> = (0..ENTRIES)
+        .flat_map(|index| ((index * LARGE_PAGE_SIZE) | LARGE_PAGE | PRESENT_WRITABLE).to_le_bytes())
+        .collect();
+    memory.write_slice(&directory, GuestAddress(PAGE_DIRECTORY))?;
     memory.write_obj(gdt(segments), GuestAddress(GDT))
 }
 
@@ -183,6 +184,25 @@ const MSRS: [(u32, u64, Option<&str>); 2] = [
     // IA32_MISC_ENABLE: fast string operations, an Intel matter.
     (0x1a0, 1, None),
 ];
+
+/// Leaf 0xd, sub-leaf 0: EAX and EDX are the bits that XCR0 may have (Intel SDM 2A, CPUID).
+const LEAF_XSAVE: u32 = 0xd;
+
+/// Sets XCR0 to all that `cpuid` offers, on every processor: INIT does not reset it. Linux sets the same value. The SVM of
+/// QEMU's emulated processors does not tell KVM when a guest does that; KVM would then go on with the reset value, report
+/// an XSAVE area that is too small for the features in use, and Linux would do without XSAVE and AVX.
+pub(super) fn set_xcr0(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), HalError> {
+    let Some(leaf) = cpuid.as_slice().iter().find(|e| (e.function, e.index) == (LEAF_XSAVE, 0)) else {
+        return Ok(());
+    };
+    let value = u64::from(leaf.edx) << 32 | u64::from(leaf.eax);
+    if value == 0 {
+        return Ok(());
+    }
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0].value = value;
+    vcpu.set_xcrs(&xcrs).map_err(failed("turn on the extended states (KVM_SET_XCRS)"))
+}
 
 /// Sets the MSRs, on every processor: INIT does not reset them.
 pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), HalError> {

@@ -22,6 +22,7 @@ impl KvmVcpu {
     pub(super) fn new(vm: Arc<Inner>, index: u8, cpuid: &CpuId, entry: VcpuEntry) -> Result<Self, HalError> {
         let fd = vm.fd.create_vcpu(index.into()).map_err(failed("create a processor (KVM_CREATE_VCPU)"))?;
         fd.set_cpuid2(cpuid).map_err(failed("describe the processor (KVM_SET_CPUID2)"))?;
+        boot::set_xcr0(&fd, cpuid)?;
         boot::set_msrs(&fd)?;
         // Only the boot processor gets registers: the others are in the state KVM_MP_STATE_UNINITIALIZED, and INIT and
         // SIPI set theirs.
