@@ -181,8 +181,8 @@ fn connect_lints(lapic: &mut kvm_lapic_state) {
 const MSRS: [(u32, u64, Option<&str>); 2] = [
     // IA32_MTRR_DEF_TYPE: MTRRs on, memory is write-back. With the reset value (off) Linux would not use PAT.
     (0x2ff, 1 << 11 | 6, Some("set the memory type (KVM_SET_MSRS, IA32_MTRR_DEF_TYPE)")),
-    // IA32_MISC_ENABLE: fast string operations, an Intel matter.
-    (0x1a0, 1, None),
+    // IA32_MISC_ENABLE, an Intel matter: fast string operations on, no branch trace store, no PEBS.
+    (0x1a0, 1 | 1 << 11 | 1 << 12, None),
 ];
 
 /// Leaf 0xd, sub-leaf 0: EAX and EDX are the bits that XCR0 may have (Intel SDM 2A, CPUID).

@@ -38,6 +38,7 @@ const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
 const LEAF_AMD_TOPOLOGY_V2: u32 = 0x8000_0026;
 
 /// Leaf 1, ECX.
+const ECX_PDCM: u32 = 1 << 15;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: EBX's processor count is valid.
@@ -85,9 +86,10 @@ fn adjust(entry: &mut kvm_cpuid_entry2, processor: Processor, amd: bool, tsc_dea
     match entry.function {
         LEAF_FEATURES => {
             entry.ebx = entry.ebx & 0xffff | id << 24 | (processor.last_id() + 1).min(0xff) << 16;
-            entry.ecx |= ECX_HYPERVISOR;
+            set(&mut entry.ecx, ECX_PDCM, false);
+            set(&mut entry.ecx, ECX_HYPERVISOR, true);
             if tsc_deadline {
-                entry.ecx |= ECX_TSC_DEADLINE;
+                set(&mut entry.ecx, ECX_TSC_DEADLINE, true);
             }
             set(&mut entry.edx, EDX_HTT, processor.count > 1);
         }
@@ -97,7 +99,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, processor: Processor, amd: bool, tsc_dea
                 with_sharing(entry.eax, processor) & !(0x3f << 26) | processor.last_id().min(0x3f) << 26;
         }
         LEAF_AMD_CACHES if cache_type(entry.eax) != 0 => entry.eax = with_sharing(entry.eax, processor),
-        // No virtual PMU: it would cost MSR switches and tie a snapshot to this host's counters.
+        // No performance counters, see `vm::turn_off_performance_counters`.
         LEAF_PERFORMANCE_MONITORING => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         LEAF_AMD_FEATURES if amd => set(&mut entry.ecx, ECX_CMP_LEGACY, processor.count > 1),
         LEAF_AMD_SIZES => {
@@ -168,7 +170,8 @@ mod tests {
 
     #[test]
     fn the_feature_leaf_names_the_processor_the_hypervisor_and_the_timer() {
-        let supported = [vendor(b"GenuineIntel"), entry(LEAF_FEATURES, 0, [0x906ea, 0x0510_0800, 0x1, 0x2])];
+        let supported =
+            [vendor(b"GenuineIntel"), entry(LEAF_FEATURES, 0, [0x906ea, 0x0510_0800, 0x8001, 0x2])];
         let entries = for_processor(&supported, Processor { index: 2, count: 3 }, true);
         let leaf = find(&entries, LEAF_FEATURES, 0);
         assert_eq!(leaf.eax, 0x906ea);

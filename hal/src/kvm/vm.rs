@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+    kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -38,6 +41,7 @@ impl KvmVm {
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("read the processor's features (KVM_GET_SUPPORTED_CPUID)"))?;
         let fd = create(kvm).map_err(failed("create the VM (KVM_CREATE_VM)"))?;
+        turn_off_performance_counters(&fd)?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
             .map_err(failed("place the identity map (KVM_SET_IDENTITY_MAP_ADDR)"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(failed("place the task state segment (KVM_SET_TSS_ADDR)"))?;
@@ -77,6 +81,21 @@ fn create(kvm: &kvm_ioctls::Kvm) -> Result<VmFd, kvm_ioctls::Error> {
             result => return result,
         }
     }
+}
+
+/// Guests are not trusted, and performance counters tell much about what else the processor does. Kernels before 5.18
+/// cannot turn them off; there only CPUID denies them.
+fn turn_off_performance_counters(fd: &VmFd) -> Result<(), HalError> {
+    let possible = fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if possible & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {
+        return Ok(());
+    }
+    let disable = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    fd.enable_cap(&disable).map_err(failed("turn off performance counters (KVM_CAP_PMU_CAPABILITY)"))
 }
 
 impl Vm for KvmVm {
