@@ -139,16 +139,14 @@ impl EventLoop {
                     Some(Source::Wake) => {
                         let _ = self.control.wake.read();
                     }
-                    Some(Source::Kick { device, queue, event }) => {
-                        // Nothing to read: a reset of the device took the notification back.
-                        if event.read().is_ok() {
-                            device.lock().unwrap_or_else(PoisonError::into_inner).queue_notified(*queue);
-                        }
+                    // Nothing to read: a reset of the device took the notification back.
+                    Some(Source::Kick { device, queue, event }) if event.read().is_ok() => {
+                        device.lock().unwrap_or_else(PoisonError::into_inner).queue_notified(*queue);
                     }
                     Some(Source::Host { device }) => {
                         device.lock().unwrap_or_else(PoisonError::into_inner).host_ready();
                     }
-                    None => {}
+                    Some(Source::Kick { .. }) | None => {}
                 }
                 if !self.control.may_go_on() {
                     return Ok(());

@@ -61,3 +61,12 @@ pub struct ActivateError {
     /// Why.
     pub why: String,
 }
+
+/// Reads `data.len()` bytes at `offset` of a device's configuration; bytes past its end read as zero.
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}

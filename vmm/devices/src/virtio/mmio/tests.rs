@@ -211,7 +211,7 @@ fn bad_queues_need_a_reset_and_never_reach_the_device() {
         (16, (0x1fff0, 0x2000, 0x3000)),
         (16, (0x1000, 0x2000, 0x20000)),
         (16, (0x1000, 0, 0x3000)),
-        (16, (u64::MAX & !0xf, 0x2000, 0x3000)),
+        (16, (!0xf, 0x2000, 0x3000)),
     ] {
         let f = Fixture::new();
         f.negotiate(ALL_FEATURES);

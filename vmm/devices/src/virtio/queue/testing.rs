@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::DeviceQueue;
@@ -39,6 +39,61 @@ impl Interrupt for CountingLine {
 /// Guest memory of `size` bytes from address 0.
 pub(crate) fn memory(size: usize) -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), size)]).unwrap()
+}
+
+/// Guest memory in two regions whose host mappings lie between canaries, to prove that a device stays inside.
+pub(crate) struct GuardedMemory {
+    /// `LOW` bytes from address 0 and `HIGH` bytes from [`Self::HIGH_START`]; nothing between and after them.
+    pub(crate) memory: GuestMemory,
+    host: GuestMemory,
+}
+
+impl GuardedMemory {
+    /// Bytes of the region at address 0.
+    pub(crate) const LOW: usize = 0x40000;
+    /// Where the second region begins.
+    pub(crate) const HIGH_START: u64 = 0x80000;
+    /// Bytes of the second region.
+    pub(crate) const HIGH: usize = 0x10000;
+    const CANARY: usize = 0x10000;
+    const CANARY_BYTE: u8 = 0xc5;
+
+    /// Zeroed memory.
+    pub(crate) fn new() -> Self {
+        let host = memory(3 * Self::CANARY + Self::LOW + Self::HIGH);
+        for start in Self::canaries() {
+            host.write_slice(&[Self::CANARY_BYTE; Self::CANARY], GuestAddress(start)).unwrap();
+        }
+        let [_, second, last] = Self::canaries();
+        let regions = [
+            (second - Self::LOW as u64, Self::LOW, 0),
+            (last - Self::HIGH as u64, Self::HIGH, Self::HIGH_START),
+        ];
+        let regions = regions.map(|(at, size, guest)| {
+            let address = host.get_host_address(GuestAddress(at)).unwrap();
+            // SAFETY: these bytes are part of the mapping of `host`, which lives as long as `memory`.
+            let mapping = unsafe {
+                MmapRegion::build_raw(address, size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
+            };
+            GuestRegionMmap::new(mapping.unwrap(), GuestAddress(guest)).unwrap()
+        });
+        Self { memory: GuestMemory::from_regions(regions.into()).unwrap(), host }
+    }
+
+    /// Whether no byte around the two regions was written.
+    pub(crate) fn is_untouched_outside(&self) -> bool {
+        Self::canaries().iter().all(|&start| {
+            let mut bytes = [0; Self::CANARY];
+            self.host.read_slice(&mut bytes, GuestAddress(start)).unwrap();
+            bytes == [Self::CANARY_BYTE; Self::CANARY]
+        })
+    }
+
+    /// Where the canaries begin in the host's mapping: before, between and after the regions.
+    fn canaries() -> [u64; 3] {
+        let second = Self::CANARY + Self::LOW;
+        [0, second as u64, (second + Self::CANARY + Self::HIGH) as u64]
+    }
 }
 
 /// A descriptor as the driver writes it.

@@ -1,0 +1,9 @@
+//! The 16550A serial port (vm-superio) behind `console=ttyS0`, and the bounded log it writes.
+
+mod device;
+mod log;
+#[cfg(test)]
+mod tests;
+
+pub use self::device::{COM1, Serial, WINDOW};
+pub use self::log::{HEAD_BYTES, MAX_BYTES};

@@ -1,0 +1,132 @@
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::sync::Arc;
+
+use super::*;
+use crate::bus::BusDevice;
+use crate::virtio::queue::testing::CountingLine;
+
+const DATA: u64 = 0;
+const INTERRUPT_ENABLE: u64 = 1;
+const LINE_STATUS: u64 = 5;
+
+fn serial(file: Option<File>) -> (Serial, Arc<CountingLine>) {
+    let line = Arc::new(CountingLine::default());
+    (Serial::new(line.clone(), file), line)
+}
+
+fn print(serial: &Serial, text: &[u8]) {
+    for byte in text {
+        serial.write(DATA, &[*byte]);
+    }
+}
+
+struct LogFile {
+    directory: tempfile::TempDir,
+}
+
+impl LogFile {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn open(&self) -> File {
+        let path = self.directory.path().join("log");
+        OpenOptions::new().create(true).append(true).read(true).open(path).unwrap()
+    }
+
+    fn text(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        File::open(self.directory.path().join("log")).unwrap().read_to_end(&mut text).unwrap();
+        text
+    }
+}
+
+#[test]
+fn lines_reach_the_log_when_they_end() {
+    let log = LogFile::new();
+    let (serial, _) = serial(Some(log.open()));
+    print(&serial, b"one\ntwo");
+    assert_eq!(log.text(), b"one\n");
+    serial.flush();
+    assert_eq!(log.text(), b"one\ntwo");
+    print(&serial, &[b'x'; 300]);
+    assert_eq!(log.text().len(), 7 + 256);
+    drop(serial);
+    assert_eq!(log.text().len(), 307);
+}
+
+#[test]
+fn a_log_goes_on_where_it_ended() {
+    let log = LogFile::new();
+    for _ in 0..2 {
+        print(&serial(Some(log.open())).0, b"again\n");
+    }
+    assert_eq!(log.text(), b"again\nagain\n");
+}
+
+#[test]
+fn a_full_log_keeps_its_head_and_its_end() {
+    let log = LogFile::new();
+    let (serial, _) = serial(Some(log.open()));
+    let limit = usize::try_from(MAX_BYTES).unwrap();
+    let mut printed = 0;
+    for line in 0..200_000 {
+        let text = format!("line {line:07}\n");
+        print(&serial, text.as_bytes());
+        printed += text.len();
+        if line % 10_000 == 0 {
+            assert!(log.text().len() <= limit);
+        }
+    }
+    let text = String::from_utf8(log.text()).unwrap();
+    assert!(text.len() <= limit && text.len() > limit / 2);
+    assert!(text.starts_with("line 0000000\nline 0000001\n"));
+    assert!(text.ends_with("line 0199998\nline 0199999\n"));
+    // One note, and its number is true.
+    let (head, rest) = text.split_once("\n[console: ").unwrap();
+    let (count, tail) = rest.split_once(" bytes left out here]\n").unwrap();
+    assert!(!tail.contains("[console: "));
+    assert_eq!(head.len(), usize::try_from(HEAD_BYTES).unwrap());
+    assert_eq!(head.len() + count.parse::<usize>().unwrap() + tail.len(), printed);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_does_not_stop_the_guest() {
+    let (serial, _) = serial(Some(File::open("/dev/null").unwrap()));
+    print(&serial, b"lost\n");
+    assert_eq!(serial.counters(), [("log_writes_failed", 1)]);
+}
+
+#[test]
+fn registers_answer_like_a_16550() {
+    let (serial, line) = serial(None);
+    let mut byte = [0];
+    serial.read(LINE_STATUS, &mut byte);
+    assert_eq!(byte, [0x60], "transmitter empty, nothing received");
+    serial.write(INTERRUPT_ENABLE, &[1]);
+    assert_eq!(serial.receive(b"ok"), 2);
+    assert_eq!(line.count(), 1);
+    for expected in *b"ok" {
+        serial.read(LINE_STATUS, &mut byte);
+        assert_eq!(byte, [0x61]);
+        serial.read(DATA, &mut byte);
+        assert_eq!(byte, [expected]);
+    }
+    assert_eq!(serial.receive(&[0; 1000]), 64, "as much as its FIFO holds");
+    assert_eq!(serial.receive(&[0]), 0);
+}
+
+#[test]
+fn odd_accesses_are_ignored() {
+    let (serial, _) = serial(None);
+    let mut data = [0; 4];
+    serial.read(DATA, &mut data);
+    assert_eq!(data, [0xff; 4]);
+    for offset in [0, 7, 300, u64::MAX] {
+        serial.write(offset, &data);
+        serial.read(offset, &mut data);
+        serial.write(offset, &[]);
+        serial.read(offset, &mut [0]);
+    }
+}
