@@ -9,8 +9,12 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod block;
 pub mod bus;
 pub mod event_loop;
+pub mod power;
+pub mod rng;
+pub mod serial;
 pub mod virtio;
 
 use std::sync::Arc;
