@@ -6,7 +6,7 @@
 //! | 1 | sleep status: WAK_STS is bit 7 | reads as 0: this machine never wakes from anything |
 //! | 2 | reset: [`RESET_VALUE`] resets | write; reads as 0 |
 
-use super::{PowerEvent, PowerSink};
+use super::{Once, PowerEvent, PowerSink};
 use crate::bus::BusDevice;
 
 /// SLP_TYP of S5; the DSDT's `_S5` package names the same.
@@ -21,7 +21,7 @@ const SLEEP_TYPE_MASK: u8 = 0b111;
 
 /// The power registers, on [`Self::WINDOW`] ports anywhere.
 pub struct PowerControl {
-    sink: PowerSink,
+    sink: Once,
 }
 
 impl PowerControl {
@@ -37,7 +37,7 @@ impl PowerControl {
     /// Registers that tell `sink`.
     #[must_use]
     pub fn new(sink: PowerSink) -> Self {
-        Self { sink }
+        Self { sink: Once::new(sink) }
     }
 }
 
@@ -51,10 +51,10 @@ impl BusDevice for PowerControl {
             (Self::SLEEP_CONTROL, &[value]) => {
                 let sleep_type = (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK;
                 if value & SLEEP_ENABLE != 0 && sleep_type == S5_SLEEP_TYPE {
-                    (self.sink)(PowerEvent::PowerOff);
+                    self.sink.tell(PowerEvent::PowerOff);
                 }
             }
-            (Self::RESET, &[RESET_VALUE]) => (self.sink)(PowerEvent::Reboot),
+            (Self::RESET, &[RESET_VALUE]) => self.sink.tell(PowerEvent::Reboot),
             _ => {}
         }
     }

@@ -6,6 +6,7 @@ mod pvpanic;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use self::acpi::{PowerControl, RESET_VALUE, S5_SLEEP_TYPE};
 pub use self::pvpanic::{PVPANIC_PORT, Pvpanic};
@@ -24,5 +25,25 @@ pub enum PowerEvent {
 }
 
 /// Told of a [`PowerEvent`], on the vCPU's thread that caused it, within the guest's access: it should only note the event
-/// and wake somebody. It may be told more than once.
+/// and wake somebody. A device tells each event once: a guest that goes on after its end must not flood who listens.
 pub type PowerSink = Arc<dyn Fn(PowerEvent) + Send + Sync>;
+
+/// Tells a sink each event once.
+struct Once {
+    sink: PowerSink,
+    /// Bit n: the event with discriminant n was told.
+    told: AtomicU8,
+}
+
+impl Once {
+    fn new(sink: PowerSink) -> Self {
+        Self { sink, told: AtomicU8::new(0) }
+    }
+
+    fn tell(&self, event: PowerEvent) {
+        let bit = 1 << event as u8;
+        if self.told.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            (self.sink)(event);
+        }
+    }
+}

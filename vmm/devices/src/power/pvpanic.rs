@@ -1,7 +1,7 @@
 //! The pvpanic device: one port a panicking kernel writes to (QEMU's `docs/specs/pvpanic.rst`, Linux's
 //! `include/uapi/misc/pvpanic.h`).
 
-use super::{PowerEvent, PowerSink};
+use super::{Once, PowerEvent, PowerSink};
 use crate::bus::BusDevice;
 
 /// Where it is on PCs; ACPI names it `QEMU0001`.
@@ -14,7 +14,7 @@ const CRASH_LOADED: u8 = 1 << 1;
 
 /// The port: reads tell which events it knows, writes report them.
 pub struct Pvpanic {
-    sink: PowerSink,
+    sink: Once,
 }
 
 impl Pvpanic {
@@ -24,7 +24,7 @@ impl Pvpanic {
     /// A port that tells `sink`.
     #[must_use]
     pub fn new(sink: PowerSink) -> Self {
-        Self { sink }
+        Self { sink: Once::new(sink) }
     }
 }
 
@@ -36,9 +36,9 @@ impl BusDevice for Pvpanic {
     fn write(&self, _offset: u64, data: &[u8]) {
         let &[value] = data else { return };
         if value & PANICKED != 0 {
-            (self.sink)(PowerEvent::Panicked);
+            self.sink.tell(PowerEvent::Panicked);
         } else if value & CRASH_LOADED != 0 {
-            (self.sink)(PowerEvent::CrashLoaded);
+            self.sink.tell(PowerEvent::CrashLoaded);
         }
     }
 }
