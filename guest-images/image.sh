@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Builds one read-only image: image.sh RECIPE
+#
+# guest-images/RECIPE/recipe.sh says what is inside: `description`, `packages` (Debian, with all they depend on), `without`
+# (of those, what the image can do without) and `compose ROOT`, which finishes the tree. Packages are unpacked, not installed: no
+# maintainer script runs, so neither root nor a chroot is needed, and the result depends on the package files alone.
+# Output: build/images/RECIPE.erofs and its manifest build/images/RECIPE.json.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+name=${1:?usage: image.sh RECIPE}
+recipe=$repo/guest-images/$name
+[ -f "$recipe/recipe.sh" ] || die "there is no recipe $recipe/recipe.sh"
+need mkfs.erofs erofs-utils
+need fakeroot fakeroot
+need dpkg-deb dpkg
+# shellcheck source=/dev/null
+. "$recipe/recipe.sh"
+# shellcheck source=tree.sh
+. "$repo/guest-images/tree.sh"
+
+build_image() {
+    local specs spec root=$work/root image=$work/out/$name.erofs
+    specs=$(resolve "${packages[@]}")
+    for spec in "${without[@]}"; do specs=$(grep -v "^$spec=" <<<"$specs"); done
+    # shellcheck disable=SC2086 # a list of NAME=VERSION
+    fetch_debs $specs
+    mkdir "$root"
+    base_tree "$root"
+    for spec in $specs; do unpack "$(deb_file "$spec")" "$root"; done
+    compose "$root"
+    finish_tree "$root"
+    # Owners: root's, except the agent's home. fakeroot lets mkfs see them without being root.
+    fakeroot -- bash -c '
+        chown -Rh 0:0 "$1" && chown -Rh 1000:1000 "$1/home/agent" && chmod 1777 "$1/tmp" "$1/var/tmp" && chmod 700 "$1/root" &&
+        PATH=$PATH:/usr/sbin mkfs.erofs -d0 -x-1 -Eforce-inode-compact -T"$SOURCE_DATE_EPOCH" -U"$2" "$3" "$1" >/dev/null' \
+        - "$root" "$(image_uuid "$specs")" "$image"
+    manifest "$specs" "$image" >"$work/out/$name.json"
+}
+
+# A UUID that follows from the content, in the form of version 8 (RFC 9562, 5.8: custom).
+image_uuid() {
+    { cat "$recipe/recipe.sh" && printf '%s' "$1"; } | sha256sum |
+        sed -E 's/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/\1-\2-8\3-8\4-\5/'
+}
+
+manifest() {
+    printf '{\n  "manifest_version": 1,\n  "name": "%s",\n  "digest": "sha256:%s",\n  "size": %s,\n' \
+        "$name" "$(sha256sum "$2" | cut -c1-64)" "$(stat -c %s "$2")"
+    printf '  "description": "%s",\n  "built_from": [\n' "$description"
+    sed 's/.*/    "&"/; $!s/$/,/' <<<"$1"
+    printf '  ],\n  "created_unix": %s\n}\n' "$SOURCE_DATE_EPOCH"
+}
+
+key=$(key_of "$recipe"/* "$repo"/guest-images/{lib,image,tree}.sh < <(lists_stamp))
+step "image-$name" "image $name" "$key" "$mib" build_image "$build/images/$name.erofs" "$build/images/$name.json"
