@@ -26,7 +26,6 @@ pub mod machine;
 pub mod mailbox;
 pub mod map;
 pub mod owner;
-pub mod power;
 pub mod power_off;
 pub mod run;
 pub mod signals;

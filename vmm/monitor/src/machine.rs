@@ -4,24 +4,30 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use ark_devices::bus::{Bus, BusDevice, BusError};
+use ark_devices::block::{Block, DiskError};
+use ark_devices::bus::{Bus, BusError};
 use ark_devices::event_loop::{EventLoop, LoopHandle};
+use ark_devices::power::{PowerControl, PowerEvent, PowerSink, Pvpanic};
+use ark_devices::rng::Rng;
+use ark_devices::serial::{self, Serial};
 use ark_devices::virtio::VirtioDevice;
 use ark_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use ark_devices::vsock::{Vsock, VsockError};
 use ark_devices::{GuestMemory, Interrupt, IrqLine};
 use ark_hal::memory::{HugePages, MemoryError};
 use ark_hal::{HalError, Hypervisor, IoEventAddress, Vm};
-use ark_types::vmm::{DeviceMetrics, VmConfig};
+use ark_types::vmm::{DeviceMetrics, DiskConfig, VmConfig};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{BootError, Payload};
-use crate::mailbox::Mailbox;
-use crate::power::{self, PanicPort, PowerRegisters};
+use crate::mailbox::{Mailbox, News};
 use crate::vcpus::{Buses, StillRunning, Vcpus};
 use crate::{acpi, map};
 
@@ -31,13 +37,21 @@ pub enum MachineError {
     /// Kernel, initrd or command line.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// A disk's file cannot be used.
+    /// A disk's file cannot be opened.
     #[error("the disk {path} cannot be opened: {source}; check the path and its permissions")]
-    Disk {
+    OpenDisk {
         /// Its path.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A disk's file is not one.
+    #[error("the disk {path} cannot be used: {source}")]
+    Disk {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: DiskError,
     },
     /// The console's file cannot be used.
     #[error("the console log {path} cannot be opened: {source}; its directory must exist and be writable")]
@@ -48,13 +62,8 @@ pub enum MachineError {
         source: io::Error,
     },
     /// The socket device cannot listen.
-    #[error("the vsock socket {path} cannot be made: {source}")]
-    Vsock {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// No guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -92,6 +101,7 @@ pub struct Machine {
 
 struct Devices {
     transports: Vec<Arc<MmioTransport>>,
+    serial: Arc<Serial>,
     handle: LoopHandle,
     thread: Option<JoinHandle<io::Result<()>>>,
     buses: Arc<Buses>,
@@ -177,12 +187,13 @@ impl Machine {
             counters: counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         };
         let virtio = self.devices.transports.iter().map(|transport| {
-            let device = transport.device().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let device = transport.device().lock().unwrap_or_else(PoisonError::into_inner);
             metrics(device.name(), device.counters().into_iter().chain(transport.counters()).collect())
         });
         let buses = &self.devices.buses;
         let buses = [metrics("ports", buses.ports.counters()), metrics("mmio", buses.mmio.counters())];
-        virtio.chain(buses).collect()
+        let serial = metrics("serial", self.devices.serial.counters());
+        virtio.chain([serial]).chain(buses).collect()
     }
 }
 
@@ -196,8 +207,28 @@ impl Drop for Machine {
 /// The virtio devices in the order of their windows and lines: disks, socket, random numbers.
 fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, MachineError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    let _ = config;
+    for (index, disk) in config.disks.iter().enumerate() {
+        devices.push(Box::new(open_disk(index, disk)?));
+    }
+    if let Some(config) = &config.vsock {
+        let vsock = Vsock::new(config.guest_cid, &config.uds_path)?;
+        devices.push(Box::new(vsock));
+    }
+    devices.push(Box::new(Rng::new()));
     Ok(devices)
+}
+
+fn open_disk(index: usize, disk: &DiskConfig) -> Result<Block, MachineError> {
+    let name = format!("block{index}");
+    let open = File::options()
+        .read(true)
+        .write(!disk.read_only)
+        // A FIFO would have us wait for its other end.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&disk.path);
+    let file = open.map_err(|source| MachineError::OpenDisk { path: disk.path.clone(), source })?;
+    Block::new(name, file, disk.read_only)
+        .map_err(|source| MachineError::Disk { path: disk.path.clone(), source })
 }
 
 impl Devices {
@@ -208,13 +239,15 @@ impl Devices {
         vm: &dyn Vm,
         mailbox: &Mailbox,
     ) -> Result<Self, MachineError> {
-        let ports = ports(config, vm, mailbox)?;
+        let console = config.console.as_deref().map(open_console).transpose()?;
+        let serial = Arc::new(Serial::new(line(vm, map::COM1_GSI)?, console));
+        let ports = ports(&serial, mailbox)?;
         let mut mmio = Bus::new();
         let mut transports = Vec::with_capacity(virtio.len());
         let mut event_loop = EventLoop::new().map_err(MachineError::host("make the devices' event loop"))?;
         for ((index, gsi), device) in (0..).zip(map::VIRTIO_GSIS).zip(virtio) {
             let transport =
-                MmioTransport::new(Arc::new(std::sync::Mutex::new(device)), memory.clone(), line(vm, gsi)?)
+                MmioTransport::new(Arc::new(Mutex::new(device)), memory.clone(), line(vm, gsi)?)
                     .map_err(MachineError::host("make a device's notifications"))?;
             let window = map::virtio_window(index);
             for (queue, kick) in (0..).zip(transport.kicks()) {
@@ -227,7 +260,7 @@ impl Devices {
         }
         let handle = event_loop.handle();
         let thread = event_loop.spawn().map_err(MachineError::host("start the devices' thread"))?;
-        Ok(Self { transports, handle, thread: Some(thread), buses: Arc::new(Buses { ports, mmio }) })
+        Ok(Self { transports, serial, handle, thread: Some(thread), buses: Arc::new(Buses { ports, mmio }) })
     }
 }
 
@@ -241,31 +274,33 @@ impl Drop for Devices {
 }
 
 /// The port bus: COM1, power registers, panic port.
-fn ports(config: &VmConfig, vm: &dyn Vm, mailbox: &Mailbox) -> Result<Bus, MachineError> {
-    let console = match &config.console {
-        Some(path) => {
-            let open = File::options().create(true).append(true).open(path);
-            Some(open.map_err(|source| MachineError::Console { path: path.clone(), source })?)
-        }
-        None => None,
-    };
+fn ports(serial: &Arc<Serial>, mailbox: &Mailbox) -> Result<Bus, BusError> {
     let mut bus = Bus::new();
-    let _ = line(vm, map::COM1_GSI)?;
-    struct Temp(Option<File>);
-    impl BusDevice for Temp {
-        fn read(&self, offset: u64, data: &mut [u8]) {
-            data.fill(if offset == 5 { 0x60 } else { 0 });
-        }
-        fn write(&self, offset: u64, data: &[u8]) {
-            use std::io::Write;
-            if offset == 0 {
-                let _ = self.0.as_ref().map(|mut f| f.write_all(data));
-            }
-        }
-    }
-    let serial: Arc<dyn BusDevice> = Arc::new(Temp(console));
-    bus.insert(map::COM1.into(), map::COM1_LEN.into(), serial)?;
-    bus.insert(map::SLEEP_CONTROL.into(), power::REGISTERS, Arc::new(PowerRegisters::new(mailbox.clone())))?;
-    bus.insert(map::PVPANIC.into(), 1, Arc::new(PanicPort::new(mailbox.clone())))?;
+    let sink = power_sink(mailbox.clone());
+    bus.insert(map::COM1.into(), serial::WINDOW, Arc::<Serial>::clone(serial))?;
+    bus.insert(map::POWER.into(), PowerControl::WINDOW, Arc::new(PowerControl::new(Arc::clone(&sink))))?;
+    bus.insert(map::PVPANIC.into(), Pvpanic::WINDOW, Arc::new(Pvpanic::new(sink)))?;
     Ok(bus)
+}
+
+/// Tells `mailbox` about the guest's first end and its first panic: a guest that goes on could fill it otherwise.
+fn power_sink(mailbox: Mailbox) -> PowerSink {
+    let (ended, panicked) = (AtomicBool::new(false), AtomicBool::new(false));
+    Arc::new(move |event| {
+        let (told, news) = match event {
+            PowerEvent::PowerOff => (&ended, News::GuestPowerOff),
+            PowerEvent::Reboot => (&ended, News::GuestReset),
+            PowerEvent::Panicked => (&panicked, News::GuestPanic),
+            // Its crash kernel will say how it ends.
+            PowerEvent::CrashLoaded => return,
+        };
+        if !told.swap(true, Ordering::Relaxed) {
+            mailbox.send(news);
+        }
+    })
+}
+
+fn open_console(path: &Path) -> Result<File, MachineError> {
+    let open = File::options().create(true).read(true).append(true).open(path);
+    open.map_err(|source| MachineError::Console { path: path.to_owned(), source })
 }

@@ -31,20 +31,14 @@ pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs (their address after reset).
 pub const LAPIC: u32 = 0xfee0_0000;
 
-/// COM1: eight ports of a 16550.
+/// COM1's first port.
 pub const COM1: u16 = 0x3f8;
-/// Ports of COM1.
-pub const COM1_LEN: u8 = 8;
 /// COM1's interrupt line.
 pub const COM1_GSI: u32 = 4;
-/// pvpanic's one port (QEMU docs/specs/pvpanic.rst).
-pub const PVPANIC: u16 = 0x505;
-/// ACPI sleep control register, one byte.
-pub const SLEEP_CONTROL: u16 = 0x600;
-/// ACPI sleep status register, one byte.
-pub const SLEEP_STATUS: u16 = 0x601;
-/// ACPI reset register, one byte.
-pub const RESET: u16 = 0x602;
+/// pvpanic's one port.
+pub const PVPANIC: u16 = ark_devices::power::PVPANIC_PORT;
+/// ACPI's sleep and reset registers ([`ark_devices::power::PowerControl`]).
+pub const POWER: u16 = 0x600;
 
 /// Base address of virtio window `index`.
 #[must_use]

@@ -10,7 +10,7 @@ use ark_types::vmm::{ConfigError, ExitReason, VmConfig};
 
 use crate::boot::{BootError, Payload};
 use crate::control::{ControlError, Server};
-use crate::end::{self, Remove};
+use crate::end;
 use crate::life::End;
 use crate::machine::{Machine, MachineError};
 use crate::mailbox::Mailbox;
@@ -60,9 +60,10 @@ impl StartError {
             Self::Kvm(_) | Self::Host(_) => ExitReason::HostError,
             Self::Machine(error) => match error {
                 MachineError::Boot(_)
+                | MachineError::OpenDisk { .. }
                 | MachineError::Disk { .. }
                 | MachineError::Console { .. }
-                | MachineError::Vsock { .. } => ExitReason::BadConfig,
+                | MachineError::Vsock(_) => ExitReason::BadConfig,
                 MachineError::Memory(_) | MachineError::Hypervisor(_) | MachineError::Host { .. } => {
                     ExitReason::HostError
                 }
@@ -107,7 +108,6 @@ fn start(source: &Path, born: Instant, exit_file: &mut Option<PathBuf>) -> Resul
     let mailbox = Mailbox::new()?;
     let machine = Machine::build(&config, payload, &kvm, &mailbox)?;
     let vsock = config.vsock.map(|vsock| vsock.uds_path);
-    let _vsock_file = vsock.clone().map(Remove);
     let inputs = Inputs { mailbox, signals: Some(signals), control, vsock };
     Ok(owner::run(machine, inputs, born))
 }

@@ -5,8 +5,10 @@ use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
+use ark_devices::power::{Pvpanic, S5_SLEEP_TYPE};
+use ark_devices::serial;
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, SLEEP_TYPE_S5};
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::map;
 
 /// Bytes of a table's header.
@@ -29,7 +31,7 @@ pub(super) fn build(vcpus: u8, virtio_devices: u32) -> Vec<u8> {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&Scope::raw("\\_SB_".into(), devices));
     let mut s5 = Vec::new();
-    let sleep_type = SLEEP_TYPE_S5;
+    let sleep_type = S5_SLEEP_TYPE;
     Name::new("\\_S5_".into(), &Package::new(vec![&sleep_type, &ZERO, &ZERO, &ZERO])).to_aml_bytes(&mut s5);
     dsdt.append_slice(&s5);
     dsdt.as_slice().to_vec()
@@ -61,7 +63,7 @@ fn virtio(index: u32, out: &mut Vec<u8>) {
 
 /// COM1, a 16550A.
 fn serial(out: &mut Vec<u8>) {
-    let ports = IO::new(map::COM1, map::COM1, 1, map::COM1_LEN);
+    let ports = IO::new(map::COM1, map::COM1, 1, serial::WINDOW as u8);
     let line = interrupt(map::COM1_GSI);
     Device::new(
         "COM1".into(),
@@ -76,7 +78,7 @@ fn serial(out: &mut Vec<u8>) {
 
 /// The port a panicking kernel writes to.
 fn pvpanic(out: &mut Vec<u8>) {
-    let port = IO::new(map::PVPANIC, map::PVPANIC, 1, 1);
+    let port = IO::new(map::PVPANIC, map::PVPANIC, 1, Pvpanic::WINDOW as u8);
     Device::new(
         "PEVT".into(),
         vec![

@@ -12,6 +12,7 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
+use ark_devices::power::{PowerControl, RESET_VALUE};
 
 use crate::map;
 
@@ -22,13 +23,6 @@ const OEM_REVISION: u32 = 1;
 /// `IAPC_BOOT_ARCH` of the FADT (specification 6.5, section 5.2.9.3): no VGA (bit 2), no MSI (bit 3), no CMOS clock
 /// (bit 5); clear bits 0 and 1 say that there are no ISA devices and no keyboard controller.
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
-
-/// What a write to the reset register must be.
-pub const RESET_VALUE: u8 = 1;
-/// The sleep type of S5, as `_S5` in the DSDT says.
-pub const SLEEP_TYPE_S5: u8 = 5;
-/// What a write to the sleep control register is for S5: `SLP_EN` (bit 5) and the type in `SLP_TYP` (bits 2 to 4).
-pub const SLEEP_VALUE_S5: u8 = 1 << 5 | SLEEP_TYPE_S5 << 2;
 
 /// Tables that do not fit where the map has room for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,8 +79,11 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn fadt(dsdt_at: u64) -> FADTBuilder {
-    let port =
-        |port: u16| GAS::new(AddressSpace::SystemIo, u8::BITS as u8, 0, AccessSize::ByteAccess, port.into());
+    const BITS: u8 = 8;
+    let register = |offset| {
+        let port = u64::from(map::POWER) + offset;
+        GAS::new(AddressSpace::SystemIo, BITS, 0, AccessSize::ByteAccess, port)
+    };
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt_at)
         .preferred_pm_profile(PmProfile::PerformanceServer)
@@ -96,10 +93,10 @@ fn fadt(dsdt_at: u64) -> FADTBuilder {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.reset_reg = port(map::RESET);
+    fadt.reset_reg = register(PowerControl::RESET);
     fadt.reset_value = RESET_VALUE;
-    fadt.sleep_control_reg = port(map::SLEEP_CONTROL);
-    fadt.sleep_status_reg = port(map::SLEEP_STATUS);
+    fadt.sleep_control_reg = register(PowerControl::SLEEP_CONTROL);
+    fadt.sleep_status_reg = register(PowerControl::SLEEP_STATUS);
     fadt
 }
 
@@ -166,7 +163,6 @@ mod tests {
         }
         assert_eq!(fadt[128], RESET_VALUE);
         assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), BOOT_ARCH);
-        assert_eq!(SLEEP_VALUE_S5, 0x34);
     }
 
     #[test]

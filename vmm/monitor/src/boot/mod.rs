@@ -3,6 +3,10 @@
 
 pub mod cmdline;
 pub mod e820;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io;

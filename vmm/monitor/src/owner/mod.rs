@@ -8,6 +8,9 @@
 //!  timer ─────────────────────────────────────────┘
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
