@@ -222,12 +222,11 @@ fn useless_buffers_come_back_and_the_packet_waits_for_a_good_one() {
 /// As many connections as allowed, whose processes' limit is usually lower.
 pub(super) fn raise_descriptor_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the struct is valid for both calls.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        limit.rlim_cur = limit.rlim_max.min(16_384);
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-    }
+    // SAFETY: the struct is valid.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max.min(16_384);
+    // SAFETY: the struct is valid.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
 }
 
 proptest! {
