@@ -16,6 +16,7 @@ pub mod power;
 pub mod rng;
 pub mod serial;
 pub mod virtio;
+pub mod vsock;
 
 use std::sync::Arc;
 
