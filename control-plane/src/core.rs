@@ -1,0 +1,51 @@
+//! What every route and every agent shares.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ark_types::health::ProbeReport;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::host;
+use crate::images::Images;
+use crate::registry::Registry;
+
+/// Shared by every route and every agent.
+#[derive(Debug)]
+pub struct Core {
+    /// Where things are and how long they may take.
+    pub config: Config,
+    /// Images.
+    pub images: Images,
+    /// Agents.
+    pub registry: Registry,
+    /// When this `arkd` started.
+    pub started: Instant,
+    probe: watch::Receiver<Option<ProbeReport>>,
+}
+
+impl Core {
+    /// Everything shared; the host probe starts in the background, once.
+    #[must_use]
+    pub fn new(config: Config) -> Arc<Self> {
+        let (answer, probe) = watch::channel(None);
+        let (vmm, limit) = (config.assets.program("ark-vmm"), config.timing.probe);
+        tokio::spawn(async move {
+            let report = host::probe(&vmm, limit).await;
+            tracing::info!(usable = report.usable, reason = report.reason, "the host was probed");
+            answer.send_replace(Some(report));
+        });
+        let images = Images::new(config.assets.images());
+        Arc::new(Self { config, images, registry: Registry::default(), started: Instant::now(), probe })
+    }
+
+    /// What the probe said; waits while it runs.
+    pub async fn probe(&self) -> ProbeReport {
+        let mut probe = self.probe.clone();
+        match probe.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(report)) => report.clone(),
+            _ => ProbeReport { usable: false, reason: "the probe did not end".into(), duration_us: 0 },
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The whole: from the lock to the last socket removed.
+//!
+//! ```text
+//!  lock ─► clean up after a killed arkd ─► listen (Unix, TCP) ─► serve … ─► agents end ─► servers end ─► files removed
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{Token, TokenError};
+use crate::cleanup;
+use crate::config::Config;
+use crate::core::Core;
+use crate::routes;
+use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
+
+/// Time the guests have to end in order when `arkd` ends.
+const GRACE: Duration = Duration::from_secs(2);
+/// Time that open connections have to end after their agents did.
+const CONNECTIONS_GRACE: Duration = Duration::from_secs(2);
+
+/// Why `arkd` did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The run directory.
+    #[error("the run directory {path} cannot be used: {source}; set ARK_RUN to one that can")]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another `arkd` is there.
+    #[error(
+        "another arkd{holder} already serves {run}: use it, stop it, or set ARK_RUN to another directory"
+    )]
+    Second {
+        /// ` (pid 7)` where it is known.
+        holder: String,
+        /// The run directory.
+        run: PathBuf,
+    },
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// A serving `arkd`. Dropped without [`Self::shut_down`] it leaves agents to the next start's clean-up.
+#[derive(Debug)]
+pub struct Daemon {
+    core: Arc<Core>,
+    end: CancellationToken,
+    servers: Vec<JoinHandle<io::Result<()>>>,
+    tcp: Option<SocketAddr>,
+    // Dropped in this order: the socket goes while the lock is still held.
+    _socket: UnixSocket,
+    _lock: Lock,
+}
+
+impl Daemon {
+    /// Starts serving.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let run = config.run.clone();
+        let unusable = |source| StartError::RunDir { path: run.0.clone(), source };
+        cleanup::make_private_dir(&run.0).map_err(unusable)?;
+        let lock = Lock::take(&run.lock(), &run.0)?;
+        let tcp = match config.listen {
+            // The port first: when it is taken, what an earlier arkd left is left alone.
+            Some(address) => Some((bind_tcp(address).await?, Token::load_or_make(&config.token_file)?)),
+            None => None,
+        };
+        let cleaned = cleanup::after_a_killed_arkd(&run).map_err(unusable)?;
+        if cleaned != cleanup::Cleaned::default() {
+            tracing::warn!(
+                vmms = cleaned.vmms,
+                directories = cleaned.directories,
+                "cleaned up after a killed arkd"
+            );
+        }
+        let mut socket = UnixSocket::bind(&run.api_socket())?;
+
+        let core = Core::new(config);
+        let routes = routes::router(Arc::clone(&core));
+        let end = CancellationToken::new();
+        let mut servers: Vec<_> = socket.serve(routes.clone(), end.clone()).into_iter().collect();
+        tracing::info!(socket = %run.api_socket().display(), "listening");
+        let address = tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+        if let Some((listener, token)) = tcp {
+            servers.push(serve_tcp(listener, routes, token, end.clone()));
+            tracing::info!(?address, "listening");
+        }
+        Ok(Self { core, end, servers, tcp: address, _socket: socket, _lock: lock })
+    }
+
+    /// The TCP address it listens on, with the port the system chose where 0 was asked for.
+    #[must_use]
+    pub const fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+
+    /// Ends agents, connections and listeners, and removes every file it made in the run directory.
+    pub async fn shut_down(self) {
+        self.end.cancel();
+        self.core.registry.shut_down(GRACE).await;
+        if tokio::time::timeout(CONNECTIONS_GRACE, join_all(self.servers)).await.is_err() {
+            tracing::info!("connections that did not end are cut");
+        }
+        let _ = fs::remove_dir(self.core.config.run.agents());
+    }
+}
+
+/// The lock on the run directory. Dropping it removes the file.
+#[derive(Debug)]
+struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    fn take(path: &Path, run: &Path) -> Result<Self, StartError> {
+        let unusable = |source| StartError::RunDir { path: run.to_owned(), source };
+        loop {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map_err(unusable)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let mut pid = String::new();
+                    let _ = (&mut file).take(20).read_to_string(&mut pid);
+                    let holder =
+                        pid.trim().parse::<u32>().map_or(String::new(), |pid| format!(" (pid {pid})"));
+                    return Err(StartError::Second { holder, run: run.to_owned() });
+                }
+                Err(TryLockError::Error(e)) => return Err(unusable(e)),
+            }
+            // The arkd before us removes the file as it ends: a lock on a file that is no longer there locks nothing.
+            if fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino())) {
+                file.set_len(0).map_err(unusable)?;
+                writeln!(file, "{}", std::process::id()).map_err(unusable)?;
+                return Ok(Self { _file: file, path: path.to_owned() });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

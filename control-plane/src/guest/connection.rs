@@ -1,0 +1,232 @@
+//! One operation's connection: handshake, then frames each way.
+
+use std::io;
+
+use ark_types::guest::{
+    Decoder, Frame, FrameError, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION,
+};
+use bytes::BufMut as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::{Address, GuestFailure};
+
+/// Bytes asked of the socket at a time: few system calls for bulk, little memory for the many small operations.
+const READ_BUFFER: usize = 64 << 10;
+/// Longest line a VMM answers `CONNECT` with (`OK 4294967295\n` has 14 bytes).
+const MAX_HANDSHAKE: usize = 32;
+
+/// A connection to a guest. Dropping it ends the operation: guestd kills the program or discards the upload.
+#[derive(Debug)]
+pub struct Connection {
+    /// From the guest.
+    pub reader: FrameReader,
+    /// To the guest.
+    pub writer: FrameWriter,
+}
+
+impl Connection {
+    /// Connects to `address` and sends `first`: the encoded frame that names the operation and any that follow at once.
+    ///
+    /// # Errors
+    /// [`GuestFailure::Unreachable`], [`GuestFailure::Closed`] or [`GuestFailure::Broken`].
+    pub async fn open(address: &Address, first: &[u8]) -> Result<Self, GuestFailure> {
+        let mut stream = UnixStream::connect(&address.socket).await.map_err(GuestFailure::Unreachable)?;
+        let early = match address.port {
+            Some(port) => handshake(&mut stream, port).await?,
+            None => Vec::new(),
+        };
+        let (reader, writer) = stream.into_split();
+        let mut reader = FrameReader::new(reader);
+        reader.decoder.feed(&early);
+        let mut writer = FrameWriter { socket: writer };
+        match writer.send_encoded(first).await {
+            // A guest that refused and closed has said why: the reader finds it.
+            Err(GuestFailure::Broken(e)) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other?,
+        }
+        Ok(Self { reader, writer })
+    }
+
+    /// Asks one question whose answer is one frame of kind `answer`.
+    ///
+    /// # Errors
+    /// [`GuestFailure`].
+    pub async fn ask(address: &Address, question: &Frame, answer: Kind) -> Result<Frame, GuestFailure> {
+        let mut connection = Self::open(address, &question.encode()).await?;
+        connection.reader.expect(answer).await
+    }
+}
+
+/// `CONNECT <port>\n`, answered by `OK <port>\n`; a refused connection is closed without a word. Returns what came after
+/// the line: a guest may speak before it is spoken to.
+async fn handshake(stream: &mut UnixStream, port: u32) -> Result<Vec<u8>, GuestFailure> {
+    let line = format!("CONNECT {port}\n");
+    stream.write_all(line.as_bytes()).await.map_err(GuestFailure::Broken)?;
+    let mut answer = Vec::with_capacity(MAX_HANDSHAKE);
+    loop {
+        let room = MAX_HANDSHAKE.saturating_sub(answer.len());
+        if stream.read_buf(&mut (&mut answer).limit(room)).await.map_err(GuestFailure::Broken)? == 0 {
+            return Err(GuestFailure::Closed);
+        }
+        if let Some(end) = answer.iter().position(|b| *b == b'\n') {
+            let rest = answer.split_off(end + 1);
+            return if answer.starts_with(b"OK ") { Ok(rest) } else { Err(GuestFailure::Closed) };
+        }
+    }
+}
+
+/// Frames from a guest.
+#[derive(Debug)]
+pub struct FrameReader {
+    socket: OwnedReadHalf,
+    decoder: Decoder,
+    buffer: Box<[u8]>,
+}
+
+impl FrameReader {
+    /// Reads frames from `socket`.
+    #[must_use]
+    pub fn new(socket: OwnedReadHalf) -> Self {
+        Self { socket, decoder: Decoder::new(), buffer: vec![0; READ_BUFFER].into_boxed_slice() }
+    }
+
+    /// The next frame; an [`Kind::Error`] frame is returned as [`GuestFailure::Said`]. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`GuestFailure::Closed`] at the end of the stream, and the others.
+    pub async fn next(&mut self) -> Result<Frame, GuestFailure> {
+        loop {
+            if let Some(frame) = self.decoder.next()? {
+                return match frame.kind {
+                    Kind::Error => Err(frame.parse::<GuestError>()?.into()),
+                    _ => Ok(frame),
+                };
+            }
+            let n = self.socket.read(&mut self.buffer).await.map_err(GuestFailure::Broken)?;
+            match self.buffer.get(..n) {
+                Some([]) | None => return Err(GuestFailure::Closed),
+                Some(bytes) => self.decoder.feed(bytes),
+            }
+        }
+    }
+
+    /// The next frame if it has arrived already.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn buffered(&mut self) -> Result<Option<Frame>, GuestFailure> {
+        match self.decoder.next()? {
+            Some(frame) if frame.kind == Kind::Error => Err(frame.parse::<GuestError>()?.into()),
+            other => Ok(other),
+        }
+    }
+
+    /// The next frame, which has to be of `kind`.
+    ///
+    /// # Errors
+    /// [`GuestFailure::Unexpected`] for another kind, and as [`Self::next`].
+    pub async fn expect(&mut self, kind: Kind) -> Result<Frame, GuestFailure> {
+        let frame = self.next().await?;
+        if frame.kind == kind { Ok(frame) } else { Err(GuestFailure::Unexpected(frame.kind)) }
+    }
+}
+
+/// Frames to a guest.
+#[derive(Debug)]
+pub struct FrameWriter {
+    socket: OwnedWriteHalf,
+}
+
+impl FrameWriter {
+    /// Sends `frame`.
+    ///
+    /// # Errors
+    /// [`GuestFailure::Broken`].
+    pub async fn send(&mut self, frame: &Frame) -> Result<(), GuestFailure> {
+        self.send_bytes(frame.kind, &frame.payload).await
+    }
+
+    /// Sends `bytes` as frames of `kind`, split where a payload's limit demands it.
+    ///
+    /// # Errors
+    /// [`GuestFailure::Broken`].
+    pub async fn send_bytes(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), GuestFailure> {
+        if bytes.is_empty() {
+            return self.send_encoded(&Frame::empty(kind).header()).await;
+        }
+        for payload in bytes.chunks(MAX_PAYLOAD) {
+            let header = header(kind, payload.len())?;
+            let mut parts = bytes::Buf::chain(header.as_slice(), payload);
+            self.socket.write_all_buf(&mut parts).await.map_err(GuestFailure::Broken)?;
+        }
+        Ok(())
+    }
+
+    /// Sends frames that are bytes already.
+    ///
+    /// # Errors
+    /// [`GuestFailure::Broken`].
+    pub async fn send_encoded(&mut self, frames: &[u8]) -> Result<(), GuestFailure> {
+        self.socket.write_all(frames).await.map_err(GuestFailure::Broken)
+    }
+}
+
+/// Header of a frame whose payload is not owned by a [`Frame`].
+fn header(kind: Kind, len: usize) -> Result<[u8; HEADER_LEN], FrameError> {
+    let [a, b, c, d] = u32::try_from(len).map_err(|_| FrameError::TooLong(len))?.to_le_bytes();
+    Ok([a, b, c, d, kind as u8, PROTOCOL_VERSION, 0, 0])
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_header_made_here_is_the_codecs_own() {
+        for len in [0, 1, MAX_PAYLOAD] {
+            let frame = Frame::raw(Kind::Data, vec![0; len]).unwrap();
+            assert_eq!(header(Kind::Data, len).unwrap(), frame.header());
+        }
+    }
+
+    /// A VMM's vsock socket whose one connection gets `answer` after its first line, and whatever is sent is returned.
+    async fn vmm_that_answers(answer: &'static [u8]) -> (tempfile::TempDir, Address) {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address { socket: dir.path().join("v.sock"), port: Some(1025) };
+        let listener = UnixListener::bind(&address.socket).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut line = [0; 13];
+            stream.read_exact(&mut line).await.unwrap();
+            assert_eq!(&line, b"CONNECT 1025\n");
+            stream.write_all(answer).await.unwrap();
+        });
+        (dir, address)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_with_the_handshake_is_not_lost() {
+        let (_dir, address) = vmm_that_answers(b"OK 77\n\0\0\0\0\x42\x01\0\0").await;
+        let answer = Connection::ask(&address, &Frame::empty(Kind::PowerOff), Kind::Ok).await;
+        assert_eq!(answer.unwrap(), Frame::empty(Kind::Ok));
+    }
+
+    #[tokio::test]
+    async fn a_handshake_without_an_end_is_given_up() {
+        let (_dir, address) = vmm_that_answers(&[b'O'; 100]).await;
+        assert!(matches!(Connection::open(&address, b"").await, Err(GuestFailure::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_refused_handshake_and_a_missing_socket_are_disconnects() {
+        let (_dir, address) = vmm_that_answers(b"").await;
+        let refused = Connection::open(&address, b"").await.unwrap_err();
+        assert!(matches!(refused, GuestFailure::Closed), "{refused:?}");
+        let nowhere = Address { socket: "/nonexistent/v.sock".into(), port: None };
+        assert!(Connection::open(&nowhere, b"").await.unwrap_err().is_disconnect());
+    }
+}

@@ -1,0 +1,204 @@
+//! How errors reach a client: every one as `application/problem+json`.
+//!
+//! Rooms have error types of their own; here, and only here, each becomes a [`Problem`]. What axum itself refuses (a body
+//! that does not parse, an unknown route, a wrong method) is turned into one on its way out by [`translate`].
+
+use ark_types::guest::ErrorCode;
+use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
+use ark_types::vmm::{ConfigError, ExitReason};
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::agent::{BootError, CallError, NotRunning};
+use crate::guest::GuestFailure;
+use crate::images::ImageError;
+use crate::registry::{AdmitError, NoSuchAgent};
+
+/// Most bytes of a refusal by axum that are read for their text.
+const MAX_REFUSAL: usize = 4096;
+
+/// A problem as a handler's error.
+#[derive(Debug)]
+pub struct Refusal(pub Problem);
+
+impl Refusal {
+    /// A refusal of `kind` that says `detail`.
+    #[must_use]
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        Self(Problem::new(kind, detail))
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self.0).unwrap_or_default();
+        (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response()
+    }
+}
+
+/// Turns every error that is not a problem yet into one.
+pub async fn translate(request: Request, next: Next) -> Response {
+    let what = format!("{} {}", request.method(), request.uri().path());
+    let response = next.run(request).await;
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
+    if !is_error || is_problem(&response) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let said = to_bytes(body, MAX_REFUSAL).await.unwrap_or_default();
+    let Refusal(problem) = refusal_for(parts.status, &what, &String::from_utf8_lossy(&said));
+    // Headers such as `allow` stay; those of the old body do not.
+    parts.status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    Response::from_parts(parts, Body::from(serde_json::to_vec(&problem).unwrap_or_default()))
+}
+
+fn is_problem(response: &Response) -> bool {
+    response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM_JSON)
+}
+
+fn refusal_for(status: StatusCode, what: &str, said: &str) -> Refusal {
+    match status {
+        StatusCode::NOT_FOUND => {
+            let detail = format!("there is nothing at {what}: GET /v1/openapi.json lists what there is");
+            Refusal::new(ProblemKind::NoRoute, detail)
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            let detail = format!("{what} is not allowed: the `allow` header names the methods that are");
+            Refusal::new(ProblemKind::MethodNotAllowed, detail)
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Refusal::new(ProblemKind::TooLarge, format!("{what}: the body is too large: {said}"))
+        }
+        StatusCode::UNPROCESSABLE_ENTITY => Refusal::new(ProblemKind::InvalidValue, said),
+        status if status.is_client_error() => Refusal::new(ProblemKind::BadRequest, said),
+        _ => {
+            tracing::error!(what, said, "a request failed inside arkd");
+            Refusal::new(ProblemKind::Internal, "arkd failed; its log says how")
+        }
+    }
+}
+
+impl From<ImageError> for Refusal {
+    fn from(error: ImageError) -> Self {
+        let kind = match error {
+            ImageError::NotFound { .. } => ProblemKind::ImageNotFound,
+            ImageError::Corrupt { .. } => ProblemKind::ImageCorrupt,
+            ImageError::Unreadable { .. } => ProblemKind::HostUnable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<ConfigError> for Refusal {
+    fn from(error: ConfigError) -> Self {
+        Self::new(ProblemKind::InvalidValue, error.to_string())
+    }
+}
+
+impl From<AdmitError> for Refusal {
+    fn from(error: AdmitError) -> Self {
+        let kind = match error {
+            AdmitError::NameTaken(_) => ProblemKind::NameTaken,
+            AdmitError::ShuttingDown => ProblemKind::HostUnable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<NoSuchAgent> for Refusal {
+    fn from(error: NoSuchAgent) -> Self {
+        Self::new(ProblemKind::AgentNotFound, error.to_string())
+    }
+}
+
+impl From<NotRunning> for Refusal {
+    fn from(error: NotRunning) -> Self {
+        Self::new(ProblemKind::AgentNotRunning, error.to_string())
+    }
+}
+
+impl From<BootError> for Refusal {
+    fn from(error: BootError) -> Self {
+        let kind = match &error {
+            BootError::Directory { .. } | BootError::Spawn(_) => ProblemKind::HostUnable,
+            BootError::Ended { record, .. } if record.reason == ExitReason::HostError => {
+                ProblemKind::HostUnable
+            }
+            BootError::Ended { .. }
+            | BootError::Deadline { .. }
+            | BootError::Hello(_)
+            | BootError::Removed => ProblemKind::BootFailed,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<CallError> for Refusal {
+    fn from(error: CallError) -> Self {
+        let kind = match &error {
+            CallError::Gone { .. } => ProblemKind::AgentGone,
+            CallError::Guest(failure) => kind_of(failure),
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// The kind of problem that a failed operation in a guest is.
+#[must_use]
+pub const fn kind_of(failure: &GuestFailure) -> ProblemKind {
+    match failure {
+        GuestFailure::Said(error) => match error.code {
+            ErrorCode::BadRequest => ProblemKind::InvalidValue,
+            ErrorCode::ProgramNotFound => ProblemKind::ProgramNotFound,
+            ErrorCode::ProgramNotExecutable => ProblemKind::ProgramNotExecutable,
+            ErrorCode::BadWorkingDirectory => ProblemKind::BadWorkingDirectory,
+            ErrorCode::UnknownUser => ProblemKind::UnknownUser,
+            ErrorCode::FileNotFound => ProblemKind::FileNotFound,
+            ErrorCode::FileError => ProblemKind::FileError,
+            ErrorCode::Exhausted => ProblemKind::HostUnable,
+            ErrorCode::Internal => ProblemKind::GuestMisbehaved,
+        },
+        GuestFailure::TooMuch(_) => ProblemKind::FileError,
+        GuestFailure::Unreachable(_) | GuestFailure::Broken(_) | GuestFailure::Closed => {
+            ProblemKind::AgentGone
+        }
+        GuestFailure::Frame(_) | GuestFailure::Unexpected(_) => ProblemKind::GuestMisbehaved,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_sent_with_its_own_status() {
+        for kind in ProblemKind::ALL {
+            let response = Refusal::new(*kind, "why").into_response();
+            assert_eq!(response.status().as_u16(), kind.status());
+            assert!(is_problem(&response));
+        }
+    }
+
+    #[test]
+    fn what_axum_refuses_becomes_the_problem_of_its_status() {
+        for (status, kind) in [
+            (404, ProblemKind::NoRoute),
+            (405, ProblemKind::MethodNotAllowed),
+            (413, ProblemKind::TooLarge),
+            (422, ProblemKind::InvalidValue),
+            (400, ProblemKind::BadRequest),
+            (415, ProblemKind::BadRequest),
+            (426, ProblemKind::BadRequest),
+            (500, ProblemKind::Internal),
+        ] {
+            let refusal = refusal_for(StatusCode::from_u16(status).unwrap(), "GET /x", "because");
+            assert_eq!(refusal.0.kind, kind);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! `/v1/agents/{agent}/exec`: run a program, as one request or as a stream.
+
+use std::time::Duration;
+
+use ark_types::exec::{ExecReply, ExecRequest};
+use ark_types::problem::ProblemKind;
+use axum::Json;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{Path, State};
+use axum::response::Response;
+
+use super::Shared;
+use super::stream::{Peer, accept};
+use crate::guest::capture;
+use crate::problems::Refusal;
+use crate::validate::{encode, prepare_exec};
+
+/// Runs a program to its end and replies with its output. A client that disconnects kills the program.
+#[utoipa::path(
+    post, path = "/agents/{agent}/exec", tag = "exec",
+    params(("agent" = String, Path, description = "Name or id of the agent")),
+    request_body = ExecRequest,
+    responses((status = OK, body = ExecReply, description = "It ended, well or not: see `exit_code`")),
+)]
+pub(super) async fn exec(
+    State(core): State<Shared>,
+    Path(agent): Path<String>,
+    Json(request): Json<ExecRequest>,
+) -> Result<Json<ExecReply>, Refusal> {
+    let agent = core.registry.find(&agent)?;
+    let address = agent.guest()?;
+    let (encoding, timeout_ms) = (request.encoding, request.timeout_ms);
+    let (frame, stdin) = prepare_exec(request, agent.env())?;
+    let run = capture(address, &frame, &stdin);
+    let captured = match timeout_ms {
+        None => run.await,
+        Some(ms) => {
+            // The guest keeps the program's time; this only notices a guest that does not.
+            let limit = Duration::from_millis(ms).saturating_add(core.config.timing.exec_slack);
+            tokio::time::timeout(limit, run).await.map_err(|_| {
+                let detail = format!("the agent {} did not end the program after its {ms} ms", agent.name());
+                Refusal::new(ProblemKind::DeadlinePassed, format!("{detail}: it may hang, see `ark logs`"))
+            })?
+        }
+    };
+    let captured = match captured {
+        Ok(captured) => captured,
+        Err(failure) => return Err(agent.explain(failure).await.into()),
+    };
+    Ok(Json(ExecReply {
+        status: captured.end.status,
+        exit_code: captured.end.status.shell_code(),
+        stdout: encode(&captured.stdout, encoding),
+        stderr: encode(&captured.stderr, encoding),
+        truncated: captured.truncated,
+        duration_us: captured.end.duration_us,
+    }))
+}
+
+/// Runs a program with its input, output, signals and terminal size as a WebSocket.
+///
+/// Every binary message is one frame: 8 bytes of header (payload length as u32 little-endian, kind, version 1, two zero
+/// bytes) and the payload. The client's first is `Exec` (0x10, an `ExecRequest` as JSON without `stdin`); then it may send
+/// `Stdin` 0x12, `StdinClose` 0x13, `Signal` 0x16, `Resize` 0x17. It receives `Started` 0x11, `Stdout` 0x14, `Stderr` 0x15
+/// and at last `Exited` 0x18 or `Error` 0x7f. A client that disconnects kills the program.
+#[utoipa::path(
+    get, path = "/agents/{agent}/exec/stream", tag = "exec",
+    params(("agent" = String, Path, description = "Name or id of the agent")),
+    responses((status = SWITCHING_PROTOCOLS, description = "The WebSocket")),
+)]
+pub(super) async fn exec_stream(
+    State(core): State<Shared>,
+    Path(agent): Path<String>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, Refusal> {
+    let agent = core.registry.find(&agent)?;
+    agent.guest()?;
+    Ok(accept(upgrade, Peer::Agent(agent)))
+}

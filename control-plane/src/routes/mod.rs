@@ -1,0 +1,55 @@
+//! The REST API under `/v1`, one file per noun. The OpenAPI document is made from these handlers.
+
+mod agents;
+mod exec;
+mod files;
+mod health;
+mod host;
+mod images;
+mod logs;
+mod openapi;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::core::Core;
+use crate::problems::translate;
+
+pub use openapi::document;
+
+/// What handlers share.
+type Shared = Arc<Core>;
+
+/// Most bytes of a JSON body: room for a few MiB of standard input.
+const MAX_JSON: usize = 16 << 20;
+
+/// Every route, documented.
+fn documented() -> OpenApiRouter<Shared> {
+    let v1 = OpenApiRouter::new()
+        .routes(routes!(health::health))
+        .routes(routes!(openapi::openapi))
+        .routes(routes!(images::list_images))
+        .routes(routes!(images::inspect_image))
+        .routes(routes!(agents::create_agent, agents::list_agents))
+        .routes(routes!(agents::inspect_agent, agents::delete_agent))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec::exec_stream))
+        .routes(routes!(files::read_file, files::write_file))
+        .routes(routes!(files::stat_file))
+        .routes(routes!(files::list_files))
+        .routes(routes!(logs::logs))
+        .routes(routes!(host::host_exec_stream));
+    openapi::frame().nest("/v1", v1)
+}
+
+/// The API over `core`.
+pub fn router(core: Arc<Core>) -> Router {
+    let (routes, _) = documented().split_for_parts();
+    routes.layer(DefaultBodyLimit::max(MAX_JSON)).layer(from_fn(translate)).with_state(core)
+}

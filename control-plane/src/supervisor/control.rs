@@ -1,0 +1,43 @@
+//! The VMM's control socket: one question, one answer.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ark_types::vmm::{ControlReply, ControlRequest, MAX_CONTROL_LINE};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+
+/// A VMM answers from its own state, so one that needs longer hangs or was stopped.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a VMM did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket is not there, or broke.
+    #[error("the VMM's control socket failed: {0}")]
+    Socket(#[from] std::io::Error),
+    /// The answer is not one.
+    #[error("the VMM's answer could not be understood: {0}")]
+    Answer(#[from] serde_json::Error),
+    /// No answer in time.
+    #[error("the VMM did not answer within {} s", PATIENCE.as_secs())]
+    Silent,
+}
+
+/// Asks the VMM at `socket` for `request`.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn ask(socket: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {
+    tokio::time::timeout(PATIENCE, converse(socket, request)).await.map_err(|_| ControlError::Silent)?
+}
+
+async fn converse(socket: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let mut line = serde_json::to_vec(&request)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
+    line.clear();
+    BufReader::new(stream).take(MAX_CONTROL_LINE as u64).read_until(b'\n', &mut line).await?;
+    Ok(serde_json::from_slice(&line)?)
+}
