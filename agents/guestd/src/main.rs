@@ -1,2 +1,108 @@
-//! (skeleton)
-fn main() {}
+//! `ark-guestd`: PID 1 of every guest, and the one the host speaks to.
+//!
+//! | called as | does |
+//! |---|---|
+//! | PID 1 without arguments | makes the guest usable ([`boot`]), says hello, serves operations over vsock |
+//! | `ark-guestd serve --listen PATH` | serves the same operations over a Unix socket, without touching the system |
+//!
+//! Either way it collects orphans where the kernel gives it any. Threads, no runtime:
+//!
+//! ```text
+//!   main ── reaps orphans              hello ── heartbeats
+//!   workers (2 waiting, up to 264) ── accept, then serve one operation: exec runs one poll loop on its worker
+//! ```
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+
+use ark_link::{Address, Listener, Stream};
+
+mod boot;
+mod children;
+mod exec;
+mod failure;
+mod files;
+mod server;
+mod system;
+mod user;
+
+use server::Server;
+
+/// Version told in hello.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const USAGE: &str =
+    "usage: ark-guestd serve --listen PATH\n       (without arguments it is the PID 1 of a guest)";
+
+fn main() -> ExitCode {
+    one_heap();
+    keep_descriptors();
+    children::block_sigchld();
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    match arguments.as_slice() {
+        [serve, listen, path] if serve == "serve" && listen == "--listen" => match serve_unix(path.into()) {
+            Ok(never) => match never {},
+            Err(message) => fail(&message),
+        },
+        [version] if version == "--version" => {
+            println!("ark-guestd {VERSION}");
+            ExitCode::SUCCESS
+        }
+        // The kernel hands PID 1 what it does not know of its command line.
+        _ if system::is_init() => boot::run(),
+        _ => fail(USAGE),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("ark-guestd: {message}");
+    ExitCode::from(2)
+}
+
+/// One heap for all threads: the C library would map one per thread, and ours hold little and live short.
+fn one_heap() {
+    // SAFETY: no other thread runs yet; the call only sets a parameter.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Keeps from programs what this process was started with beyond the standard streams.
+fn keep_descriptors() {
+    // SAFETY: no memory effects; marks descriptors close-on-exec, which are nobody's but ours to mark.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+}
+
+/// Serves operations over a Unix socket at `path`, for ever.
+fn serve_unix(path: PathBuf) -> Result<std::convert::Infallible, String> {
+    children::default_signals();
+    let listener = listen_unix(&path)?;
+    let server = Server::new(listener);
+    server.start().map_err(|e| format!("no thread could be started: {e}"))?;
+    if system::is_init() || is_subreaper() {
+        server.children.reap();
+    }
+    loop {
+        thread::park();
+    }
+}
+
+/// Listens at `path`; a socket that nobody serves any more is replaced.
+fn listen_unix(path: &Path) -> Result<Listener, String> {
+    let address = Address::Unix(path.to_owned());
+    let stale = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    if stale && Stream::connect(&address).is_err() {
+        fs::remove_file(path).map_err(|e| format!("the stale socket {} stays: {e}", path.display()))?;
+    }
+    Listener::bind(&address).map_err(|e| format!("cannot listen at {}: {e}", path.display()))
+}
+
+/// Whether orphaned descendants become this process' children (`PR_SET_CHILD_SUBREAPER`, prctl(2)).
+fn is_subreaper() -> bool {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: PR_GET_CHILD_SUBREAPER writes one int.
+    unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut answer) };
+    answer != 0
+}

@@ -1,6 +1,7 @@
 //! Whole frames over a stream.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::time::{Duration, Instant};
 
 use ark_types::guest::{Decoder, Frame, FrameError, HEADER_LEN};
 
@@ -107,6 +108,22 @@ impl Connection {
     /// [`LinkError::Io`].
     pub fn send_encoded(&mut self, frames: &[u8]) -> Result<(), LinkError> {
         Ok((&self.stream).write_all(frames)?)
+    }
+
+    /// Reads and drops what still comes until the other side closes, is silent for `silence`, or `most` has passed. Closing
+    /// while it still sends could cost it the frames it has not read yet, or show it a broken pipe instead of them.
+    ///
+    /// # Errors
+    /// [`LinkError`] when the connection breaks; nothing is left to do then.
+    pub fn drain(&mut self, silence: Duration, most: Duration) -> Result<(), LinkError> {
+        let end = Instant::now() + most;
+        self.stream.set_read_timeout(Some(silence))?;
+        while Instant::now() < end {
+            if self.recv()?.is_none() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Reads once into the decoder; the number of bytes, 0 at the end.

@@ -1,0 +1,137 @@
+//! From the kernel's first process to a guest that takes operations.
+//!
+//! ```text
+//!   mount the root ──► listen ──► hello ──► mount the rest, loopback, host name, limits ──► serve
+//!   └────── before hello: what a        └── after it: the host is on its way meanwhile, and its connections
+//!           broken image can fail            wait in the listener's queue until this is done
+//! ```
+//!
+//! A step that fails says so in one sentence on the console and resets the machine: the VMM ends and names the reset as
+//! its reason. PID 1 needs no protection from the OOM killer: the kernel never picks the global init
+//! (`oom_unkillable_task`, mm/oom_kill.c), so nothing has to be undone for programs either.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use ark_link::hello::{keep_heard, say_hello};
+use ark_link::socket::{ANY_CID, HOST_CID};
+use ark_link::{Address, Connection, Listener};
+use ark_types::guest::{CONTROL_PORT, HELLO_PORT};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::stat::{Mode, umask};
+
+use crate::VERSION;
+use crate::server::Server;
+use crate::system;
+
+mod mounts;
+
+/// Stack of the hello thread; it formats two small JSON objects.
+const HELLO_STACK: usize = 128 << 10;
+/// Open files of a process, soft and hard: enough for 256 programs at once in guestd itself, and far from what makes
+/// programs slow that walk through all of them.
+const OPEN_FILES: (u64, u64) = (65_536, 524_288);
+/// Kernel parameter that names the host.
+const HOSTNAME_KEY: &str = "ark.hostname=";
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest cannot start: {step}: {source}")]
+struct BootError {
+    /// What was tried, in words.
+    step: String,
+    /// What the kernel said.
+    source: io::Error,
+}
+
+/// Makes an error of what the kernel said at `step`.
+fn at<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> BootError {
+    move |source| BootError { step: step.into(), source: source.into() }
+}
+
+/// Boots and serves. Does not return.
+pub(crate) fn run() -> ExitCode {
+    match start() {
+        Ok(server) => server.children.reap(),
+        Err(error) => {
+            let mut console = io::stderr();
+            let _ = writeln!(console, "ark-guestd: {error}");
+            // The serial port works in the background; a reset must not overtake it.
+            // SAFETY: tcdrain has no memory effects.
+            unsafe { libc::tcdrain(console.as_raw_fd()) };
+            system::reset()
+        }
+    }
+}
+
+fn start() -> Result<Arc<Server>, BootError> {
+    umask(Mode::from_bits_truncate(0o022));
+    mounts::root()?;
+    let here = Address::Vsock { cid: ANY_CID, port: CONTROL_PORT };
+    let listener = Listener::bind(&here).map_err(at("listening for the host on vsock"))?;
+    let host = Address::Vsock { cid: HOST_CID, port: HELLO_PORT };
+    // A host that does not listen yet hears it from the hello thread.
+    let hello = say_hello(&host, VERSION).ok();
+    mounts::rest()?;
+    loopback_up().map_err(at("bringing up the loopback interface"))?;
+    name_host()?;
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
+        .map_err(at("setting the limit of open files"))?;
+    let server = Server::new(listener);
+    server.start().map_err(at("starting threads"))?;
+    stay_heard(host, hello).map_err(at("starting the hello thread"))?;
+    Ok(server)
+}
+
+fn stay_heard(host: Address, hello: Option<Connection>) -> io::Result<()> {
+    let thread = thread::Builder::new().stack_size(HELLO_STACK);
+    thread.spawn(move || keep_heard(&host, VERSION, hello))?;
+    Ok(())
+}
+
+/// Sets the host name that the kernel's command line carries, if it does.
+fn name_host() -> Result<(), BootError> {
+    let line = fs::read_to_string("/proc/cmdline").map_err(at("reading /proc/cmdline"))?;
+    match parameter(&line, HOSTNAME_KEY) {
+        Some(name) => nix::unistd::sethostname(name).map_err(at(format!("setting the host name {name:?}"))),
+        None => Ok(()),
+    }
+}
+
+/// Value of the parameter `key` (with its `=`) of a kernel command line; the last one counts, as in the kernel.
+fn parameter<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix(key)).filter(|v| !v.is_empty())
+}
+
+/// Brings `lo` up; the kernel gives it 127.0.0.1/8 then.
+fn loopback_up() -> io::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: ifreq is plain old data, for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(1);
+    // SAFETY: SIOCSIFFLAGS reads one ifreq.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_parameter_of_a_name_counts() {
+        let line = "console=ttyS0 ark.hostname=a1 quiet ark.hostname=a2\n";
+        assert_eq!(parameter(line, HOSTNAME_KEY), Some("a2"));
+        assert_eq!(parameter("ark.hostname= quiet", HOSTNAME_KEY), None);
+        assert_eq!(parameter("dark.hostname=x", HOSTNAME_KEY), None);
+    }
+}
