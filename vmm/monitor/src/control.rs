@@ -26,7 +26,9 @@ pub enum ControlError {
     #[error("the control socket {0} is served by another process; give each VM its own path")]
     InUse(PathBuf),
     /// The system refused.
-    #[error("the control socket {path} cannot be made: {source}; its directory must exist and its path be shorter than 108 bytes")]
+    #[error(
+        "the control socket {path} cannot be made: {source}; its directory must exist and its path be shorter than 108 bytes"
+    )]
     Bind {
         /// Its path.
         path: PathBuf,

@@ -27,6 +27,7 @@ pub mod mailbox;
 pub mod map;
 pub mod owner;
 pub mod power_off;
+pub mod probe;
 pub mod run;
 pub mod signals;
 pub mod vcpus;

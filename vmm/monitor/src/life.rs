@@ -169,7 +169,9 @@ impl Life {
     fn timer(&mut self) -> Vec<Effect> {
         match self.state {
             VmState::Stopping => self.end_by_guest(ExitReason::StopDeadline, None),
-            VmState::Running | VmState::Paused if self.panicked => self.end_by_guest(ExitReason::GuestPanic, None),
+            VmState::Running | VmState::Paused if self.panicked => {
+                self.end_by_guest(ExitReason::GuestPanic, None)
+            }
             VmState::Starting | VmState::Running | VmState::Paused | VmState::Ended => vec![],
         }
     }

@@ -117,7 +117,8 @@ impl Interrupt for Irqfd {
 }
 
 fn line(vm: &dyn Vm, gsi: u32) -> Result<IrqLine, MachineError> {
-    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::host("make an interrupt line"))?;
+    let event =
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::host("make an interrupt line"))?;
     vm.register_irqfd(&event, gsi)?;
     Ok(Arc::new(Irqfd(event)))
 }
@@ -246,9 +247,8 @@ impl Devices {
         let mut transports = Vec::with_capacity(virtio.len());
         let mut event_loop = EventLoop::new().map_err(MachineError::host("make the devices' event loop"))?;
         for ((index, gsi), device) in (0..).zip(map::VIRTIO_GSIS).zip(virtio) {
-            let transport =
-                MmioTransport::new(Arc::new(Mutex::new(device)), memory.clone(), line(vm, gsi)?)
-                    .map_err(MachineError::host("make a device's notifications"))?;
+            let transport = MmioTransport::new(Arc::new(Mutex::new(device)), memory.clone(), line(vm, gsi)?)
+                .map_err(MachineError::host("make a device's notifications"))?;
             let window = map::virtio_window(index);
             for (queue, kick) in (0..).zip(transport.kicks()) {
                 vm.register_ioeventfd(kick, IoEventAddress::Mmio(window + QUEUE_NOTIFY), Some(queue))?;

@@ -7,7 +7,13 @@ use ark_vmm::args::{self, Command};
 fn main() -> ExitCode {
     match args::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run { config }) => ark_vmm::run::run(&config).into(),
-        Ok(Command::Probe { .. }) => 0.into(),
+        Ok(Command::Probe { json }) => match ark_vmm::probe::run(json, &mut std::io::stdout().lock()) {
+            Ok(code) => code.into(),
+            Err(error) => {
+                eprintln!("ark-vmm: the answer cannot be printed: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Ok(Command::Help) => {
             print!("{}", args::USAGE);
             ExitCode::SUCCESS

@@ -137,5 +137,5 @@ fn host_memory_mib() -> io::Result<u64> {
     if unsafe { libc::sysinfo(&raw mut info) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(info.totalram * u64::from(info.mem_unit) >> 20)
+    Ok((info.totalram * u64::from(info.mem_unit)) >> 20)
 }

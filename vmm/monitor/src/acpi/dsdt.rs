@@ -63,7 +63,7 @@ fn virtio(index: u32, out: &mut Vec<u8>) {
 
 /// COM1, a 16550A.
 fn serial(out: &mut Vec<u8>) {
-    let ports = IO::new(map::COM1, map::COM1, 1, serial::WINDOW as u8);
+    let ports = ports(map::COM1, serial::WINDOW);
     let line = interrupt(map::COM1_GSI);
     Device::new(
         "COM1".into(),
@@ -78,7 +78,7 @@ fn serial(out: &mut Vec<u8>) {
 
 /// The port a panicking kernel writes to.
 fn pvpanic(out: &mut Vec<u8>) {
-    let port = IO::new(map::PVPANIC, map::PVPANIC, 1, Pvpanic::WINDOW as u8);
+    let port = ports(map::PVPANIC, Pvpanic::WINDOW);
     Device::new(
         "PEVT".into(),
         vec![
@@ -87,6 +87,11 @@ fn pvpanic(out: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(out);
+}
+
+/// `len` ports from `first` on, which cannot be elsewhere.
+fn ports(first: u16, len: u64) -> IO {
+    IO::new(first, first, 1, u8::try_from(len).unwrap_or(u8::MAX))
 }
 
 /// An edge-triggered, active-high line of one device.

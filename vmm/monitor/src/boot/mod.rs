@@ -17,9 +17,9 @@ use ark_devices::GuestMemory;
 use ark_hal::VcpuEntry;
 use ark_hal::memory::MMIO_GAP_START;
 use ark_types::vmm::{ConfigError, VmConfig};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::elf::Elf;
 use linux_loader::loader::{Error as LoaderError, KernelLoader};
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::map;
@@ -46,7 +46,9 @@ pub enum BootError {
         path: PathBuf,
     },
     /// The kernel is no ELF file for this machine.
-    #[error("the kernel {path} is not a 64-bit x86 ELF executable; give an uncompressed `vmlinux`, not a bzImage")]
+    #[error(
+        "the kernel {path} is not a 64-bit x86 ELF executable; give an uncompressed `vmlinux`, not a bzImage"
+    )]
     NotElf {
         /// Its path.
         path: PathBuf,
@@ -91,8 +93,11 @@ pub enum BootError {
 /// A file, opened without waiting for whoever is at the other end of a FIFO, and its size.
 fn open(what: &'static str, path: &Path) -> Result<(File, u64), BootError> {
     let read = |source| BootError::Read { what, path: path.to_owned(), source };
-    let file =
-        File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path).map_err(read)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(read)?;
     let metadata = file.metadata().map_err(read)?;
     if !metadata.is_file() {
         return Err(BootError::NotAFile { what, path: path.to_owned() });

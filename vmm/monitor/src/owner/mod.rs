@@ -114,7 +114,8 @@ impl Owner {
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
-        let grace = effects.iter().find_map(|e| if let Effect::Timer(grace) = e { Some(*grace) } else { None });
+        let grace =
+            effects.iter().find_map(|e| if let Effect::Timer(grace) = e { Some(*grace) } else { None });
         for effect in effects {
             match effect {
                 Effect::Run => {
