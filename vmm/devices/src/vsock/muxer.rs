@@ -23,7 +23,7 @@ use super::table::{Key, Place, Stream, Table};
 const MAX_REFUSALS: usize = 128;
 
 /// How exactly timeouts are kept.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(100);
 
 /// Clients accepted before others have their turn.
 const ACCEPT_BATCH: usize = 32;
@@ -241,17 +241,23 @@ impl Muxer {
         used
     }
 
-    /// Looks at the host's side.
-    pub(super) fn host_ready(&mut self) {
+    /// Looks at the host's side. True: the timer has ticked, see [`Self::start_ticking`].
+    pub(super) fn host_ready(&mut self) -> bool {
         let mut events = [EpollEvent::default(); EVENT_BATCH];
-        let Ok(n) = self.epoll.wait(0, &mut events) else { return };
+        // It fails only when a signal comes; the events stay.
+        let n = self.epoll.wait(0, &mut events).unwrap_or(0);
+        let mut ticked = false;
         for event in events.iter().take(n) {
             match event.data() {
                 LISTENER => self.accept(),
-                TIMER => self.tick(),
+                TIMER => {
+                    self.tick();
+                    ticked = true;
+                }
                 data => self.stream_ready(Key::from_data(data), event.event_set()),
             }
         }
+        ticked
     }
 
     fn stream_ready(&mut self, key: Key, events: EventSet) {
@@ -388,7 +394,8 @@ impl Muxer {
         }
     }
 
-    fn start_ticking(&mut self) {
+    /// Lets the timer tick once at least, and on while anything has a deadline.
+    pub(super) fn start_ticking(&mut self) {
         if !self.ticking {
             self.ticking = self.timer.reset(TICK, Some(TICK)).is_ok();
         }

@@ -178,3 +178,21 @@ fn one_interrupt_serves_a_batch() {
     assert!(guest.inbox.len() >= 15);
     assert_eq!(guest.rx.line.count(), before + 1);
 }
+
+/// The driver only frees memory when it hears that its packets were taken.
+#[test]
+fn interrupts_for_taken_packets_are_rare() {
+    for event_idx in [false, true] {
+        let mut guest = Guest::with(event_idx, 64);
+        let (_client, mut socket) = guest.connect_from_host(1025, 1 << 20);
+        let before = guest.tx.line.count();
+        let mut send = |guest: &mut Guest, n| (0..n).for_each(|_| socket.send(guest, Op::Rw, 0, b"x"));
+        send(&mut guest, 10);
+        assert_eq!(guest.tx.line.count(), before);
+        guest.until("a tick", |guest| (guest.tx.line.count() == before + 1).then_some(()));
+        guest.tx.set_used_event(11);
+        send(&mut guest, 100);
+        // With EVENT_IDX the driver has set its mark once and not looked since.
+        assert_eq!(guest.tx.line.count(), before + if event_idx { 2 } else { 4 });
+    }
+}
