@@ -23,6 +23,11 @@ const RANGE: usize = 16;
 /// Most pieces of guest memory in one request: what preadv takes (IOV_MAX).
 const MAX_PIECES: usize = 1024;
 
+/// Most ranges of one discard request.
+pub(super) const MAX_DISCARD_RANGES: u16 = 64;
+/// Most ranges of one write-zeroes request: one, as their bytes may have to be written.
+pub(super) const MAX_ZEROES_RANGES: u16 = 1;
+
 /// What the driver wants.
 pub(super) enum Operation<'m> {
     /// Fill `buffers` from `sector` on.
@@ -69,7 +74,7 @@ struct Pieces<'m> {
 
 impl<'m> Request<'m> {
     /// Reads a chain. `None` when it has no byte for a status; `max_ranges` bounds discard and write-zeroes requests.
-    pub(super) fn parse(memory: &'m GuestMemory, chain: Chain<'m>, max_ranges: usize) -> Option<Self> {
+    pub(super) fn parse(memory: &'m GuestMemory, chain: Chain<'m>) -> Option<Self> {
         let mut pieces = Pieces::default();
         let mut status = None;
         for descriptor in chain {
@@ -86,7 +91,7 @@ impl<'m> Request<'m> {
             pieces.add(memory, descriptor.addr(), len, descriptor.is_write_only());
         }
         let status = status?;
-        Some(Self { status, operation: pieces.operation(max_ranges) })
+        Some(Self { status, operation: pieces.operation() })
     }
 }
 
@@ -102,7 +107,7 @@ impl<'m> Pieces<'m> {
         }
     }
 
-    fn operation(mut self, max_ranges: usize) -> Option<Operation<'m>> {
+    fn operation(mut self) -> Option<Operation<'m>> {
         if self.bad {
             return None;
         }
@@ -115,8 +120,8 @@ impl<'m> Pieces<'m> {
             VIRTIO_BLK_T_IN => Operation::Read { sector, buffers: self.writable },
             VIRTIO_BLK_T_OUT => Operation::Write { sector, buffers: self.readable },
             VIRTIO_BLK_T_FLUSH => Operation::Flush,
-            VIRTIO_BLK_T_DISCARD => Operation::Discard(ranges(self.readable, max_ranges)?),
-            VIRTIO_BLK_T_WRITE_ZEROES => Operation::WriteZeroes(ranges(self.readable, max_ranges)?),
+            VIRTIO_BLK_T_DISCARD => Operation::Discard(ranges(self.readable, MAX_DISCARD_RANGES)?),
+            VIRTIO_BLK_T_WRITE_ZEROES => Operation::WriteZeroes(ranges(self.readable, MAX_ZEROES_RANGES)?),
             VIRTIO_BLK_T_GET_ID => Operation::GetId { buffers: self.writable },
             _ => Operation::Unknown,
         })
@@ -168,13 +173,14 @@ fn drop_last_byte(buffers: &mut Vec<VolatileSlice<'_>>) -> Option<()> {
     Some(())
 }
 
-fn ranges(mut buffers: Vec<VolatileSlice<'_>>, max: usize) -> Option<Vec<SectorRange>> {
+fn ranges(mut buffers: Vec<VolatileSlice<'_>>, max: u16) -> Option<Vec<SectorRange>> {
     let bytes = usize::try_from(total(&buffers)).ok()?;
-    if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes.checked_div(RANGE)? > max {
+    let count = bytes.checked_div(RANGE)?;
+    if count == 0 || count > max.into() || !bytes.is_multiple_of(RANGE) {
         return None;
     }
-    let mut ranges = Vec::with_capacity(bytes.checked_div(RANGE)?);
-    for _ in 0..ranges.capacity().min(max) {
+    let mut ranges = Vec::with_capacity(count);
+    for _ in 0..count {
         let mut raw = [0; RANGE];
         take_front(&mut buffers, &mut raw)?;
         let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = raw;

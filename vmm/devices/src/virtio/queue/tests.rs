@@ -1,4 +1,7 @@
-use super::testing::{Buf, Descriptor, DriverQueue, NEXT, memory};
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::testing::{Buf, Descriptor, DriverQueue, GuardedMemory, NEXT, memory};
 
 const BASE: u64 = 0x1000;
 const DATA: u64 = 0x10000;
@@ -130,4 +133,39 @@ fn a_loop_ends_after_as_many_descriptors_as_the_table_has() {
     driver.write_descriptor(0, Descriptor { addr: DATA, len: 1, flags: NEXT, next: 0 });
     driver.make_available(0);
     assert_eq!(queue.pop(&memory).unwrap().count(), 4);
+}
+
+proptest! {
+    /// Rings of random bytes: popping ends, chains end, and pushing what was popped writes nowhere else.
+    #[test]
+    fn random_rings_neither_panic_nor_hang(
+        rings in prop::collection::vec(any::<u8>(), 0x100),
+        available in prop::collection::vec(any::<u8>(), 0x30),
+        ahead in 0..20_u16,
+        event_idx: bool,
+    ) {
+        let guarded = GuardedMemory::new();
+        let memory = &guarded.memory;
+        let mut driver = DriverQueue::new(memory, BASE, 16);
+        let mut queue = driver.device_queue_with(event_idx);
+        memory.write_slice(&rings, GuestAddress(BASE)).unwrap();
+        memory.write_slice(&available, GuestAddress(driver.addresses().1)).unwrap();
+        driver.set_avail_idx(ahead);
+        let mut chains = 0;
+        loop {
+            queue.disable_notification(memory);
+            while let Some(chain) = queue.pop(memory) {
+                chains += 1;
+                let head = chain.head_index();
+                prop_assert!(chain.count() <= usize::from(u16::MAX));
+                queue.push(memory, head, 1);
+            }
+            queue.notify(memory);
+            if !queue.enable_notification(memory) {
+                break;
+            }
+        }
+        prop_assert!(chains <= 16);
+        prop_assert!(guarded.is_untouched_outside());
+    }
 }
