@@ -1,0 +1,267 @@
+//! The command line, as clap reads it.
+
+use std::time::Duration;
+
+use ark_types::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
+use ark_types::image::ImageName;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::commands::cp::Place;
+use crate::parse;
+
+/// Disposable microVM agents on machines you control.
+#[derive(Debug, Parser)]
+#[command(name = "ark", version, propagate_version = false, disable_help_subcommand = true, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: the program's own; 124 --timeout passed, 125 ark failed, 126 the program cannot be run, 127 there is no such
+program, 128+n signal n ended it.
+Files: ARK_ASSETS (programs, kernel, images), ARK_STATE (token, machine's disk, logs), ARK_RUN (sockets).
+Try: ark run --image python -- python3 -c 'print(6*7)'";
+
+/// Said once about Ctrl-C for the verbs that run a program.
+const INTERRUPT_HELP: &str = "\
+Ctrl-C, SIGTERM, SIGHUP and SIGQUIT go to the program. If it ignores them, Ctrl-C three times within two seconds kills
+it; with -t, where Ctrl-C is a key for the program's terminal, Ctrl-] three times within two seconds does.
+Standard input goes to the program with -i, or when it is a pipe or file.";
+
+/// Options of every verb.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Where agents run: on this machine's KVM, in the emulated host, or where the probe says it works
+    #[arg(long, global = true, env = "ARK_HOST", value_enum, default_value_t = HostChoice::Auto, value_name = "HOST")]
+    pub(crate) host: HostChoice,
+    /// Port of the emulated host's REST API on 127.0.0.1 [default: 7070]
+    #[arg(long, global = true, env = "ARK_PORT", value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// Write JSON for machines: results on standard output, errors (problem+json) on standard error
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// Where agents run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HostChoice {
+    /// Natively when the probe says that KVM is usable, else in the emulated host
+    Auto,
+    /// On this machine's KVM, whatever the probe says
+    Native,
+    /// In the emulated host (QEMU, software)
+    Machine,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a program in a new agent and remove the agent afterwards
+    #[command(after_help = INTERRUPT_HELP)]
+    Run(RunArgs),
+    /// Create an agent that stays until it is removed
+    Create(CreateArgs),
+    /// Run a program in an agent
+    #[command(after_help = INTERRUPT_HELP)]
+    Exec(ExecArgs),
+    /// Copy files between this machine and an agent
+    Cp(CpArgs),
+    /// Show an agent's serial console
+    Logs(LogsArgs),
+    /// List agents
+    Ps(PsArgs),
+    /// Show everything about an agent
+    Inspect {
+        /// Name or id
+        agent: String,
+    },
+    /// Stop and remove agents
+    Rm(RmArgs),
+    /// List images
+    Images,
+    /// Check what this machine needs to run agents, and say what to do about what is missing
+    Doctor,
+    /// The emulated host, for machines without usable KVM
+    Machine {
+        #[command(subcommand)]
+        action: MachineAction,
+    },
+    /// Print a shell's completion script
+    Completions {
+        /// Shell to complete for
+        shell: Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+/// Size and shape of a new agent.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Image to boot
+    #[arg(long, default_value = "base")]
+    pub(crate) image: ImageName,
+    /// Name of the agent; made up when absent
+    #[arg(long)]
+    pub(crate) name: Option<AgentName>,
+    /// Virtual processors, 1 to 32
+    #[arg(long, default_value_t = DEFAULT_VCPUS, value_name = "N")]
+    pub(crate) vcpus: u32,
+    /// Memory, MiB (or with a unit: 512M, 2G)
+    #[arg(long, short, default_value_t = DEFAULT_MEMORY_MIB, value_parser = parse::memory_mib, value_name = "MIB")]
+    pub(crate) memory: u64,
+    /// Environment variable; without a value, this shell's
+    #[arg(long, short, value_parser = parse::environment, value_name = "KEY[=VALUE]")]
+    pub(crate) env: Vec<(String, String)>,
+}
+
+/// How a program runs.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ProgramArgs {
+    /// Send standard input to the program even when it is a terminal
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+    /// Give the program a terminal
+    #[arg(long, short, conflicts_with = "json")]
+    pub(crate) tty: bool,
+    /// Working directory of the program
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User (and group) the program runs as: name or number, USER[:GROUP]
+    #[arg(long, short)]
+    pub(crate) user: Option<String>,
+    /// Kill the program after this time (30s, 500ms, 2m, 1h) and exit with 124
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// `ark run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+    #[command(flatten)]
+    pub(crate) program: ProgramArgs,
+    /// Remove the agent when the program ends: the default, accepted out of habit
+    #[arg(long, conflicts_with = "keep")]
+    pub(crate) rm: bool,
+    /// Keep the agent when the program ends
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// `ark create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `ark exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub(crate) program: ProgramArgs,
+    /// Environment variable; without a value, this shell's
+    #[arg(long, short, value_parser = parse::environment, value_name = "KEY[=VALUE]")]
+    pub(crate) env: Vec<(String, String)>,
+    /// Name or id
+    pub(crate) agent: String,
+    /// Program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// `ark cp`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+One of SRC and DST is in an agent: AGENT:/path. The other is on this machine: a path (./a:b if it has a colon), or `-`
+for standard input or output. Directories are copied with everything in them; symbolic links and special files in
+them are skipped and named.")]
+pub(crate) struct CpArgs {
+    /// What to copy
+    #[arg(value_parser = parse::place, value_name = "SRC")]
+    pub(crate) source: Place,
+    /// Where to: a new name, or a directory
+    #[arg(value_parser = parse::place, value_name = "DST")]
+    pub(crate) target: Place,
+}
+
+/// `ark logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Go on until the agent ends
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<u64>,
+    /// Name or id
+    pub(crate) agent: String,
+}
+
+/// `ark ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Also agents that have ended
+    #[arg(long, short)]
+    pub(crate) all: bool,
+}
+
+/// `ark rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Do not wait for a shutdown, and do not mind agents that do not exist
+    #[arg(long, short)]
+    pub(crate) force: bool,
+    /// Names or ids
+    #[arg(required = true, value_name = "AGENT")]
+    pub(crate) agents: Vec<String>,
+}
+
+/// `ark machine …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachineAction {
+    /// Start it, if it does not run
+    Start(MachineSize),
+    /// Stop it and everything in it
+    Stop,
+    /// Say whether it runs
+    Status,
+    /// A shell in it, or one program
+    Shell {
+        /// Program and its arguments; a login shell on your terminal when absent
+        #[arg(trailing_var_arg = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Show its console
+    Logs {
+        /// Go on until the machine ends
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+/// What a machine is made of.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct MachineSize {
+    /// Memory, MiB (or with a unit: 4G) [default: half of this machine's, at most 6 GiB]
+    #[arg(long, short, value_parser = parse::memory_mib, value_name = "MIB")]
+    pub(crate) memory: Option<u64>,
+    /// Processors [default: as many as this machine has, at most 8]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=32), value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Size of the data disk when it is made, MiB (or with a unit: 16G) [default: 8G]
+    #[arg(long, value_parser = parse::memory_mib, value_name = "MIB")]
+    pub(crate) disk: Option<u64>,
+    /// Another disk, read-only, with the serial number `test`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) attach: Option<std::path::PathBuf>,
+}

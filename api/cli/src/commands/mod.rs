@@ -1,0 +1,47 @@
+//! The verbs.
+
+mod agents;
+pub(crate) mod cp;
+mod doctor;
+mod images;
+mod logs;
+mod machine;
+mod program;
+
+use clap::CommandFactory;
+use serde_json::json;
+
+use crate::args::{Cli, Verb};
+use crate::failure::Failure;
+use crate::host::Context;
+
+/// Does what the user asked; the number is ark's exit code.
+pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure> {
+    match verb {
+        Verb::Run(args) => program::run(context, &args).await,
+        Verb::Exec(args) => program::exec(context, &args).await,
+        Verb::Create(args) => done(agents::create(context, &args.agent).await),
+        Verb::Cp(args) => done(cp::cp(context, args.source, args.target).await),
+        Verb::Logs(args) => done(logs::logs(context, &args).await),
+        Verb::Ps(args) => done(agents::ps(context, args.all).await),
+        Verb::Inspect { agent } => done(agents::inspect(context, &agent).await),
+        Verb::Rm(args) => done(agents::rm(context, &args).await),
+        Verb::Images => done(images::images(context).await),
+        Verb::Doctor => doctor::doctor(context).await,
+        Verb::Machine { action } => machine::perform(context, action).await,
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ark", &mut script);
+            let script = String::from_utf8_lossy(&script).into_owned();
+            done(context.ui.show(&json!({ "script": script }), |_| script.clone()))
+        }
+        Verb::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            done(context.ui.show(&json!({ "version": version }), |_| format!("ark {version}")))
+        }
+    }
+}
+
+fn done(result: Result<(), Failure>) -> Result<u8, Failure> {
+    result.map(|()| 0)
+}

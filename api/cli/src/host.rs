@@ -1,0 +1,68 @@
+//! Which host agents run on, and the way to it.
+
+use ark_client::Client;
+
+use crate::args::{Global, HostChoice, MachineSize};
+use crate::daemon;
+use crate::dirs::Dirs;
+use crate::failure::Failure;
+use crate::machine::Machine;
+use crate::output::Ui;
+use crate::probe;
+
+/// What every verb works with.
+pub(crate) struct Context {
+    /// Options of every verb.
+    pub(crate) global: Global,
+    /// Where things are.
+    pub(crate) dirs: Dirs,
+    /// What the user sees.
+    pub(crate) ui: Ui,
+}
+
+/// Where agents run, and why there.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// On this machine's KVM.
+    Native,
+    /// In the emulated host, for this reason.
+    Machine(String),
+}
+
+impl Context {
+    /// Decides where agents run; the probe runs only when the user left it open.
+    pub(crate) async fn decide(&self) -> Result<Decision, Failure> {
+        Ok(match self.global.host {
+            HostChoice::Native => Decision::Native,
+            HostChoice::Machine => Decision::Machine("asked for by --host or ARK_HOST".to_owned()),
+            HostChoice::Auto => {
+                let report = probe::cached(&self.dirs).await?;
+                if report.usable { Decision::Native } else { Decision::Machine(report.reason) }
+            }
+        })
+    }
+
+    /// The emulated host of this user.
+    pub(crate) fn machine(&self) -> Machine {
+        Machine::new(self.dirs.clone(), self.global.port)
+    }
+
+    /// A client of an `arkd` that answers; starts what is needed for that.
+    pub(crate) async fn client(&self) -> Result<Client, Failure> {
+        match self.decide().await? {
+            Decision::Native => Ok(daemon::ensure(&self.dirs).await?),
+            Decision::Machine(reason) => {
+                let machine = self.machine();
+                let notice = format!("using software emulation (QEMU): {reason}");
+                if let Some(client) = machine.running_client().await? {
+                    if self.ui.progress {
+                        self.ui.note(&notice);
+                    }
+                    return Ok(client);
+                }
+                self.ui.note(&notice);
+                Ok(machine.start(&MachineSize::default(), self.ui).await?.client)
+            }
+        }
+    }
+}

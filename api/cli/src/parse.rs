@@ -1,0 +1,160 @@
+//! Parsers of what users type: times, sizes, variables, places.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ark_types::agent::AgentName;
+
+use crate::commands::cp::Place;
+
+/// Longest time that is accepted: a year.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
+/// Most memory that is accepted, MiB: 64 TiB, the reach of x86-64's four-level page tables.
+const MAX_MEMORY_MIB: u64 = 64 << 20;
+
+/// A time span: `500ms`, `30s`, `1.5m`, `2h`; a bare number is in seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time: write it like 500ms, 30s, 1.5m or 2h");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| wrong())? * factor;
+    let span = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+    if span.as_millis() == 0 {
+        return Err("the time must be at least 1ms".to_owned());
+    }
+    if span > MAX_DURATION {
+        return Err("the time must be at most a year".to_owned());
+    }
+    Ok(span)
+}
+
+/// Memory in MiB: a bare number is in MiB; `M`, `MiB`, `G`, `GiB` are understood.
+pub(crate) fn memory_mib(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size: write MiB (256), or a unit (256M, 2G)");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "m" | "mb" | "mib" => 1,
+        "g" | "gb" | "gib" => 1024,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match number.checked_mul(factor) {
+        Some(mib) if mib <= MAX_MEMORY_MIB => Ok(mib),
+        _ => Err(format!("{text} is more memory than any machine has")),
+    }
+}
+
+/// `KEY=VALUE`, or `KEY` for the value it has here.
+pub(crate) fn environment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, value.to_owned()),
+        None => {
+            let value =
+                std::env::var(text).map_err(|_| format!("{text} has no value here: write {text}=VALUE"))?;
+            (text, value)
+        }
+    };
+    if key.is_empty() {
+        return Err(format!("{text:?} has no name before the `=`"));
+    }
+    Ok((key.to_owned(), value))
+}
+
+/// A place for `ark cp`: `-`, `agent:/path`, or a path on this machine.
+pub(crate) fn place(text: &str) -> Result<Place, String> {
+    if text == "-" {
+        return Ok(Place::Standard);
+    }
+    if text.is_empty() {
+        return Err("a path is empty".to_owned());
+    }
+    match text.split_once(':') {
+        // A slash before the colon makes it a path of this machine: ./a:b
+        Some((agent, path)) if !agent.contains('/') => {
+            // Ids are labels too.
+            agent.parse::<AgentName>().map_err(|e| format!("{e}; for a local file write ./{text}"))?;
+            if !path.starts_with('/') {
+                return Err(format!("paths in an agent are absolute: write {agent}:/{path}"));
+            }
+            Ok(Place::Agent { agent: agent.to_owned(), path: path.to_owned() })
+        }
+        _ => Ok(Place::Local(PathBuf::from(text))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("30", 30_000),
+            ("1.5m", 90_000),
+            ("2h", 7_200_000),
+            ("0.25s", 250),
+        ] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for text in ["", "s", "-1s", "1d", "1 s", "0", "0.0001s", "1e9", "..s", "9999999h", "inf", "nan"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_is_in_mib_unless_it_says_otherwise() {
+        for (text, mib) in [("256", 256), ("256M", 256), ("2g", 2048), ("1GiB", 1024), ("0", 0)] {
+            assert_eq!(memory_mib(text).unwrap(), mib, "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "1T", "99999999999999999999", "99999999G", "18014398509481985G"] {
+            assert!(memory_mib(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn variables_have_a_name() {
+        assert_eq!(environment("A=b=c").unwrap(), ("A".to_owned(), "b=c".to_owned()));
+        assert_eq!(environment("A=").unwrap(), ("A".to_owned(), String::new()));
+        assert!(environment("=x").is_err());
+        assert_eq!(environment("PATH").unwrap().1, std::env::var("PATH").unwrap());
+        assert!(environment("ARK_SURELY_NOT_SET").unwrap_err().contains("ARK_SURELY_NOT_SET=VALUE"));
+    }
+
+    #[test]
+    fn places_are_told_apart() {
+        let agent = |agent: &str, path: &str| Place::Agent { agent: agent.to_owned(), path: path.to_owned() };
+        assert_eq!(place("a1:/tmp/").unwrap(), agent("a1", "/tmp/"));
+        assert_eq!(place("a1:/a:b").unwrap(), agent("a1", "/a:b"));
+        assert_eq!(place("./a:b").unwrap(), Place::Local("./a:b".into()));
+        assert_eq!(place("/tmp/x:1").unwrap(), Place::Local("/tmp/x:1".into()));
+        assert_eq!(place("file").unwrap(), Place::Local("file".into()));
+        assert_eq!(place("-").unwrap(), Place::Standard);
+        assert!(place("a1:tmp").unwrap_err().contains("a1:/tmp"));
+        assert!(place("A1:/tmp").unwrap_err().contains("./A1:/tmp"));
+        assert!(place("").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "\\PC{0,24}") {
+            let _ = (duration(&text), memory_mib(&text), environment(&text), place(&text));
+        }
+
+        #[test]
+        fn whole_seconds_survive(seconds in 1u64..31_000_000) {
+            prop_assert_eq!(duration(&format!("{seconds}s")).unwrap(), Duration::from_secs(seconds));
+        }
+    }
+}
