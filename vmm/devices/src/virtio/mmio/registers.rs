@@ -1,6 +1,6 @@
 //! Register offsets, status bits and feature bits (Virtual I/O Device Version 1.2, sections 2.1, 4.2.2 and 6).
 
-/// Bytes of a device's window: registers, then its configuration from [`CONFIG`] on.
+/// Bytes of a device's window: registers, then from 0x100 on its configuration.
 pub const WINDOW: u64 = 0x1000;
 /// Value of `MagicValue`: "virt", little-endian.
 pub const MAGIC: u32 = 0x7472_6976;
