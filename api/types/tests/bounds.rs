@@ -1,0 +1,76 @@
+//! Names, sizes and configurations at and beyond their bounds.
+
+use ark_types::agent::AgentName;
+use ark_types::exec::ExitStatus;
+use ark_types::image::ImageName;
+use ark_types::vmm::{ConfigError, DiskConfig, MAX_CMDLINE, MAX_DISKS, VmConfig, VsockConfig, check_size};
+use proptest::prelude::*;
+
+proptest! {
+    #[test]
+    fn names_are_labels(text in "[a-zA-Z0-9-]{0,70}") {
+        let inner = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let label = inner && (1..=63).contains(&text.len()) && !text.starts_with('-') && !text.ends_with('-');
+        prop_assert_eq!(text.parse::<AgentName>().is_ok(), label);
+        prop_assert_eq!(text.parse::<ImageName>().is_ok(), label);
+        let json = serde_json::to_string(&text).unwrap();
+        prop_assert_eq!(serde_json::from_str::<AgentName>(&json).is_ok(), label);
+    }
+
+    #[test]
+    fn no_text_makes_a_name_or_a_configuration_panic(text in "\\PC{0,80}") {
+        let _ = text.parse::<AgentName>();
+        let _ = VmConfig::from_json(&text, 1024);
+    }
+
+    #[test]
+    fn sizes_are_bounded_by_the_host(vcpus in 0u32..100, memory in 0u64..3000, host in 64u64..3000) {
+        let fits = (1..=32).contains(&vcpus) && memory >= 64 && memory <= host;
+        prop_assert_eq!(check_size(vcpus, memory, host).is_ok(), fits);
+    }
+}
+
+#[test]
+fn names_cannot_be_paths() {
+    for bad in ["", ".", "..", "a/b", "a b", "a_b", "ä", "A", "-a", "a-", "a\0", "a\n"] {
+        let error = bad.parse::<ImageName>().unwrap_err().to_string();
+        assert!(error.contains("use 1 to 63 of a-z"), "{error}");
+    }
+}
+
+fn config(change: impl FnOnce(&mut VmConfig)) -> Result<VmConfig, ConfigError> {
+    let mut config = VmConfig::from_json(r#"{"kernel":"/k","vcpus":1,"memory_mib":128}"#, 1024).unwrap();
+    change(&mut config);
+    VmConfig::from_json(&serde_json::to_string(&config).unwrap(), 1024)
+}
+
+#[test]
+fn a_configuration_beyond_a_bound_is_refused_by_name() {
+    let disk = DiskConfig { path: "/d".into(), read_only: true };
+    let vsock = |guest_cid| Some(VsockConfig { guest_cid, uds_path: "/v".into() });
+    assert!(config(|c| c.disks = vec![disk.clone(); MAX_DISKS]).is_ok());
+    assert!(config(|c| c.cmdline = "x".repeat(MAX_CMDLINE)).is_ok());
+    assert!(config(|c| c.vsock = vsock(3)).is_ok());
+    assert_eq!(config(|c| c.vcpus = 1000), Err(ConfigError::Vcpus(1000)));
+    assert_eq!(config(|c| c.vcpus = 0), Err(ConfigError::Vcpus(0)));
+    assert_eq!(config(|c| c.memory_mib = 1), Err(ConfigError::MemoryTooSmall(1)));
+    assert_eq!(config(|c| c.memory_mib = 1025), Err(ConfigError::MemoryTooLarge { asked: 1025, host: 1024 }));
+    assert_eq!(
+        config(|c| c.disks = vec![disk.clone(); MAX_DISKS + 1]),
+        Err(ConfigError::Disks(MAX_DISKS + 1))
+    );
+    assert_eq!(config(|c| c.cmdline = "x".repeat(MAX_CMDLINE + 1)), Err(ConfigError::Cmdline));
+    assert_eq!(config(|c| c.cmdline = "a\nb".to_owned()), Err(ConfigError::Cmdline));
+    for cid in [0, 1, 2, u32::MAX] {
+        assert_eq!(config(|c| c.vsock = vsock(cid)), Err(ConfigError::GuestCid(cid)));
+    }
+    let unknown = VmConfig::from_json(r#"{"kernel":"/k","vcpus":1,"memory_mib":128,"gpu":true}"#, 1024);
+    assert!(matches!(unknown, Err(ConfigError::Json(why)) if why.contains("gpu")));
+}
+
+#[test]
+fn shell_codes_never_overflow() {
+    assert_eq!(ExitStatus::Signaled { signal: 9 }.shell_code(), 137);
+    assert_eq!(ExitStatus::Signaled { signal: 255 }.shell_code(), 255);
+    assert_eq!(ExitStatus::TimedOut.shell_code(), 124);
+}

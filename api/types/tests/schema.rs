@@ -1,0 +1,403 @@
+//! Every wire format, frozen: a change that others would notice fails here until its snapshot under `schema/` is renewed
+//! with `ARK_BLESS=1 cargo test -p ark-types` and reviewed with it. Each value also survives the way there and back.
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write as _};
+use std::path::Path;
+
+use ark_types::agent::{Agent, AgentHeartbeat, AgentList, AgentState, CreateAgent};
+use ark_types::exec::{Encoding, ExecEnd, ExecReply, ExecRequest, ExitStatus, TtySize};
+use ark_types::files::{FileKind, FileList, FileStat};
+use ark_types::guest::{
+    ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, SignalRequest,
+    Started,
+};
+use ark_types::health::{Health, HealthStatus, HostKind, ProbeReport};
+use ark_types::image::{ImageList, ImageManifest};
+use ark_types::problem::{Problem, ProblemKind};
+use ark_types::vmm::{
+    ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, VmConfig, VmMetrics,
+    VmState, VsockConfig,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// A snapshot under construction: named values of one boundary.
+#[derive(Default)]
+struct Snapshot(Map<String, Value>);
+
+impl Snapshot {
+    /// Adds a value that is both written and read.
+    fn with<T: Serialize + DeserializeOwned + PartialEq + Debug>(mut self, name: &str, value: &T) -> Self {
+        let json = serde_json::to_value(value).unwrap();
+        let text = serde_json::to_string(value).unwrap();
+        assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value, "{name} there and back");
+        assert!(self.0.insert(name.to_owned(), json).is_none(), "{name} is there twice");
+        self
+    }
+
+    /// Compares with `schema/<file>.json`.
+    fn check(self, file: &str) {
+        let mut text = serde_json::to_string_pretty(&Value::Object(self.0)).unwrap();
+        text.push('\n');
+        check_text(&format!("{file}.json"), &text);
+    }
+}
+
+fn check_text(file: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema").join(file);
+    if std::env::var_os("ARK_BLESS").is_some_and(|v| v == "1") {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let frozen = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        frozen == text,
+        "{file} is not what is frozen; if the change is meant: ARK_BLESS=1 cargo test -p ark-types\nnow:\n{text}"
+    );
+}
+
+fn digest() -> String {
+    format!("sha256:{}", "0123456789abcdef".repeat(4))
+}
+
+fn variables() -> BTreeMap<String, String> {
+    BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())])
+}
+
+fn exit_record() -> ExitRecord {
+    ExitRecord {
+        reason: ExitReason::GuestPanic,
+        detail: Some("the console tells".to_owned()),
+        at_unix_ms: 1_700_000,
+    }
+}
+
+#[test]
+fn vm_config() {
+    let least = VmConfig {
+        kernel: "/k/vmlinux".into(),
+        initrd: None,
+        cmdline: String::new(),
+        vcpus: 1,
+        memory_mib: 128,
+        disks: Vec::new(),
+        vsock: None,
+        console: None,
+        control_socket: None,
+        exit_file: None,
+    };
+    let most = VmConfig {
+        initrd: Some("/k/guestd.cpio".into()),
+        cmdline: "quiet".to_owned(),
+        disks: vec![
+            DiskConfig { path: "/i/base.erofs".into(), read_only: true },
+            DiskConfig { path: "/d/data.img".into(), read_only: false },
+        ],
+        vsock: Some(VsockConfig { guest_cid: 3, uds_path: "/r/v.sock".into() }),
+        console: Some("/r/console.log".into()),
+        control_socket: Some("/r/vmm.sock".into()),
+        exit_file: Some("/r/exit.json".into()),
+        ..least.clone()
+    };
+    Snapshot::default().with("least", &least).with("most", &most).check("vm-config");
+}
+
+#[test]
+fn control_socket() {
+    let device = DeviceMetrics {
+        name: "block0".to_owned(),
+        counters: BTreeMap::from([("read_bytes".to_owned(), 4096), ("reads".to_owned(), 1)]),
+    };
+    let metrics =
+        VmMetrics { start_us: 40_000, exits: 1000, guest_resident_bytes: 30 << 20, devices: vec![device] };
+    let mut snapshot = Snapshot::default()
+        .with("request state", &ControlRequest::State)
+        .with("request pause", &ControlRequest::Pause)
+        .with("request resume", &ControlRequest::Resume)
+        .with("request stop", &ControlRequest::Stop { grace_ms: 5000 })
+        .with("request metrics", &ControlRequest::Metrics)
+        .with("reply metrics", &ControlReply::Metrics(metrics))
+        .with("reply refused", &ControlReply::Refused { why: "the VM has ended".to_owned() });
+    for state in VmState::ALL {
+        snapshot = snapshot.with(&format!("reply {state}"), &ControlReply::State { state });
+    }
+    snapshot.check("control");
+}
+
+/// Every reason. The match has no `_` arm: a new reason does not compile before it is added to the list.
+fn exit_reasons() -> [ExitReason; 11] {
+    use ExitReason::{
+        BadConfig, GuestCrash, GuestPanic, GuestPoweroff, GuestReboot, HostError, Internal, Killed, Signal,
+        StopDeadline, Stopped,
+    };
+    match GuestPoweroff {
+        GuestPoweroff | GuestReboot | GuestPanic | GuestCrash | Stopped | StopDeadline | Signal | Killed
+        | BadConfig | HostError | Internal => {}
+    }
+    [
+        GuestPoweroff,
+        GuestReboot,
+        GuestPanic,
+        GuestCrash,
+        Stopped,
+        StopDeadline,
+        Signal,
+        Killed,
+        BadConfig,
+        HostError,
+        Internal,
+    ]
+}
+
+#[test]
+fn exit_records_and_codes() {
+    let mut snapshot = Snapshot::default();
+    let mut codes = String::new();
+    for reason in exit_reasons() {
+        let record = ExitRecord { reason, detail: None, at_unix_ms: 1_700_000_000_000 };
+        snapshot = snapshot.with(&format!("{reason:?}"), &record);
+        writeln!(codes, "{:>3} {reason:?}: {reason}", reason.exit_code()).unwrap();
+    }
+    snapshot.with("with detail", &exit_record()).check("exit-record");
+    check_text("exit-codes.txt", &codes);
+}
+
+#[test]
+fn guest_messages() {
+    let mut snapshot = Snapshot::default()
+        .with("hello", &Hello { guestd: "0.1.0".into(), kernel: "6.12.117".into(), uptime_ms: 800, cpus: 2 })
+        .with(
+            "heartbeat",
+            &Heartbeat { sequence: 1, uptime_ms: 2800, mem_available_kib: 90_000, load1_x100: 7 },
+        )
+        .with("started", &Started { pid: 42 })
+        .with("signal", &SignalRequest { signal: 15 })
+        .with("path", &PathRequest { path: "/tmp/x".to_owned() })
+        .with("file write", &FileWrite { path: "/tmp/x".to_owned(), mode: 0o644 })
+        .with("clock set", &ClockSet { unix_ns: 1_700_000_000_000_000_000 });
+    for code in [
+        ErrorCode::BadRequest,
+        ErrorCode::ProgramNotFound,
+        ErrorCode::ProgramNotExecutable,
+        ErrorCode::BadWorkingDirectory,
+        ErrorCode::UnknownUser,
+        ErrorCode::FileNotFound,
+        ErrorCode::FileError,
+        ErrorCode::Exhausted,
+        ErrorCode::Internal,
+    ] {
+        let error = GuestError { code, message: "why".to_owned() };
+        snapshot = snapshot.with(&format!("error {code:?}"), &error);
+    }
+    snapshot.check("guest-messages");
+}
+
+/// The bytes of a frame of every kind, without and with content.
+#[test]
+fn frames() {
+    let mut text = String::from("# kind: bytes of an empty frame | bytes of a frame that holds `ark`\n");
+    for &kind in Kind::ALL {
+        let hex = |frame: Frame| frame.encode().iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let (empty, full) = (hex(Frame::empty(kind)), hex(Frame::raw(kind, *b"ark").unwrap()));
+        writeln!(text, "{kind:?}: {empty} | {full}").unwrap();
+    }
+    check_text("frames.txt", &text);
+}
+
+#[test]
+fn exec() {
+    let least = ExecRequest { argv: vec!["true".to_owned()], ..ExecRequest::default() };
+    let most = ExecRequest {
+        argv: vec!["sh".to_owned(), "-c".to_owned(), "cat".to_owned()],
+        env: variables(),
+        cwd: Some("/tmp".to_owned()),
+        user: Some("nobody:nogroup".to_owned()),
+        timeout_ms: Some(30_000),
+        tty: Some(TtySize { rows: 24, cols: 80 }),
+        stdin: Some("aGk=".to_owned()),
+        encoding: Encoding::Base64,
+    };
+    let reply = |status: ExitStatus| ExecReply {
+        status,
+        exit_code: status.shell_code(),
+        stdout: "42\n".to_owned(),
+        stderr: String::new(),
+        truncated: false,
+        duration_us: 12_000,
+    };
+    Snapshot::default()
+        .with("least", &least)
+        .with("most", &most)
+        .with("end", &ExecEnd { status: ExitStatus::Exited { code: 0 }, duration_us: 12_000 })
+        .with("reply exited", &reply(ExitStatus::Exited { code: 3 }))
+        .with("reply signaled", &reply(ExitStatus::Signaled { signal: 9 }))
+        .with("reply timed out", &reply(ExitStatus::TimedOut))
+        .check("exec");
+}
+
+#[test]
+fn images() {
+    let manifest = ImageManifest {
+        manifest_version: 1,
+        name: "python".parse().unwrap(),
+        digest: digest(),
+        size: 37_000_000,
+        description: "CPython 3.11".to_owned(),
+        built_from: vec!["python3=3.11.2-1+b1".to_owned()],
+        created_unix: 1_700_000_000,
+    };
+    let list = ImageList { images: vec![manifest.clone()] };
+    Snapshot::default().with("manifest", &manifest).with("list", &list).check("images");
+}
+
+#[test]
+fn problems() {
+    let mut snapshot = Snapshot::default();
+    for &kind in ProblemKind::ALL {
+        snapshot = snapshot.with(&format!("{kind:?}"), &Problem::new(kind, "what failed, why, what next"));
+    }
+    snapshot.check("problems");
+}
+
+/// Every state. The match has no `_` arm: a new state does not compile before it is added to the list.
+fn agent_states() -> [AgentState; 5] {
+    match AgentState::Creating {
+        AgentState::Creating
+        | AgentState::Running
+        | AgentState::Stopping
+        | AgentState::Stopped
+        | AgentState::Failed => {}
+    }
+    [AgentState::Creating, AgentState::Running, AgentState::Stopping, AgentState::Stopped, AgentState::Failed]
+}
+
+#[test]
+fn agents() {
+    let create = CreateAgent {
+        name: None,
+        image: "base".parse().unwrap(),
+        vcpus: 1,
+        memory_mib: 256,
+        env: BTreeMap::new(),
+        auto_remove: false,
+    };
+    let named = CreateAgent {
+        name: Some("a1".parse().unwrap()),
+        env: variables(),
+        auto_remove: true,
+        ..create.clone()
+    };
+    let agent = Agent {
+        id: "0123456789abcdef".to_owned(),
+        name: "a1".parse().unwrap(),
+        image: "base".parse().unwrap(),
+        image_digest: digest(),
+        vcpus: 2,
+        memory_mib: 256,
+        state: AgentState::Creating,
+        reason: None,
+        exit: None,
+        vmm_pid: None,
+        created_unix_ms: 1_700_000_000_000,
+        boot_ms: None,
+        heartbeat: None,
+        auto_remove: false,
+    };
+    let beat = AgentHeartbeat {
+        at_unix_ms: 1_700_000_002_000,
+        uptime_ms: 2000,
+        mem_available_kib: 90_000,
+        load1_x100: 7,
+    };
+    let mut snapshot = Snapshot::default()
+        .with("create least", &create)
+        .with("create most", &named)
+        .with("list", &AgentList { agents: vec![agent.clone()] });
+    for state in agent_states() {
+        let full = Agent {
+            state,
+            reason: Some("the guest's kernel panicked".to_owned()),
+            exit: Some(exit_record()),
+            vmm_pid: Some(4242),
+            boot_ms: Some(870),
+            heartbeat: Some(beat.clone()),
+            ..agent.clone()
+        };
+        snapshot = snapshot.with(&format!("agent {state}"), &full);
+    }
+    snapshot.check("agents");
+    // What a caller may leave out has the documented default.
+    let short: CreateAgent = serde_json::from_str(r#"{"image":"base"}"#).unwrap();
+    assert_eq!(short, create);
+    assert!(
+        serde_json::from_str::<CreateAgent>(r#"{"image":"base","colour":"red"}"#).is_err(),
+        "unknown fields are refused"
+    );
+}
+
+#[test]
+fn files() {
+    let stat = |kind, target: Option<&str>| FileStat {
+        name: "x".to_owned(),
+        kind,
+        size: 5,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime_unix_ms: -1,
+        target: target.map(str::to_owned),
+    };
+    Snapshot::default()
+        .with("file", &stat(FileKind::File, None))
+        .with("directory", &stat(FileKind::Directory, None))
+        .with("symlink", &stat(FileKind::Symlink, Some("/y")))
+        .with("other", &stat(FileKind::Other, None))
+        .with("list", &FileList { entries: vec![stat(FileKind::File, None)] })
+        .check("files");
+}
+
+#[test]
+fn health() {
+    let health = Health {
+        status: HealthStatus::Ok,
+        version: "0.1.0".to_owned(),
+        pid: 7,
+        host: HostKind::Native,
+        kvm: ProbeReport { usable: true, reason: "a guest ran".to_owned(), duration_us: 20_000 },
+        cpus: 2,
+        memory_mib: 24_000,
+        agents: 3,
+        uptime_ms: 60_000,
+    };
+    let kvm = ProbeReport { usable: false, reason: "no /dev/kvm".to_owned(), duration_us: 3 };
+    let degraded = Health { status: HealthStatus::Degraded, host: HostKind::Machine, kvm, ..health.clone() };
+    Snapshot::default().with("ok", &health).with("degraded", &degraded).check("health");
+}
+
+/// The transition tables, as a matrix: row may become column.
+#[test]
+fn transitions() {
+    let mut text = String::new();
+    matrix(&mut text, "agent", &agent_states(), AgentState::may_become);
+    matrix(&mut text, "VM", &VmState::ALL, VmState::may_become);
+    check_text("transitions.txt", &text);
+}
+
+fn matrix<S: Copy + std::fmt::Display>(
+    text: &mut String,
+    title: &str,
+    states: &[S],
+    may: impl Fn(S, S) -> bool,
+) {
+    let mut line = |first: &str, cells: &[String]| {
+        let cells: String = cells.iter().map(|cell| format!("{cell:<10}")).collect();
+        writeln!(text, "{}", format!("{first:<10}{cells}").trim_end()).unwrap();
+    };
+    line(title, &states.iter().map(ToString::to_string).collect::<Vec<_>>());
+    for from in states {
+        let cell = |to: &S| if may(*from, *to) { "yes".to_owned() } else { "-".to_owned() };
+        line(&from.to_string(), &states.iter().map(cell).collect::<Vec<_>>());
+    }
+}

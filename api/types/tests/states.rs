@@ -1,0 +1,86 @@
+//! What every life of an agent or a VM has in common, whatever the table says in detail.
+
+use ark_types::agent::AgentState;
+use ark_types::vmm::{ExitReason, VmState};
+use proptest::prelude::*;
+
+const AGENT: [AgentState; 5] = [
+    AgentState::Creating,
+    AgentState::Running,
+    AgentState::Stopping,
+    AgentState::Stopped,
+    AgentState::Failed,
+];
+
+/// Follows `wishes` from `first`, taking only legal moves.
+fn live<S: Copy>(first: S, wishes: &[S], may: impl Fn(S, S) -> bool) -> Vec<S> {
+    let mut life = vec![first];
+    for &next in wishes {
+        let now = *life.last().unwrap();
+        if may(now, next) {
+            life.push(next);
+        }
+    }
+    life
+}
+
+proptest! {
+    #[test]
+    fn an_agent_never_comes_back_and_ends_once(wishes in prop::collection::vec(prop::sample::select(&AGENT[..]), 0..40)) {
+        let life = live(AgentState::Creating, &wishes, AgentState::may_become);
+        // No state is entered twice, so every life is short and ends.
+        for (at, state) in life.iter().enumerate() {
+            prop_assert!(!life[at + 1..].contains(state), "{life:?}");
+        }
+        let over = |s: &AgentState| matches!(s, AgentState::Stopped | AgentState::Failed);
+        prop_assert!(life.iter().filter(|s| over(s)).count() <= 1, "{life:?}");
+    }
+
+    #[test]
+    fn a_vm_runs_again_only_from_a_pause(wishes in prop::collection::vec(prop::sample::select(&VmState::ALL[..]), 0..60)) {
+        let life = live(VmState::Starting, &wishes, VmState::may_become);
+        for pair in life.windows(2) {
+            if let [from, VmState::Running] = pair {
+                prop_assert!(matches!(from, VmState::Starting | VmState::Paused), "{life:?}");
+            }
+            if let [VmState::Stopping, to] = pair {
+                prop_assert_eq!(*to, VmState::Ended);
+            }
+        }
+        prop_assert!(life.iter().filter(|s| **s == VmState::Ended).count() <= 1);
+    }
+}
+
+#[test]
+fn every_state_has_a_way_to_the_end_and_the_end_has_none_back() {
+    for state in AGENT {
+        let over = matches!(state, AgentState::Stopped | AgentState::Failed);
+        assert_eq!(state.may_become(AgentState::Failed), !over, "{state}");
+        assert_eq!(AGENT.iter().any(|next| state.may_become(*next)), !over, "{state}");
+        assert!(!state.may_become(state), "{state}");
+    }
+    for state in VmState::ALL {
+        assert_eq!(state.may_become(VmState::Ended), state != VmState::Ended, "{state}");
+        assert!(!state.may_become(state) && !state.may_become(VmState::Starting), "{state}");
+    }
+}
+
+#[test]
+fn exit_codes_tell_the_reasons_apart() {
+    let codes = [
+        ExitReason::GuestPoweroff,
+        ExitReason::GuestReboot,
+        ExitReason::GuestPanic,
+        ExitReason::GuestCrash,
+        ExitReason::StopDeadline,
+        ExitReason::Signal,
+        ExitReason::Killed,
+        ExitReason::BadConfig,
+        ExitReason::HostError,
+        ExitReason::Internal,
+    ]
+    .map(ExitReason::exit_code);
+    let distinct: std::collections::BTreeSet<u8> = codes.into_iter().collect();
+    assert_eq!(distinct.len(), codes.len());
+    assert_eq!(ExitReason::Stopped.exit_code(), 0, "a stop on request is a success");
+}
