@@ -1,7 +1,7 @@
 //! The real hypervisor: Linux KVM on x86-64.
 //!
-//! [`Kvm::open`] checks that the host has what a VM needs; [`Kvm`] then makes VMs ([`vm`]), these make processors
-//! ([`vcpu`]) whose CPUID ([`cpuid`]), MSRs and first registers ([`boot`]) are set before they first run.
+//! [`Kvm::open`] checks that the host has what a VM needs; [`Kvm`] then makes VMs (`vm`), these make processors
+//! (`vcpu`) whose CPUID (`cpuid`), MSRs and first registers (`boot`) are set before they first run.
 
 mod boot;
 mod cpuid;

@@ -1,7 +1,7 @@
 //! Can this host run guests? There is only one way to know: run one.
 //!
 //! A `/dev/kvm` that opens and has every capability may still be a KVM in software that cannot run a kernel. So the probe
-//! makes a VM the way every VM is made here and runs a small [`guest`] in it, all within [`TIME_LIMIT`].
+//! makes a VM the way every VM is made here and runs a small guest in it, all within [`TIME_LIMIT`].
 
 mod guest;
 
