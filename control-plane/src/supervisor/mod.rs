@@ -14,6 +14,7 @@ mod record;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use ark_types::layout::AgentDir;
 use ark_types::vmm::{ExitRecord, VmConfig};
@@ -26,6 +27,8 @@ pub use record::tail_text;
 
 /// Most bytes of standard output that are read in search of the [`ExitRecord`].
 const MAX_RECORD: usize = 64 << 10;
+/// How long the record of a VMM that has ended is waited for.
+const RECORD_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Why no VMM could be started.
 #[derive(Debug, thiserror::Error)]
@@ -104,11 +107,17 @@ impl Vmm {
     /// Waits for its end and says how it came about. Cancel-safe; asked again it answers the same.
     pub async fn wait(&mut self) -> ExitRecord {
         let status = self.child.wait().await;
-        while let Some(stdout) = &mut self.stdout {
-            match stdout.read_buf(&mut self.output).await {
-                Ok(n) if n > 0 && self.output.len() < MAX_RECORD => {}
-                _ => self.stdout = None,
+        // All it wrote is in the pipe by now; the limit is for a pipe that somebody else still holds open.
+        let rest = async {
+            while let Some(stdout) = &mut self.stdout {
+                match stdout.read_buf(&mut self.output).await {
+                    Ok(n) if n > 0 && self.output.len() < MAX_RECORD && !self.output.ends_with(b"\n") => {}
+                    _ => self.stdout = None,
+                }
             }
+        };
+        if tokio::time::timeout(RECORD_PATIENCE, rest).await.is_err() {
+            self.stdout = None;
         }
         record::of(status, &self.output, &self.dir)
     }

@@ -1,0 +1,217 @@
+//! An `arkd` with fake VMMs in a directory of its own, and a client that speaks to it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ark_types::agent::Agent;
+use ark_types::health::HostKind;
+use ark_types::layout::{Assets, RunDir};
+use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
+use arkd::config::{Config, Timing};
+use arkd::daemon::Daemon;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sha2::Digest as _;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::fake_vmm;
+
+/// Images of every test: the name is what the guest does.
+const IMAGES: [&str; 11] = [
+    "base",
+    "panics",
+    "silent",
+    "no-record",
+    "babbles",
+    "powers-off",
+    "ignores-stop",
+    "lies",
+    "dies-in-exec",
+    "shrinks",
+    "rotten",
+];
+
+/// A directory with assets, state and run directory.
+pub(crate) struct Place {
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("assets/images");
+        std::fs::create_dir_all(&images).unwrap();
+        fake_vmm::install(&dir.path().join("assets"));
+        for name in IMAGES {
+            std::fs::write(images.join(format!("{name}.erofs")), name).unwrap();
+            let digest: String = sha2::Sha256::digest(name).iter().map(|b| format!("{b:02x}")).collect();
+            let digest = if name == "rotten" { "0".repeat(64) } else { digest };
+            let manifest = json!({
+                "manifest_version": 1, "name": name, "digest": format!("sha256:{digest}"), "size": name.len(),
+                "description": "a fake", "built_from": [], "created_unix": 0,
+            });
+            std::fs::write(images.join(format!("{name}.json")), manifest.to_string()).unwrap();
+        }
+        Self { dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn run(&self) -> RunDir {
+        RunDir(self.path("run"))
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            assets: Assets(self.path("assets")),
+            run: self.run(),
+            token_file: self.path("state/token"),
+            listen: None,
+            host_kind: HostKind::Native,
+            host_shell: None,
+            timing: Timing {
+                boot: Duration::from_secs(20),
+                probe: Duration::from_secs(20),
+                first_stream: Duration::from_millis(700),
+                exec_slack: Duration::from_millis(300),
+            },
+        }
+    }
+
+    pub(crate) async fn start(&self) -> Ark {
+        self.start_with(self.config()).await
+    }
+
+    pub(crate) async fn start_with(&self, config: Config) -> Ark {
+        let daemon = Daemon::start(config).await.unwrap();
+        Ark { client: Client::unix(&self.run().api_socket()), daemon }
+    }
+
+    /// Directories of agents that are there.
+    pub(crate) fn agent_dirs(&self) -> usize {
+        std::fs::read_dir(self.run().agents()).map_or(0, Iterator::count)
+    }
+}
+
+/// A serving `arkd`.
+pub(crate) struct Ark {
+    pub(crate) daemon: Daemon,
+    pub(crate) client: Client,
+}
+
+/// A client; every request has a connection of its own.
+#[derive(Clone)]
+pub(crate) enum Client {
+    Unix(PathBuf),
+    Tcp(SocketAddr, Option<String>),
+}
+
+/// An open connection.
+pub(crate) trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send> Stream for T {}
+
+/// A reply, read to its end.
+pub(crate) struct Reply {
+    pub(crate) response: Response<()>,
+    pub(crate) body: Bytes,
+}
+
+impl Reply {
+    pub(crate) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", self.body))
+    }
+
+    /// The reply as a problem of `kind`, its content type and status checked.
+    pub(crate) fn problem(&self, kind: ProblemKind) -> Problem {
+        let problem: Problem = self.json();
+        assert_eq!(problem.kind, kind, "{problem:?}");
+        assert_eq!(self.response.headers()[CONTENT_TYPE], PROBLEM_JSON);
+        assert_eq!(self.status().as_u16(), kind.status());
+        problem
+    }
+}
+
+impl Client {
+    pub(crate) fn unix(socket: &Path) -> Self {
+        Self::Unix(socket.to_owned())
+    }
+
+    pub(crate) async fn connect(&self) -> Box<dyn Stream> {
+        match self {
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await.unwrap()),
+            Self::Tcp(address, _) => Box::new(TcpStream::connect(address).await.unwrap()),
+        }
+    }
+
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Response<hyper::body::Incoming> {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
+        tokio::spawn(connection);
+        sender.send_request(request).await.unwrap()
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+        let mut request = Request::builder().method(method).uri(path).header("host", "ark");
+        if let Self::Tcp(_, Some(token)) = self {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        request.header(CONTENT_TYPE, "application/json").body(Full::new(body.into())).unwrap()
+    }
+
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Reply {
+        let (parts, body) = self.send(self.request(method, path, body)).await.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Reply { response: Response::from_parts(parts, ()), body }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.ask(Method::GET, path, "").await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
+        self.ask(Method::POST, path, body.to_string()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Reply {
+        self.ask(Method::DELETE, path, "").await
+    }
+
+    /// An agent called `name`, booted from `image`.
+    pub(crate) async fn create(&self, name: &str, image: &str) -> Agent {
+        let reply = self.post("/v1/agents", &json!({ "name": name, "image": image, "memory_mib": 64 })).await;
+        assert_eq!(reply.status(), StatusCode::CREATED, "{:?}", reply.body);
+        reply.json()
+    }
+
+    pub(crate) async fn exec(&self, agent: &str, body: &Value) -> Reply {
+        self.post(&format!("/v1/agents/{agent}/exec"), body).await
+    }
+}
+
+/// Asks again and again until `check` says yes.
+pub(crate) async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    for _ in 0..500 {
+        if check().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("it did not come about that {what}");
+}
+
+/// Whether a process runs (and is no zombie).
+pub(crate) fn runs(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}

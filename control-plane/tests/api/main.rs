@@ -1,0 +1,11 @@
+//! `arkd` end to end, with a VMM that is a fake: no KVM is needed.
+
+mod agents;
+mod bad_input;
+mod exec;
+mod fake_vmm;
+mod faults;
+mod files;
+mod harness;
+mod openapi;
+mod streams;
