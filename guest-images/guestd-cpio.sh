@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes build/kernel/guestd.cpio: the guest's first root, whose /init is build/bin/ark-guestd. Uncompressed, for the kernel would
 # spend longer unpacking than the VMM reading.
+# shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need cpio cpio
@@ -15,6 +16,7 @@ pack_guestd() {
     strip -s root/init
     find root -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
     # The kernel opens /dev/console for PID 1 before anything is mounted; fakeroot makes the node without being root.
+    # shellcheck disable=SC2016 # the inner shell expands it
     fakeroot -- sh -c 'mknod -m 600 root/dev/console c 5 1 && touch -d "@$SOURCE_DATE_EPOCH" root/dev root/dev/console && cd root &&
         printf "%s\n" dev dev/console init | cpio --quiet -o -H newc --reproducible -R 0:0' >out/guestd.cpio
 }

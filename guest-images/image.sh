@@ -5,6 +5,7 @@
 # (of those, what the image can do without) and `compose ROOT`, which finishes the tree. Packages are unpacked, not installed: no
 # maintainer script runs, so neither root nor a chroot is needed, and the result depends on the package files alone.
 # Output: build/images/RECIPE.erofs and its manifest build/images/RECIPE.json.
+# shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 name=${1:?usage: image.sh RECIPE}
@@ -13,7 +14,7 @@ recipe=$repo/guest-images/$name
 need mkfs.erofs erofs-utils
 need fakeroot fakeroot
 need dpkg-deb dpkg
-# shellcheck source=/dev/null
+# shellcheck source=base/recipe.sh
 . "$recipe/recipe.sh"
 # shellcheck source=tree.sh
 . "$repo/guest-images/tree.sh"
@@ -30,6 +31,7 @@ build_image() {
     compose "$root"
     finish_tree "$root"
     # Owners: root's, except the agent's home. fakeroot lets mkfs see them without being root.
+    # shellcheck disable=SC2016 # the inner shell expands it
     fakeroot -- bash -c '
         chown -Rh 0:0 "$1" && chown -Rh 1000:1000 "$1/home/agent" && chmod 1777 "$1/tmp" "$1/var/tmp" && chmod 700 "$1/root" &&
         PATH=$PATH:/usr/sbin mkfs.erofs -d0 -x-1 -Eforce-inode-compact -T"$SOURCE_DATE_EPOCH" -U"$2" "$3" "$1" >/dev/null' \

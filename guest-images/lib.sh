@@ -93,8 +93,10 @@ step() {
     for s_out in "$@"; do
         mkdir -p "$(dirname "$s_out")"
         # Same file system as the target or not: the name appears only with the whole content behind it.
-        cp -f --sparse=auto "$work/out/$(basename "$s_out")" "$s_out.new" 2>>"$s_log" && mv -f "$s_out.new" "$s_out" ||
-            { rm -f "$s_out.new"; step_failed "$s_title" "$s_log"; }
+        if ! { cp -f --sparse=auto "$work/out/${s_out##*/}" "$s_out.new" && mv -f "$s_out.new" "$s_out"; } 2>>"$s_log"; then
+            rm -f "$s_out.new"
+            step_failed "$s_title" "$s_log"
+        fi
     done
     chmod -R u+w "$work"
     rm -rf "$work"

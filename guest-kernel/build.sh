@@ -5,6 +5,7 @@
 # To move to another version: set `version`, then `sha256` to what `apt-cache show linux-source-6.12=VERSION` prints as SHA256, and run
 # this. An option that went away or changed its dependencies is named by the check below.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=../guest-images/lib.sh
 . "$here/../guest-images/lib.sh"
 
 package=linux-source-6.12
