@@ -154,28 +154,50 @@ fn write_from(mut stream: &Stream, header: &[u8], payload: &[u8], at: usize) -> 
     }
 }
 
-/// At most one outgoing frame of a non-blocking stream, and how much of it has left.
+/// At most one outgoing frame of a non-blocking stream, small ones held back to leave with it, and how much of that has
+/// left.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    frame: Option<Frame>,
+    /// Held frames, then the header of the frame that was put.
+    head: Vec<u8>,
+    /// Payload of the frame that was put; empty, it lends its room to the next.
+    payload: Vec<u8>,
     sent: usize,
-    /// Payload of the last frame, to be used again.
-    spare: Vec<u8>,
+    /// Whether there is something to send now.
+    due: bool,
 }
 
 impl Outbox {
     /// Whether the next frame may be put.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.frame.is_none()
+        !self.due
+    }
+
+    /// Whether frames are held back.
+    #[must_use]
+    pub const fn is_holding(&self) -> bool {
+        !self.due && !self.head.is_empty()
     }
 
     /// An empty buffer, with the room of an earlier frame if there was one.
     #[must_use]
     pub fn buffer(&mut self) -> Vec<u8> {
-        let mut buffer = std::mem::take(&mut self.spare);
-        buffer.clear();
-        buffer
+        std::mem::take(&mut self.payload)
+    }
+
+    /// Keeps `frame` back until the next one is put or [`Self::release`] is called: one packet instead of two.
+    ///
+    /// # Panics
+    /// When a frame is being sent: a defect of the caller.
+    pub fn hold(&mut self, frame: &Frame) {
+        assert!(!self.due, "the outbox is sending");
+        self.head.extend_from_slice(&frame.encode());
+    }
+
+    /// Makes what is held back due.
+    pub const fn release(&mut self) {
+        self.due = !self.head.is_empty();
     }
 
     /// Takes `frame` for [`Self::flush`].
@@ -183,24 +205,28 @@ impl Outbox {
     /// # Panics
     /// When another frame is still in: a defect of the caller, who would lose it.
     pub fn put(&mut self, frame: Frame) {
-        assert!(self.frame.is_none(), "the outbox holds a frame already");
-        self.frame = Some(frame);
-        self.sent = 0;
+        assert!(!self.due, "the outbox holds a frame already");
+        self.head.extend_from_slice(&frame.header());
+        self.payload = frame.payload;
+        self.due = true;
     }
 
-    /// Writes what the socket takes; whether the outbox is empty then.
+    /// Writes what is due and the socket takes; whether nothing is due then.
     ///
     /// # Errors
     /// What sendmsg(2) says; `WouldBlock` is no error.
     pub fn flush(&mut self, stream: &Stream) -> io::Result<bool> {
-        while let Some(frame) = &self.frame {
-            match write_from(stream, &frame.header(), &frame.payload, self.sent) {
+        while self.due {
+            match write_from(stream, &self.head, &self.payload, self.sent) {
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(e) => return Err(e),
             }
-            if self.sent == HEADER_LEN + frame.payload.len() {
-                self.spare = self.frame.take().map(|f| f.payload).unwrap_or_default();
+            if self.sent == self.head.len() + self.payload.len() {
+                self.head.clear();
+                self.payload.clear();
+                self.sent = 0;
+                self.due = false;
             }
         }
         Ok(true)
@@ -262,6 +288,28 @@ mod tests {
             thread::yield_now();
         }
         reader.join().unwrap();
+    }
+
+    #[test]
+    fn held_frames_leave_with_the_next_one_or_when_released() {
+        let (a, mut b) = pair();
+        b.stream().set_nonblocking(true).unwrap();
+        let (held, put) = (Frame::empty(Kind::Ok), Frame::raw(Kind::Stdout, *b"x").unwrap());
+        let mut outbox = Outbox::default();
+        for frames in [vec![held.clone(), put.clone()], vec![held.clone()]] {
+            outbox.hold(&held);
+            assert!(outbox.flush(a.stream()).unwrap() && outbox.is_holding());
+            assert_eq!(b.try_recv().unwrap(), Received::Nothing);
+            if frames.len() == 2 {
+                outbox.put(put.clone());
+            } else {
+                outbox.release();
+            }
+            assert!(outbox.flush(a.stream()).unwrap() && !outbox.is_holding());
+            for frame in frames {
+                assert_eq!(b.try_recv().unwrap(), Received::Frame(frame));
+            }
+        }
     }
 
     #[test]

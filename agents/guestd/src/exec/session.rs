@@ -32,6 +32,9 @@ const OUTPUT_FIRST: usize = 4 << 10;
 const INPUT_HIGH: usize = 256 << 10;
 /// How long the end waits for pipes that a descendant keeps open.
 const LINGER: Duration = Duration::from_millis(100);
+/// How long `Started` waits for something to leave with it: of a short program, start and end are one packet. Whoever waits
+/// for it does not notice.
+const STARTED_WAITS: Duration = Duration::from_millis(25);
 /// From SIGTERM (or a terminal's SIGHUP) to SIGKILL.
 const KILL_AFTER: Duration = Duration::from_secs(2);
 /// Input that ends a terminal's stream, typed on its own line (`VEOF`, termios(3): Ctrl-D).
@@ -140,7 +143,7 @@ impl<'a> Session<'a> {
     pub(super) fn run(mut self) -> Result<(), LinkError> {
         self.connection.stream().set_nonblocking(true)?;
         let pid = u32::try_from(self.child.pid()).unwrap_or(0);
-        self.outbox.put(Frame::json(Kind::Started, &Started { pid })?);
+        self.outbox.hold(&Frame::json(Kind::Started, &Started { pid })?);
         let result = self.turn_until_over();
         if self.end.is_none() {
             self.hang_up();
@@ -224,6 +227,10 @@ impl<'a> Session<'a> {
         match &self.end {
             // Only open pipes are waited for then; a host that does not read has all the time it wants.
             Some(end) => (self.outbox.is_empty() && !end.told).then_some(end.linger_until),
+            None if self.outbox.is_holding() => {
+                let started = self.begun + STARTED_WAITS;
+                Some(self.deadline.map_or(started, |d| d.min(started)))
+            }
             None => self.deadline,
         }
     }
@@ -273,9 +280,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Enforces the time limit.
+    /// Enforces the time limit, and lets `Started` go.
     fn mind_the_time(&mut self) {
         let now = Instant::now();
+        if self.outbox.is_holding() && now >= self.begun + STARTED_WAITS {
+            self.outbox.release();
+        }
         if self.end.is_some() || self.deadline.is_none_or(|d| now < d) {
             return;
         }
