@@ -19,8 +19,9 @@ use nix::sys::time::{TimeVal, TimeValLike};
 pub const HOST_CID: u32 = libc::VMADDR_CID_HOST;
 /// "Any context id", to listen on (`VMADDR_CID_ANY`, linux/vm_sockets.h).
 pub const ANY_CID: u32 = libc::VMADDR_CID_ANY;
-/// Connections that wait for [`Listener::accept`] before the kernel refuses more.
-const BACKLOG: i32 = 128;
+/// Connections that wait for [`Listener::accept`] before the kernel refuses more: a burst from the host is served late, not
+/// refused.
+const BACKLOG: i32 = 1024;
 
 /// Where a socket listens or connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]

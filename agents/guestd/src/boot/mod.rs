@@ -72,13 +72,13 @@ pub(crate) fn run() -> ExitCode {
 
 fn start() -> Result<Arc<Server>, BootError> {
     umask(Mode::from_bits_truncate(0o022));
-    mounts::root()?;
+    let scratch = mounts::root()?;
     let here = Address::Vsock { cid: ANY_CID, port: CONTROL_PORT };
     let listener = Listener::bind(&here).map_err(at("listening for the host on vsock"))?;
     let host = Address::Vsock { cid: HOST_CID, port: HELLO_PORT };
     // A host that does not listen yet hears it from the hello thread.
     let hello = say_hello(&host, VERSION).ok();
-    mounts::rest()?;
+    mounts::rest(&scratch)?;
     loopback_up().map_err(at("bringing up the loopback interface"))?;
     name_host()?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)

@@ -3,13 +3,14 @@
 //! ```text
 //!   /dev/vda ── erofs, read-only ──┐
 //!   tmpfs (half of memory) ────────┴─ overlay ──► /        what programs write lives in memory and goes with the guest
+//!                  └── bound to /tmp, /run, /dev/shm too: one limit for everything that is written
 //!   devtmpfs /dev, devpts /dev/pts, proc /proc, sysfs /sys, cgroup2 /sys/fs/cgroup
-//!   tmpfs /dev/shm, /tmp, /run
 //! ```
 
-use std::fs;
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -28,12 +29,11 @@ const NEW_ROOT: &str = "/newroot";
 /// One file system to mount: type, place, flags, options.
 struct Mount(&'static str, &'static str, MsFlags, Option<&'static str>);
 
-const NO_DEVICES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
-const NO_PROGRAMS: MsFlags = NO_DEVICES.union(MsFlags::MS_NOEXEC);
+const NO_PROGRAMS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 const NO_SUID: MsFlags = MsFlags::MS_NOSUID;
 
-/// What is mounted once the root is in place. Sizes bound what each may take of memory.
-const REST: &[Mount] = &[
+/// What the kernel has to show, mounted once the root is in place.
+const VIEWS: [Mount; 2] = [
     Mount("sysfs", "/sys", NO_PROGRAMS, None),
     // gid 5 is tty in Debian, mode 620 what grantpt(3) would set.
     Mount(
@@ -42,10 +42,11 @@ const REST: &[Mount] = &[
         NO_PROGRAMS.difference(MsFlags::MS_NODEV),
         Some("gid=5,mode=620,ptmxmode=666"),
     ),
-    Mount("tmpfs", "/dev/shm", NO_DEVICES, Some("mode=1777,size=50%")),
-    Mount("tmpfs", "/run", NO_DEVICES, Some("mode=755,size=20%")),
-    Mount("tmpfs", "/tmp", NO_DEVICES, Some("mode=1777,size=50%")),
 ];
+
+/// Directories for what does not last: name in the tmpfs, place, mode.
+const SCRATCH: [(&str, &str, u32); 3] =
+    [("tmp", "/tmp", 0o1777), ("run", "/run", 0o755), ("shm", "/dev/shm", 0o1777)];
 
 /// Links that programs expect in /dev and devtmpfs does not make.
 const DEVICE_LINKS: [(&str, &str); 4] = [
@@ -76,8 +77,9 @@ fn make_dir(path: &str) -> io::Result<()> {
 }
 
 /// Puts the root together from the image and memory, and enters it: `/` is what programs will see, with /dev and /proc.
-pub(super) fn root() -> Result<(), BootError> {
-    put("dev", "/dev", "devtmpfs", NO_SUID, Some("mode=755"))?;
+/// Returns the tmpfs, which has no path from then on.
+pub(super) fn root() -> Result<File, BootError> {
+    put("dev", "/dev", "devtmpfs", NO_SUID, Some("mode=755,size=1m"))?;
     if !Path::new(ROOT_DISK).exists() {
         let missing = io::Error::new(
             io::ErrorKind::NotFound,
@@ -93,6 +95,7 @@ pub(super) fn root() -> Result<(), BootError> {
     for dir in ["/upper/data", "/upper/work"] {
         fs::create_dir(dir).map_err(at(format!("making {dir}")))?;
     }
+    let scratch = File::open(UPPER).map_err(at(format!("opening {UPPER}")))?;
     let layers = "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work";
     put("root", NEW_ROOT, "overlay", MsFlags::empty(), Some(layers))?;
     make_dir("/newroot/dev").map_err(at("making /dev"))?;
@@ -104,17 +107,27 @@ pub(super) fn root() -> Result<(), BootError> {
         chroot(".")?;
         chdir("/")
     };
-    enter().map_err(at("entering the root"))
+    enter().map_err(at("entering the root"))?;
+    Ok(scratch)
 }
 
 fn move_mount(from: &str, to: &str) -> nix::Result<()> {
     mount(Some(from), to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
 }
 
-/// Mounts everything else.
-pub(super) fn rest() -> Result<(), BootError> {
-    for Mount(kind, target, flags, options) in REST {
-        put(kind, target, kind, *flags, *options)?;
+/// Mounts everything else; `scratch` is what [`root`] returned.
+pub(super) fn rest(scratch: &File) -> Result<(), BootError> {
+    for Mount(kind, target, flags, options) in VIEWS {
+        put(kind, target, kind, flags, options)?;
+    }
+    for (name, target, mode) in SCRATCH {
+        let source = format!("/proc/self/fd/{}/{name}", scratch.as_raw_fd());
+        let step = || format!("making {target}");
+        fs::create_dir(&source).map_err(at(step()))?;
+        fs::set_permissions(&source, Permissions::from_mode(mode)).map_err(at(step()))?;
+        make_dir(target).map_err(at(step()))?;
+        mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(at(step()))?;
     }
     match mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), NO_PROGRAMS, None::<&str>) {
         // A kernel without cgroups is a choice of its build; programs that need them say so themselves.

@@ -35,7 +35,9 @@ fn file_failure(doing: &str, path: &Path, error: &io::Error) -> GuestError {
 /// The error in words, without the number that `io::Error` adds.
 fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOSPC) => "the agent's disk is full (it lives in the agent's memory)".to_owned(),
+        Some(libc::ENOSPC) => {
+            "no space is left on the agent's disk, which lives in its memory; give it more memory".to_owned()
+        }
         Some(number) => nix::errno::Errno::from_raw(number).desc().to_owned(),
         None => error.to_string(),
     }
