@@ -24,6 +24,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::virtio::SharedDevice;
 use crate::virtio::mmio::MmioTransport;
 
+/// Bytes of the loop's stack. Less than a huge page: the default of 2 MiB would become one, all of it resident.
+const STACK: usize = 256 << 10;
 /// Events taken from the kernel at a time: more than most VMs have descriptors.
 const BATCH: usize = 32;
 
@@ -113,7 +115,7 @@ impl EventLoop {
     /// # Errors
     /// When the host refuses the thread. The thread's result is an error when epoll fails; devices then stand still.
     pub fn spawn(self) -> io::Result<JoinHandle<io::Result<()>>> {
-        std::thread::Builder::new().name("devices".into()).spawn(move || self.run())
+        std::thread::Builder::new().name("devices".into()).stack_size(STACK).spawn(move || self.run())
     }
 
     fn add(&mut self, fd: i32, source: Source) -> io::Result<()> {
