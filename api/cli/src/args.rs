@@ -85,6 +85,8 @@ pub(crate) enum Verb {
     Images,
     /// Check what this machine needs to run agents, and say what to do about what is missing
     Doctor,
+    /// Stop everything: agents, arkd, and the emulated host
+    Stop,
     /// The emulated host, for machines without usable KVM
     Machine {
         #[command(subcommand)]

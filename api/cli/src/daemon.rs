@@ -9,14 +9,18 @@ use std::time::{Duration, Instant};
 
 use ark_client::{Client, Endpoint};
 use ark_types::health::Health;
+use nix::sys::signal::Signal;
 
 use crate::dirs::{Dirs, make_private_dir, open_log};
+use crate::identity::Identity;
 use crate::output::tail;
 
 /// Longest wait for a started `arkd`; it cleans up after an earlier one first.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest wait for one answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for `arkd` to end its agents and itself.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause between two questions.
 const POLL: Duration = Duration::from_millis(10);
 /// Lines of the log an error quotes.
@@ -56,6 +60,9 @@ pub(crate) enum DaemonError {
         /// Its log.
         log: PathBuf,
     },
+    /// It does not end.
+    #[error("arkd (pid {0}) cannot be ended, not even by SIGKILL")]
+    Unkillable(u32),
     /// Something answers, but not with health.
     #[error("arkd on {} is not well: {source}", .socket.display())]
     Unwell {
@@ -104,6 +111,31 @@ pub(crate) async fn ensure(dirs: &Dirs) -> Result<Client, DaemonError> {
         tokio::time::sleep(POLL).await;
     }
     Err(DaemonError::Silent { socket, log })
+}
+
+/// Stops this machine's `arkd`, which ends its agents first; says whether one ran. After a deadline it is killed, and
+/// the next one cleans up.
+pub(crate) async fn stop(dirs: &Dirs) -> Result<bool, DaemonError> {
+    let Some(identity) = running(dirs).await else { return Ok(false) };
+    let pid = identity.pid;
+    for (signal, patience) in [(Signal::SIGTERM, STOP_DEADLINE), (Signal::SIGKILL, ANSWER_DEADLINE)] {
+        identity.signal(signal).map_err(|_| DaemonError::Unkillable(pid))?;
+        if identity.gone_within(patience).await {
+            return Ok(true);
+        }
+    }
+    Err(DaemonError::Unkillable(pid))
+}
+
+/// The process of this machine's `arkd`: as it says, or, when it is silent, as its lock file says.
+async fn running(dirs: &Dirs) -> Option<Identity> {
+    if let (_, Some(health)) = look(dirs).await {
+        return Identity::of(health.pid).ok();
+    }
+    let pid = fs::read_to_string(dirs.run.lock()).ok()?.trim().parse().ok()?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    // The file outlives a killed arkd, and its pid may be another program's by now.
+    (name.trim() == "arkd").then(|| Identity::of(pid).ok()).flatten()
 }
 
 fn nobody_listens(error: &io::Error) -> bool {

@@ -47,15 +47,27 @@ impl Context {
         Machine::new(self.dirs.clone(), self.global.port)
     }
 
-    /// A client of an `arkd` that answers; starts what is needed for that.
+    /// A client of an `arkd` that answers; starts what is needed for that, and says so when that is the emulated host.
     pub(crate) async fn client(&self) -> Result<Client, Failure> {
+        self.connect(false).await
+    }
+
+    /// The same for verbs that boot an agent: at a terminal they always say that software emulation is in use, because
+    /// it explains their speed.
+    pub(crate) async fn client_to_boot(&self) -> Result<Client, Failure> {
+        self.connect(self.ui.progress).await
+    }
+
+    async fn connect(&self, announce: bool) -> Result<Client, Failure> {
         match self.decide().await? {
             Decision::Native => Ok(daemon::ensure(&self.dirs).await?),
             Decision::Machine(reason) => {
                 let machine = self.machine();
+                // The advice that follows the reason is for `ark doctor`.
+                let reason = reason.split("; ").next().unwrap_or_default();
                 let notice = format!("using software emulation (QEMU): {reason}");
                 if let Some(client) = machine.running_client().await? {
-                    if self.ui.progress {
+                    if announce {
                         self.ui.note(&notice);
                     }
                     return Ok(client);

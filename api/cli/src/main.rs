@@ -13,6 +13,7 @@ mod daemon;
 mod dirs;
 mod failure;
 mod host;
+mod identity;
 mod machine;
 mod output;
 mod parse;

@@ -31,7 +31,7 @@ pub(crate) fn create_request(args: &AgentArgs) -> CreateAgent {
 
 /// `ark create`: writes the new agent's name.
 pub(crate) async fn create(context: &Context, args: &AgentArgs) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.client_to_boot().await?;
     match client.create(&create_request(args)).await {
         Ok(agent) => context.ui.show(&agent, |agent| agent.name.to_string()),
         Err(error) => Err(explain(&client, error).await),
@@ -88,32 +88,23 @@ pub(crate) async fn rm(context: &Context, args: &RmArgs) -> Result<(), Failure> 
     }
 }
 
-/// Adds to an error what the user can do about it, as far as arkd can still tell.
+/// Adds to an error what arkd itself does not say: a name that is no agent's is mostly a slip, and the right one is among
+/// those there are.
 pub(crate) async fn explain(client: &Client, error: Error) -> Failure {
-    let hint = match error.problem().map(|p| p.kind) {
-        Some(ProblemKind::ImageNotFound) => {
-            let known = client.images().await.map(|list| list.images).unwrap_or_default();
-            let names: Vec<String> = known.iter().map(|image| image.name.to_string()).collect();
-            listed("images here", &names, "there is no image yet: `make` builds them")
-        }
-        Some(ProblemKind::AgentNotFound) => {
-            let known = client.agents().await.map(|list| list.agents).unwrap_or_default();
-            let names: Vec<String> = known.iter().map(|agent| agent.name.to_string()).collect();
-            listed("agents here", &names, "there is no agent: `ark create` makes one")
-        }
-        Some(ProblemKind::NameTaken) => "choose another --name, or `ark rm` the agent that has it".to_owned(),
-        Some(ProblemKind::AgentNotRunning) => "`ark ps -a` says why".to_owned(),
-        _ => return error.into(),
-    };
-    Failure::Hinted { error, hint }
+    if error.problem().is_none_or(|p| p.kind != ProblemKind::AgentNotFound) {
+        return error.into();
+    }
+    let known = client.agents().await.map(|list| list.agents).unwrap_or_default();
+    let names: Vec<String> = known.iter().map(|agent| agent.name.to_string()).collect();
+    Failure::Hinted { error, hint: listed(&names) }
 }
 
-fn listed(what: &str, names: &[String], none: &str) -> String {
+fn listed(names: &[String]) -> String {
     let Some(shown) = names.get(..names.len().min(MAX_LISTED)).filter(|n| !n.is_empty()) else {
-        return none.to_owned();
+        return "none is there yet: `ark create` makes one".to_owned();
     };
     let more = if names.len() > MAX_LISTED { ", …" } else { "" };
-    format!("{what}: {}{more}", shown.join(", "))
+    format!("there are: {}{more}", shown.join(", "))
 }
 
 /// Whether an agent is not over.
@@ -227,8 +218,8 @@ mod tests {
     #[test]
     fn lists_in_errors_are_bounded() {
         let names: Vec<String> = (0..12).map(|n| format!("a{n}")).collect();
-        assert!(listed("agents here", &names, "none").ends_with("a9, …"));
-        assert_eq!(listed("images here", &names[..2], "none"), "images here: a0, a1");
-        assert_eq!(listed("images here", &[], "none"), "none");
+        assert!(listed(&names).ends_with("a9, …"));
+        assert_eq!(listed(&names[..2]), "there are: a0, a1");
+        assert!(listed(&[]).contains("ark create"));
     }
 }

@@ -11,7 +11,7 @@ use crate::daemon;
 use crate::failure::Failure;
 use crate::host::Context;
 use crate::machine::{MachineState, PACKAGE, PROGRAM, find_program, free_near};
-use crate::output::{Colour, Ui, size, table};
+use crate::output::{Colour, Ui, size};
 use crate::probe;
 
 /// Free space below which agents and the machine's disk soon have none, bytes.
@@ -205,18 +205,18 @@ fn space(context: &Context) -> Check {
 }
 
 fn show(ui: Ui, report: &Report) -> String {
-    let rows: Vec<_> = report
-        .checks
-        .iter()
-        .map(|check| {
-            let mark = match check.verdict {
-                Verdict::Ok => ui.paint(Colour::Green, "✓"),
-                Verdict::Note => ui.paint(Colour::Yellow, "!"),
-                Verdict::Missing => ui.paint(Colour::Red, "✗"),
-            };
-            [mark, check.name.to_owned(), check.detail.clone(), check.next.clone().unwrap_or_default()]
-        })
-        .collect();
+    let mut text = String::new();
+    for check in &report.checks {
+        let mark = match check.verdict {
+            Verdict::Ok => ui.paint(Colour::Green, "✓"),
+            Verdict::Note => ui.paint(Colour::Yellow, "!"),
+            Verdict::Missing => ui.paint(Colour::Red, "✗"),
+        };
+        text.push_str(&format!("{mark} {:<8} {}\n", check.name, check.detail));
+        if let Some(next) = &check.next {
+            text.push_str(&format!("           → {next}\n"));
+        }
+    }
     let place = if report.host == "native" {
         "on this machine's KVM"
     } else {
@@ -224,7 +224,7 @@ fn show(ui: Ui, report: &Report) -> String {
     };
     let end =
         if report.ok { format!("agents run {place}") } else { "agents cannot run yet: see ✗".to_owned() };
-    format!("{}\n{end}\n", table(["", "CHECK", "FOUND", "NEXT STEP"], &rows))
+    format!("{text}\n{end}\n")
 }
 
 #[cfg(test)]
@@ -238,10 +238,12 @@ mod tests {
             Check::lacking("QEMU", false, "not installed", "apt install qemu-system-x86"),
             Check::lacking("images", true, "none", "say `make`"),
         ];
-        let golden = "   CHECK   FOUND          NEXT STEP
-✓  KVM     a guest ran
-!  QEMU    not installed  apt install qemu-system-x86
-✗  images  none           say `make`
+        let golden = "\
+✓ KVM      a guest ran
+! QEMU     not installed
+           → apt install qemu-system-x86
+✗ images   none
+           → say `make`
 
 agents cannot run yet: see ✗
 ";

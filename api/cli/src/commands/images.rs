@@ -4,7 +4,7 @@ use ark_types::image::ImageList;
 
 use crate::failure::Failure;
 use crate::host::Context;
-use crate::output::{age, printable, size, table};
+use crate::output::{printable, size, table};
 
 /// Hexadecimal digits of a digest that a table shows.
 const SHORT_DIGEST: usize = 12;
@@ -28,10 +28,9 @@ fn image_table(list: &ImageList) -> String {
                 image.name.to_string(),
                 digest.chars().take(SHORT_DIGEST).collect(),
                 size(image.size),
-                age(image.created_unix.saturating_mul(1000)),
                 printable(&image.description),
             ]
         })
         .collect();
-    table(["NAME", "DIGEST", "SIZE", "AGE", "DESCRIPTION"], &rows)
+    table(["NAME", "DIGEST", "SIZE", "DESCRIPTION"], &rows)
 }

@@ -26,7 +26,7 @@ const CHUNK: usize = 64 << 10;
 /// Does what the user asked of the machine.
 pub(crate) async fn perform(context: &Context, action: MachineAction) -> Result<u8, Failure> {
     match action {
-        MachineAction::Start(size) => start(context, &size).await.map(|()| 0),
+        MachineAction::Start(size) => start(context, &size).await,
         MachineAction::Stop => stop(context).await.map(|()| 0),
         MachineAction::Status => status(context).await.map(|()| 0),
         MachineAction::Logs { follow } => logs(context, follow).await.map(|()| 0),
@@ -34,8 +34,14 @@ pub(crate) async fn perform(context: &Context, action: MachineAction) -> Result<
     }
 }
 
-async fn start(context: &Context, size: &MachineSize) -> Result<(), Failure> {
-    let started = context.machine().start(size, context.ui).await?;
+async fn start(context: &Context, size: &MachineSize) -> Result<u8, Failure> {
+    let mut signals = Signals::listen()?;
+    let machine = context.machine();
+    let started = tokio::select! {
+        started = machine.start(size, context.ui) => started?,
+        // What has been started so far is ended.
+        signal = signals.next() => return Ok(128u8.saturating_add(signal)),
+    };
     let Started { client, health, fresh, took } = started;
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let report = json!({
@@ -50,7 +56,8 @@ async fn start(context: &Context, size: &MachineSize) -> Result<(), Failure> {
         } else {
             format!("the emulated host runs already: {what}")
         }
-    })
+    })?;
+    Ok(0)
 }
 
 async fn stop(context: &Context) -> Result<(), Failure> {

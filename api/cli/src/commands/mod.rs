@@ -7,6 +7,7 @@ mod images;
 mod logs;
 mod machine;
 mod program;
+mod stop;
 
 use clap::CommandFactory;
 use serde_json::json;
@@ -28,6 +29,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Rm(args) => done(agents::rm(context, &args).await),
         Verb::Images => done(images::images(context).await),
         Verb::Doctor => doctor::doctor(context).await,
+        Verb::Stop => done(stop::stop(context).await),
         Verb::Machine { action } => machine::perform(context, action).await,
         Verb::Completions { shell } => {
             let mut script = Vec::new();

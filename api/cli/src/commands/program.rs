@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure
     let wiring = wiring(context, &args.program)?;
     let mut signals = Signals::listen()?;
     let client = tokio::select! {
-        client = context.client() => client?,
+        client = context.client_to_boot() => client?,
         signal = signals.next() => return Ok(interrupted(signal)),
     };
     let mut request = create_request(&args.agent);

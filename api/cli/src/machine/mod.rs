@@ -14,13 +14,12 @@
 
 mod cpio;
 mod disk;
-mod identity;
 mod qemu;
 mod qmp;
 mod start;
 mod stop;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -32,7 +31,7 @@ use ark_types::layout::DEFAULT_LISTEN;
 use serde::{Deserialize, Serialize};
 
 use crate::dirs::{self, Dirs, make_private_dir, write_private};
-use identity::Identity;
+use crate::identity::Identity;
 
 pub(crate) use disk::{DiskError, free_near};
 pub(crate) use qemu::{PACKAGE, PROGRAM, find_program};
@@ -41,6 +40,8 @@ pub(crate) use stop::Stopped;
 
 /// Longest wait for one answer of a machine that runs.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause between two attempts at the lock.
+const LOCK_POLL: Duration = Duration::from_millis(50);
 /// Lines of the console an error quotes.
 const CONSOLE_LINES: usize = 12;
 
@@ -115,6 +116,11 @@ pub(crate) enum MachineError {
         /// Last lines of the console.
         quote: String,
     },
+    /// The machine was started with another token than is here now.
+    #[error(
+        "the machine on port {0} does not take the token of this state directory: `ark machine stop`, then start it anew"
+    )]
+    OtherToken(u16),
     /// It does not run.
     #[error("the machine does not run: `ark machine start` starts it")]
     NotRunning,
@@ -321,14 +327,14 @@ impl Machine {
             status.started_unix_ms = Some(record.started_unix_ms);
         } else {
             status.state = MachineState::Crashed;
-            status.note = Some(self.clean_up_crashed(&record)?);
+            status.note = Some(self.clean_up_crashed(&record).await?);
         }
         Ok(status)
     }
 
     /// Forgets a machine whose process is gone, and says how it seems to have ended.
-    fn clean_up_crashed(&self, record: &Record) -> Result<String, MachineError> {
-        let _lock = self.lock()?;
+    async fn clean_up_crashed(&self, record: &Record) -> Result<String, MachineError> {
+        let _lock = self.lock().await?;
         // Another command may have started a new one since the record was read.
         if self.record().as_ref() == Some(record) {
             self.forget();
@@ -337,16 +343,21 @@ impl Machine {
         Ok(how_it_ended(record.identity.pid, &String::from_utf8_lossy(&console)))
     }
 
-    /// Waits for the lock that `start` and `stop` hold.
-    fn lock(&self) -> Result<File, MachineError> {
+    /// Waits for the lock that `start` and `stop` hold; asks again and again, so that the wait can be interrupted.
+    async fn lock(&self) -> Result<File, MachineError> {
         let dir = self.dirs.state.machine();
         make_private_dir(&dir).map_err(file_error(format!("making {}", dir.display())))?;
         let path = dir.join("lock");
         let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let failed = || file_error(format!("locking {}", path.display()));
         let file = open.map_err(failed())?;
-        file.lock().map_err(failed())?;
-        Ok(file)
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_POLL).await,
+                Err(TryLockError::Error(e)) => return Err(failed()(e)),
+            }
+        }
     }
 }
 
@@ -400,7 +411,7 @@ mod tests {
         assert!(machine.running_client().await.unwrap().is_none());
         let other = Machine::new(machine.dirs.clone(), Some(2));
         assert!(matches!(other.alive(), Err(MachineError::OtherPort { running: 1, asked: 2 })));
-        record.identity.kill().unwrap();
+        record.identity.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
         child.wait().unwrap();
         let status = machine.status().await.unwrap();
         assert_eq!(status.state, MachineState::Crashed);

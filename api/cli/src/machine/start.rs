@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use ark_client::Client;
 use ark_types::health::Health;
+use ark_types::problem::ProblemKind;
 
 use super::cpio::{Archive, pad};
-use super::identity::Identity;
 use super::qemu::Launch;
 use super::{CONSOLE_LINES, Machine, MachineError, PROGRAM, Record, disk, file_error, find_program};
 use crate::args::MachineSize;
 use crate::daemon::detach;
 use crate::dirs::{make_private_dir, token};
+use crate::identity::Identity;
 use crate::output::{Ui, now_unix_ms, tail};
 use crate::progress::Spinner;
 
@@ -72,7 +73,7 @@ impl Machine {
     /// Starts the machine, or waits for the one that is starting, until its arkd answers.
     pub(crate) async fn start(&self, size: &MachineSize, ui: Ui) -> Result<Started, MachineError> {
         let begun = Instant::now();
-        let _lock = self.lock()?;
+        let _lock = self.lock().await?;
         if let Some(record) = self.alive()? {
             let client = self.client(record.port)?;
             let spinner = Spinner::new(ui, "waiting for the emulated host");
@@ -176,6 +177,9 @@ impl Machine {
         while begun.elapsed() < START_DEADLINE {
             match tokio::time::timeout(patience, client.health()).await {
                 Ok(Ok(health)) => return Ok(health),
+                Ok(Err(e)) if e.problem().is_some_and(|p| p.kind == ProblemKind::Unauthorized) => {
+                    return Err(MachineError::OtherToken(record.port));
+                }
                 Ok(Err(e)) => why = e.to_string(),
                 Err(_) => patience = (patience * 3 / 2).min(LONGEST_ANSWER),
             }

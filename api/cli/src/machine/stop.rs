@@ -1,11 +1,11 @@
 //! Stopping the emulated host: by asking it, then QEMU, then the kernel.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ark_client::ExecEvent;
 use ark_types::exec::ExecRequest;
+use nix::sys::signal::Signal;
 
-use super::identity::Identity;
 use super::{Machine, MachineError, Record, qmp};
 use crate::output::Ui;
 use crate::progress::Spinner;
@@ -18,8 +18,6 @@ const ASK_DEADLINE: Duration = Duration::from_secs(10);
 const POWEROFF_DEADLINE: Duration = Duration::from_secs(20);
 /// Longest wait after QEMU's `quit`, and after SIGKILL.
 const QUIT_DEADLINE: Duration = Duration::from_secs(5);
-/// Pause between two looks at the process.
-const POLL: Duration = Duration::from_millis(20);
 
 /// How a machine was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +35,7 @@ pub(crate) enum Stopped {
 impl Machine {
     /// Stops the machine; every agent in it ends.
     pub(crate) async fn stop(&self, ui: Ui) -> Result<Stopped, MachineError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock().await?;
         let Some(record) = self.record() else { return Ok(Stopped::DidNotRun) };
         if !record.identity.is_alive() {
             self.forget();
@@ -52,19 +50,19 @@ impl Machine {
 
     async fn end(&self, record: &Record) -> Result<Stopped, MachineError> {
         let asked = tokio::select! {
-            ended = gone(&record.identity, POWEROFF_DEADLINE) => ended,
+            ended = record.identity.gone_within(POWEROFF_DEADLINE) => ended,
             () = self.ask(record) => false,
         };
         if asked {
             return Ok(Stopped::Gracefully);
         }
         let quit = tokio::time::timeout(QUIT_DEADLINE, qmp::quit(&self.monitor())).await;
-        if matches!(quit, Ok(Ok(()))) && gone(&record.identity, QUIT_DEADLINE).await {
+        if matches!(quit, Ok(Ok(()))) && record.identity.gone_within(QUIT_DEADLINE).await {
             return Ok(Stopped::Quit);
         }
         let pid = record.identity.pid;
-        record.identity.kill().map_err(|_| MachineError::Unkillable(pid))?;
-        if gone(&record.identity, QUIT_DEADLINE).await {
+        record.identity.signal(Signal::SIGKILL).map_err(|_| MachineError::Unkillable(pid))?;
+        if record.identity.gone_within(QUIT_DEADLINE).await {
             Ok(Stopped::Killed)
         } else {
             Err(MachineError::Unkillable(pid))
@@ -89,32 +87,5 @@ impl Machine {
                 Ok(ExecEvent::Exited(_)) | Err(_) => std::future::pending().await,
             }
         }
-    }
-}
-
-/// Whether the process ends within `patience`.
-async fn gone(identity: &Identity, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
-    while identity.is_alive() {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_process_that_stays_is_not_waited_for_beyond_the_deadline() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let identity = Identity::of(child.id()).unwrap();
-        assert!(!gone(&identity, Duration::from_millis(50)).await);
-        identity.kill().unwrap();
-        child.wait().unwrap();
-        assert!(gone(&identity, Duration::from_secs(5)).await);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -9,6 +10,9 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::probe::boot_id;
+
+/// Pause between two looks at a process.
+const POLL: Duration = Duration::from_millis(20);
 
 /// A process, told apart from any later one with the same pid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,16 +39,28 @@ impl Identity {
                 .is_ok_and(|(state, start)| start == self.start_ticks && state != 'Z' && state != 'X')
     }
 
-    /// Ends it with SIGKILL, if it still is this very process.
-    pub(crate) fn kill(&self) -> io::Result<()> {
+    /// Sends it a signal, if it still is this very process.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
         if !self.is_alive() {
             return Ok(());
         }
-        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        match kill(Pid::from_raw(pid), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Whether it ends within `patience`.
+    pub(crate) async fn gone_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.is_alive() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        true
     }
 }
 
@@ -77,17 +93,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_process_is_known_until_it_ends() {
+    #[tokio::test]
+    async fn a_process_is_known_until_it_ends() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let identity = Identity::of(child.id()).unwrap();
         assert!(identity.is_alive());
         let impostor = Identity { start_ticks: 1, ..identity.clone() };
         assert!(!impostor.is_alive());
-        impostor.kill().unwrap();
-        assert!(identity.is_alive(), "another process with the pid is not harmed");
-        identity.kill().unwrap();
+        impostor.signal(Signal::SIGKILL).unwrap();
+        assert!(
+            !identity.gone_within(Duration::from_millis(50)).await,
+            "another process with the pid is not harmed"
+        );
+        identity.signal(Signal::SIGKILL).unwrap();
         child.wait().unwrap();
-        assert!(!identity.is_alive());
+        assert!(identity.gone_within(Duration::from_secs(5)).await);
     }
 }
