@@ -91,6 +91,10 @@ impl Console {
             if ended || !self.follow {
                 return Ok(None);
             }
+            // The VMM takes the middle out of a console that is full: the file became shorter, and goes on at its end.
+            if self.file.metadata().await?.len() < self.file.stream_position().await? {
+                self.file.seek(SeekFrom::End(0)).await?;
+            }
             // The end wakes at once, growth after a while.
             let _ = tokio::time::timeout(FOLLOW_INTERVAL, self.agent.ended()).await;
         }
