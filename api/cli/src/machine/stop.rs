@@ -35,6 +35,10 @@ pub(crate) enum Stopped {
 impl Machine {
     /// Stops the machine; every agent in it ends.
     pub(crate) async fn stop(&self, ui: Ui) -> Result<Stopped, MachineError> {
+        if !self.dirs.state.machine().exists() {
+            // None was ever started here: no reason to make a directory for the lock.
+            return Ok(Stopped::DidNotRun);
+        }
         let _lock = self.lock().await?;
         let Some(record) = self.record() else { return Ok(Stopped::DidNotRun) };
         if !record.identity.is_alive() {

@@ -1,0 +1,231 @@
+//! The program `ark` as users run it, against a small server on a Unix socket that answers as `arkd` would.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use ark_types::agent::CreateAgent;
+use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
+use ark_types::guest::{ErrorCode, Frame, GuestError, Kind, SignalRequest, Started};
+use ark_types::problem::{Problem, ProblemKind};
+use axum::extract::Path as Segment;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+fn problem(kind: ProblemKind, detail: &str) -> Response {
+    let body = serde_json::to_vec(&Problem::new(kind, detail)).unwrap();
+    let status = StatusCode::from_u16(kind.status()).unwrap();
+    (status, [(CONTENT_TYPE, ark_types::problem::PROBLEM_JSON)], body).into_response()
+}
+
+fn agent(name: &str) -> Value {
+    json!({
+        "id": "0011223344556677", "name": name, "image": "base", "image_digest": "sha256:00", "vcpus": 1,
+        "memory_mib": 256, "state": "running", "created_unix_ms": 0, "auto_remove": true,
+    })
+}
+
+fn message(kind: Kind, value: &impl serde::Serialize) -> Message {
+    Message::Binary(Frame::json(kind, value).unwrap().encode().into())
+}
+
+/// A program named by its first argument: `cat` echoes, `trap` answers a signal, `fail` exits with 7, others are missing.
+async fn program(mut socket: WebSocket) {
+    let exited =
+        |code| message(Kind::Exited, &ExecEnd { status: ExitStatus::Exited { code }, duration_us: 5 });
+    let mut name = String::new();
+    while let Some(Ok(Message::Binary(bytes))) = socket.recv().await {
+        let frame = Frame::decode(&bytes).unwrap();
+        let replies = match frame.kind {
+            Kind::Exec => {
+                name = frame.parse::<ExecRequest>().unwrap().argv.remove(0);
+                let started = message(Kind::Started, &Started { pid: 7 });
+                let bytes =
+                    |kind, text: &str| Message::Binary(Frame::raw(kind, text).unwrap().encode().into());
+                match name.as_str() {
+                    "cat" => vec![started],
+                    "trap" => vec![started, bytes(Kind::Stdout, "ready\n")],
+                    "fail" => {
+                        vec![started, bytes(Kind::Stdout, "out\n"), bytes(Kind::Stderr, "err\n"), exited(7)]
+                    }
+                    _ => {
+                        let message_text = format!("there is no program {name:?}");
+                        let error = GuestError { code: ErrorCode::ProgramNotFound, message: message_text };
+                        vec![message(Kind::Error, &error)]
+                    }
+                }
+            }
+            Kind::Stdin => {
+                vec![Message::Binary(Frame::raw(Kind::Stdout, frame.payload).unwrap().encode().into())]
+            }
+            Kind::StdinClose if name == "cat" => vec![exited(0)],
+            Kind::Signal => vec![exited(100 + frame.parse::<SignalRequest>().unwrap().signal)],
+            _ => Vec::new(),
+        };
+        for reply in replies {
+            // A program that ended may not be listened to any more.
+            let _ = socket.send(reply).await;
+        }
+    }
+}
+
+async fn create(Json(request): Json<CreateAgent>) -> Response {
+    let name = request.name.map(|n| n.to_string()).unwrap_or_default();
+    if name == "taken" {
+        return problem(ProblemKind::NameTaken, "the name taken is taken");
+    }
+    (StatusCode::CREATED, Json(agent(&name))).into_response()
+}
+
+fn routes() -> Router {
+    let health = json!({
+        "status": "ok", "version": "0.1.0", "pid": 1, "host": "native", "cpus": 2, "memory_mib": 1024, "agents": 1,
+        "uptime_ms": 1, "kvm": { "usable": true, "reason": "a guest ran", "duration_us": 1 },
+    });
+    let remove = |Segment(name): Segment<String>| async move {
+        if name == "a1" {
+            StatusCode::NO_CONTENT.into_response()
+        } else {
+            problem(ProblemKind::AgentNotFound, "no such agent")
+        }
+    };
+    Router::new()
+        .route("/v1/health", get(|| async move { Json(health) }))
+        .route("/v1/agents", post(create).get(|| async { Json(json!({ "agents": [agent("a1")] })) }))
+        .route("/v1/agents/{agent}", delete(remove))
+        .route("/v1/agents/{agent}/logs", get(|| async { "line one\nline two\n" }))
+        .route(
+            "/v1/agents/{agent}/exec/stream",
+            get(|upgrade: WebSocketUpgrade| async { upgrade.on_upgrade(program) }),
+        )
+}
+
+/// Directories for one test, with a server behind the socket.
+struct Host {
+    dir: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Host {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("run")).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let socket: PathBuf = dir.path().join("run/arkd.sock");
+        let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket).unwrap() });
+        runtime.spawn(async move { axum::serve(listener, routes()).await });
+        Self { dir, _runtime: runtime }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        ark(self.dir.path(), args)
+    }
+
+    /// Runs `ark` with `input`; its exit code, standard output and standard error.
+    fn run(&self, args: &[&str], input: &str) -> (i32, String, String) {
+        let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        told(child.wait_with_output().unwrap())
+    }
+}
+
+fn ark(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ark"));
+    for name in ["assets", "state", "run"] {
+        command.env(format!("ARK_{}", name.to_uppercase()), dir.join(name));
+    }
+    command.env("ARK_HOST", "native").env_remove("ARK_PORT").args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn told(output: Output) -> (i32, String, String) {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_programs_streams_and_exit_code_are_arks() {
+    let host = Host::start();
+    assert_eq!(host.run(&["run", "--", "cat"], "hello\n"), (0, "hello\n".into(), String::new()));
+    assert_eq!(
+        host.run(&["run", "cat"], ""),
+        (0, String::new(), String::new()),
+        "the dashes may be left out"
+    );
+    assert_eq!(host.run(&["exec", "a1", "--", "fail"], ""), (7, "out\n".into(), "err\n".into()));
+    let (code, out, err) = host.run(&["exec", "--json", "a1", "--", "fail"], "");
+    let reply: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, err.as_str()), (7, ""));
+    assert_eq!(
+        (&reply["agent"], &reply["exit_code"], &reply["stdout"]),
+        (&json!("a1"), &json!(7), &json!("out\n"))
+    );
+    let (code, out, err) = host.run(&["exec", "a1", "--", "nope"], "");
+    assert_eq!((code, out.as_str(), err.as_str()), (127, "", "ark: there is no program \"nope\"\n"));
+}
+
+#[test]
+fn a_signal_reaches_the_program_and_its_answer_comes_back() {
+    use std::io::{BufRead, BufReader};
+    let host = Host::start();
+    let mut child = host.command(&["exec", "a1", "--", "trap"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(115));
+}
+
+#[test]
+fn lists_and_errors_come_for_people_and_for_machines() {
+    let host = Host::start();
+    let (code, out, _) = host.run(&["ps"], "");
+    assert!(
+        code == 0 && out.starts_with("NAME  ID") && out.contains("\na1    0011223344556677  base   running"),
+        "{out}"
+    );
+    let (_, out, _) = host.run(&["ps", "--json"], "");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["agents"][0]["name"], "a1");
+    let (code, out, err) = host.run(&["create", "--name", "taken", "--json"], "");
+    let told: Problem = serde_json::from_str(&err).unwrap();
+    assert_eq!((code, out.as_str(), told.kind), (125, "", ProblemKind::NameTaken));
+    let (code, out, err) = host.run(&["rm", "a1", "a2"], "");
+    assert_eq!((code, out.as_str()), (125, "a1\n"));
+    assert_eq!(err, "ark: no such agent; there are: a1\n");
+    assert_eq!(host.run(&["rm", "-f", "a1", "a2"], ""), (0, "a1\n".into(), String::new()));
+    assert_eq!(
+        host.run(&["logs", "--json", "a1"], "").1,
+        "{\"line\":\"line one\"}\n{\"line\":\"line two\"}\n"
+    );
+    let (code, _, err) = host.run(&["frobnicate", "--json"], "");
+    assert_eq!((code, serde_json::from_str::<Problem>(&err).unwrap().kind), (125, ProblemKind::BadRequest));
+    assert_eq!(host.run(&["run"], "").0, 125, "a program is needed");
+    assert_eq!(host.run(&["--version"], "").0, 0);
+}
+
+#[test]
+fn a_missing_build_is_said_with_the_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    for (host, args, words) in [
+        ("native", &["ps"][..], "arkd is missing: say `make`"),
+        ("auto", &["run", "--", "true"][..], "ark-vmm is missing: say `make`"),
+        ("machine", &["machine", "start"][..], "vmlinuz is missing: say `make`"),
+        ("machine", &["machine", "shell", "--", "true"][..], "`ark machine start` starts it"),
+    ] {
+        let (code, out, err) = told(ark(dir.path(), args).env("ARK_HOST", host).output().unwrap());
+        assert_eq!((code, out.as_str()), (125, ""));
+        assert!(err.contains(words), "{err}");
+    }
+    let (code, out, _) = told(ark(dir.path(), &["stop", "--json"]).output().unwrap());
+    assert_eq!((code, out.as_str()), (0, "{\"arkd\":false,\"machine\":false}\n"));
+    let (code, out, _) = told(ark(dir.path(), &["doctor"]).output().unwrap());
+    assert!(code == 1 && out.contains('✗') && out.contains("agents cannot run yet"), "{out}");
+}
