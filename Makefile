@@ -57,10 +57,14 @@ export RANK_WORDS
 
 all: deps programs kernel images machine
 
-# Debian packages, each with its reason in the one list. apt-get is asked only for what is missing.
+# Debian packages, each with its reason in the one list, by section. apt-get is asked only for what is missing.
+SECTIONS := build run
+test: SECTIONS += test
+bench: SECTIONS += bench
 deps:
-	@missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Abbrev}\n' 2>/dev/null | awk '$$2 == "ii" {print $$1}' | \
-	  sort -u | comm -13 - <(sed -n 's/^\([a-z0-9][a-z0-9.+-]*\).*/\1/p' guest-images/debian-packages.txt | sort -u)); \
+	@wanted=$$(for s in $(SECTIONS); do sed -n "/^# section: $$s$$/,/^# section:/s/^\([a-z0-9][a-z0-9.+-]*\).*/\1/p" \
+	  guest-images/debian-packages.txt; done | sort -u); \
+	missing=$$(comm -23 <(echo "$$wanted") <(dpkg-query -W -f '$${Package} $${db:Status-Abbrev}\n' | awk '$$2 == "ii" {print $$1}' | sort -u)); \
 	if [ -n "$$missing" ]; then \
 	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	  $(STEP) "Debian packages" $$sudo sh -c "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$(echo $$missing)"; \
@@ -75,13 +79,13 @@ programs: deps
 	  cmp -s $(TARGET)/release/$$p $(BIN)/$$p || { cp $(TARGET)/release/$$p $(BIN)/.$$p.new && mv $(BIN)/.$$p.new $(BIN)/$$p; }; \
 	done
 
-kernel: deps programs
+kernel: deps
 	@$(STEP) "guest kernel" guest-kernel/build.sh
 
-images: kernel
-	@$(STEP) "guest images" guest-images/build.sh
+images: deps programs
+	@$(STEP) "guest images" sh -c 'guest-images/image.sh base && guest-images/image.sh python && guest-images/guestd-cpio.sh'
 
-machine: images
+machine: kernel images
 	@$(STEP) "emulated host" guest-images/machine/build.sh
 
 test: all lint unit vm-tests machine-tests

@@ -7,16 +7,12 @@ cd "$root"
 out="$root/build/bench"
 mkdir -p "$out"
 
-# The peer: Debian's QEMU with its libraries and firmware, as a tree that the emulated host can mount, and the kernel
-# modules of its vsock. On a host with usable KVM the same tree serves.
+# The peer: Debian's QEMU with its libraries and firmware, as a tree that the emulated host can mount. On a
+# host with usable KVM the same tree serves.
 peer="$out/peer"
 if [ ! -e "$peer/complete" ]; then
     rm -rf "$peer"
     tests/step.sh "peer (Debian's QEMU)" mmdebstrap --quiet --variant=extract --include=qemu-system-x86 bookworm "$peer"
-    mkdir -p "$peer/modules"
-    for module in vsock vmw_vsock_virtio_transport_common vhost_iotlb vhost vhost_vsock; do
-        find build/cache -name "$module.ko" -exec cp {} "$peer/modules/" \; -quit
-    done
     touch "$peer/complete"
 fi
 

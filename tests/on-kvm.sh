@@ -38,4 +38,4 @@ cp "$binary" "$scratch/disk/program"
 mkfs.erofs "$scratch/test.erofs" "$scratch/disk" >/dev/null
 rm -rf "$scratch/disk"
 build/bin/ark machine start --attach "$scratch/test.erofs" --memory "${ARK_TEST_MEMORY:-8192}"
-build/bin/ark machine shell -- env ARK_ASSETS=/ark TMPDIR=/tmp HOME=/root /mnt/test/program "$@"
+build/bin/ark machine shell -- env ARK_ASSETS=/opt/ark TMPDIR=/tmp HOME=/root /mnt/test/program "$@"

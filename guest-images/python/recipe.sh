@@ -20,16 +20,19 @@ compose() {
     ln -sf lapack/liblapack.so.3 "$root/$arch/liblapack.so.3"
     # An agent's system belongs to the agent: pip may install into it.
     rm -f "$lib/EXTERNALLY-MANAGED"
+    # Hooks that run at every start: Debian's crash reporter, and setuptools' own distutils (Python 3.11 still brings one).
+    rm -f "$lib/sitecustomize.py" "$root"/etc/python3.11/sitecustomize.py "$dist/distutils-precedence.pth"
     # Tests, sources of extension modules, the C library's character sets and locales beyond C.UTF-8, and programs for administrators.
     rm -rf "$lib"/{test,idlelib,turtledemo,pydoc_data,lib2to3/tests,ensurepip} "$lib"/lib-dynload/{nis,_test*,_ctypes_test,xxlimited*}.*so
     find "$dist/numpy" -depth -type d \( -name tests -o -name include -o -name src \) -exec rm -rf {} +
     rm -rf "${root:?}/$arch/gconv" "$root/$arch"/engines-3 "$root"/usr/share/{gcc,gdb,readline,python3/runtime.d,python-wheels,libc-bin,perl5} "$root"/var/lib/dpkg \
         "$root"/etc/{apt,default,init.d,update-motd.d,skel,bindresvport.blacklist}
     rm -f "$root"/usr/bin/{bashbug,localedef,iconv,iconvconfig,zdump,pldd,catchsegv,tzselect,py3compile,py3clean,py3versions}
-    # Start-up: modules compiled ahead, by the very interpreter that will read them.
-    python=("$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/$arch" "$root/usr/bin/python3.11" -I -S)
-    find "$root" -name '*.py' -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
-    PYTHONHOME=$root/usr PYTHONDONTWRITEBYTECODE=1 "${python[@]}" -m compileall -q -j2 --invalidation-mode timestamp -s "$root" -p / \
+    # Start-up: modules compiled ahead, by the very interpreter that will read them. One process and a fixed hash seed, for what it
+    # writes depends on what it compiled before.
+    python=("$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/$arch" "$root/usr/bin/python3.11" -S -s)
+    find "$root" -type f -name '*.py' -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
+    PYTHONHOME=$root/usr PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 "${python[@]}" -m compileall -q --invalidation-mode timestamp -s "$root" -p / \
         "$lib" "$dist"
     # The loader's cache spares every program the search through directories.
     PATH=$PATH:/usr/sbin ldconfig -X -r "$root"

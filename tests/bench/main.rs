@@ -33,7 +33,7 @@ struct Args {
 enum Suite {
     /// Figures of VMs: needs usable KVM.
     Vm {
-        /// Directory with Debian's QEMU (a root file system) and, for the emulated host, `modules/`.
+        /// Root file system with Debian's QEMU.
         #[arg(long)]
         peer: PathBuf,
         /// Takes fewer samples.

@@ -65,11 +65,6 @@ impl Drop for Guest {
 
 impl Bench {
     pub(crate) fn new(peer: PathBuf, quick: bool) -> Self {
-        // In the emulated host, vhost's modules come with the peer; elsewhere the host has them.
-        for module in ["vsock", "vmw_vsock_virtio_transport_common", "vhost_iotlb", "vhost", "vhost_vsock"] {
-            let file = peer.join(format!("modules/{module}.ko"));
-            let _ = Command::new("insmod").arg(file).stderr(Stdio::null()).status();
-        }
         if !Path::new("/dev/vhost-vsock").exists() {
             let _ = Command::new("modprobe").arg("vhost_vsock").stderr(Stdio::null()).status();
         }
