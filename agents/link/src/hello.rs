@@ -6,6 +6,7 @@
 //!      └── wait (0.1 s, doubled up to 5 s) ◄── the host closed, or nobody listens
 //! ```
 
+use std::io;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,22 +15,38 @@ use ark_types::guest::{Frame, HEARTBEAT_INTERVAL_MS, Kind};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::framed::{Connection, LinkError};
-use crate::socket::{Address, Stream};
+use crate::socket::{Address, Connecting, Stream};
 use crate::vitals;
 
 /// First wait after a failed connection.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// How long connecting may take; vsock itself gives up after 2 s (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
+const LONGEST_CONNECT: Duration = Duration::from_secs(3);
 /// Longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Connects to `address` and says hello in the name of `guestd` (a version).
+/// A connection to the host that hello is about to be said on.
+#[derive(Debug)]
+pub struct Call(Connecting);
+
+/// Begins to connect to `address`; what has to be done before hello goes on meanwhile.
 ///
 /// # Errors
-/// [`LinkError`] when nobody listens or the connection breaks at once.
-pub fn say_hello(address: &Address, guestd: &str) -> Result<Connection, LinkError> {
-    let mut connection = Connection::new(Stream::connect(address)?);
-    connection.send(&Frame::json(Kind::Hello, &vitals::hello(guestd))?)?;
-    Ok(connection)
+/// When connecting fails at once.
+pub fn call(address: &Address) -> io::Result<Call> {
+    Stream::begin_connect(address).map(Call)
+}
+
+impl Call {
+    /// Says hello in the name of `guestd` (a version) as soon as the connection stands.
+    ///
+    /// # Errors
+    /// [`LinkError`] when nobody listens or the connection breaks at once.
+    pub fn say_hello(self, guestd: &str) -> Result<Connection, LinkError> {
+        let mut connection = Connection::new(self.0.wait(LONGEST_CONNECT)?);
+        connection.send(&Frame::json(Kind::Hello, &vitals::hello(guestd))?)?;
+        Ok(connection)
+    }
 }
 
 /// Sends heartbeats over `first` (the connection hello was said on, if it was) and, whenever the host's side is gone, says
@@ -41,7 +58,7 @@ pub fn keep_heard(address: &Address, guestd: &str, first: Option<Connection>) ->
     let mut wait = FIRST_WAIT;
     loop {
         if connection.is_none() {
-            connection = say_hello(address, guestd).ok();
+            connection = call(address).ok().and_then(|call| call.say_hello(guestd).ok());
         }
         let Some(open) = &mut connection else {
             thread::sleep(wait);

@@ -8,9 +8,10 @@ use std::{fmt, mem, ptr};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, bind, connect,
-    listen, setsockopt, shutdown, socket, sockopt,
+    getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -127,6 +128,20 @@ impl Stream {
         Ok(Self { fd })
     }
 
+    /// Starts to connect to `address` and returns at once; [`Connecting::wait`] has the result.
+    ///
+    /// # Errors
+    /// What connect(2) says at once.
+    pub fn begin_connect(address: &Address) -> io::Result<Connecting> {
+        let (fd, raw) = address.prepare()?;
+        let stream = Self { fd };
+        stream.set_nonblocking(true)?;
+        match connect(stream.fd.as_raw_fd(), &*raw) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(Connecting { stream }),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Whether reads and writes return `WouldBlock` where they would wait.
     ///
     /// # Errors
@@ -154,6 +169,38 @@ impl Stream {
     pub fn finish(&self) -> io::Result<()> {
         shutdown(self.fd.as_raw_fd(), Shutdown::Write)?;
         Ok(())
+    }
+}
+
+/// A connection in the making.
+#[derive(Debug)]
+pub struct Connecting {
+    stream: Stream,
+}
+
+impl Connecting {
+    /// Waits for the connection; reads and writes on it block.
+    ///
+    /// # Errors
+    /// What connect(2) came to, or `TimedOut` after `most`.
+    pub fn wait(self, most: Duration) -> io::Result<Stream> {
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
+        let timeout = PollTimeout::try_from(most.as_millis()).unwrap_or(PollTimeout::MAX);
+        loop {
+            match poll(&mut fds, timeout) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        match getsockopt(&self.stream.fd, sockopt::SocketError)? {
+            0 => {
+                self.stream.set_nonblocking(false)?;
+                Ok(self.stream)
+            }
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
     }
 }
 
@@ -220,6 +267,19 @@ mod tests {
         let mut said = String::new();
         (&served).read_to_string(&mut said).unwrap();
         assert_eq!(said, "ping");
+    }
+
+    #[test]
+    fn a_connection_can_be_begun_and_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Unix(dir.path().join("s"));
+        assert_eq!(Stream::begin_connect(&address).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let listener = Listener::bind(&address).unwrap();
+        let begun = Stream::begin_connect(&address).unwrap();
+        let served = listener.accept().unwrap();
+        let client = begun.wait(Duration::from_secs(1)).unwrap();
+        (&served).write_all(b"x").unwrap();
+        assert_eq!((&client).read(&mut [0; 4]).unwrap(), 1);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! From the kernel's first process to a guest that takes operations.
 //!
 //! ```text
-//!   mount the root ──► listen ──► hello ──► mount the rest, loopback, host name, limits ──► serve
-//!   └────── before hello: what a        └── after it: the host is on its way meanwhile, and its connections
-//!           broken image can fail            wait in the listener's queue until this is done
+//!   call the host ──► mount the root ──► listen ──► hello ──► mount the rest, loopback, host name, limits ──► serve
+//!                     └───── before hello: what a       └── after it: the host is on its way meanwhile, and its
+//!                            broken image can fail           connections wait in the listener's queue
 //! ```
 //!
 //! A step that fails says so in one sentence on the console and resets the machine: the VMM ends and names the reset as
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use ark_link::hello::{keep_heard, say_hello};
+use ark_link::hello::{call, keep_heard};
 use ark_link::socket::{ANY_CID, HOST_CID};
 use ark_link::{Address, Connection, Listener};
 use ark_types::guest::{CONTROL_PORT, HELLO_PORT};
@@ -72,12 +72,13 @@ pub(crate) fn run() -> ExitCode {
 
 fn start() -> Result<Arc<Server>, BootError> {
     umask(Mode::from_bits_truncate(0o022));
+    let host = Address::Vsock { cid: HOST_CID, port: HELLO_PORT };
+    // The host answers while the root is mounted. One that does not listen yet hears hello from the hello thread.
+    let call = call(&host).ok();
     let scratch = mounts::root()?;
     let here = Address::Vsock { cid: ANY_CID, port: CONTROL_PORT };
     let listener = Listener::bind(&here).map_err(at("listening for the host on vsock"))?;
-    let host = Address::Vsock { cid: HOST_CID, port: HELLO_PORT };
-    // A host that does not listen yet hears it from the hello thread.
-    let hello = say_hello(&host, VERSION).ok();
+    let hello = call.and_then(|call| call.say_hello(VERSION).ok());
     mounts::rest(&scratch)?;
     loopback_up().map_err(at("bringing up the loopback interface"))?;
     name_host()?;

@@ -33,7 +33,8 @@ const NO_PROGRAMS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(M
 const NO_SUID: MsFlags = MsFlags::MS_NOSUID;
 
 /// What the kernel has to show, mounted once the root is in place.
-const VIEWS: [Mount; 2] = [
+const VIEWS: [Mount; 3] = [
+    Mount("proc", "/proc", NO_PROGRAMS, None),
     Mount("sysfs", "/sys", NO_PROGRAMS, None),
     // gid 5 is tty in Debian, mode 620 what grantpt(3) would set.
     Mount(
@@ -76,7 +77,7 @@ fn make_dir(path: &str) -> io::Result<()> {
     }
 }
 
-/// Puts the root together from the image and memory, and enters it: `/` is what programs will see, with /dev and /proc.
+/// Puts the root together from the image and memory, and enters it: `/` is what programs will see, with /dev.
 /// Returns the tmpfs, which has no path from then on.
 pub(super) fn root() -> Result<File, BootError> {
     put("dev", "/dev", "devtmpfs", NO_SUID, Some("mode=755,size=1m"))?;
@@ -100,7 +101,6 @@ pub(super) fn root() -> Result<File, BootError> {
     put("root", NEW_ROOT, "overlay", MsFlags::empty(), Some(layers))?;
     make_dir("/newroot/dev").map_err(at("making /dev"))?;
     move_mount("/dev", "/newroot/dev").map_err(at("moving /dev into the root"))?;
-    put("proc", "/newroot/proc", "proc", NO_PROGRAMS, None)?;
     let enter = || -> nix::Result<()> {
         chdir(NEW_ROOT)?;
         move_mount(".", "/")?;
