@@ -5,7 +5,6 @@ use std::io;
 use ark_types::guest::{
     Decoder, Frame, FrameError, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION,
 };
-use bytes::BufMut as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -32,19 +31,19 @@ impl Connection {
     /// # Errors
     /// [`GuestFailure::Unreachable`], [`GuestFailure::Closed`] or [`GuestFailure::Broken`].
     pub async fn open(address: &Address, first: &[u8]) -> Result<Self, GuestFailure> {
-        let mut stream = UnixStream::connect(&address.socket).await.map_err(GuestFailure::Unreachable)?;
-        let early = match address.port {
-            Some(port) => handshake(&mut stream, port).await?,
-            None => Vec::new(),
-        };
+        let stream = UnixStream::connect(&address.socket).await.map_err(GuestFailure::Unreachable)?;
         let (reader, writer) = stream.into_split();
-        let mut reader = FrameReader::new(reader);
-        reader.decoder.feed(&early);
-        let mut writer = FrameWriter { socket: writer };
-        match writer.send_encoded(first).await {
-            // A guest that refused and closed has said why: the reader finds it.
+        let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter { socket: writer });
+        // The VMM leaves what comes behind its line to the guest, so both go out at once: the frame is on its way as soon
+        // as the guest accepts, without a round trip through here.
+        let line = address.port.map(|port| format!("CONNECT {port}\n")).unwrap_or_default();
+        match writer.send_encoded(&[line.as_bytes(), first].concat()).await {
+            // A guest or VMM that refused and closed may have said why: the reader finds it.
             Err(GuestFailure::Broken(e)) if e.kind() == io::ErrorKind::BrokenPipe => {}
             other => other?,
+        }
+        if address.port.is_some() {
+            reader.take_greeting().await?;
         }
         Ok(Self { reader, writer })
     }
@@ -56,24 +55,6 @@ impl Connection {
     pub async fn ask(address: &Address, question: &Frame, answer: Kind) -> Result<Frame, GuestFailure> {
         let mut connection = Self::open(address, &question.encode()).await?;
         connection.reader.expect(answer).await
-    }
-}
-
-/// `CONNECT <port>\n`, answered by `OK <port>\n`; a refused connection is closed without a word. Returns what came after
-/// the line: a guest may speak before it is spoken to.
-async fn handshake(stream: &mut UnixStream, port: u32) -> Result<Vec<u8>, GuestFailure> {
-    let line = format!("CONNECT {port}\n");
-    stream.write_all(line.as_bytes()).await.map_err(GuestFailure::Broken)?;
-    let mut answer = Vec::with_capacity(MAX_HANDSHAKE);
-    loop {
-        let room = MAX_HANDSHAKE.saturating_sub(answer.len());
-        if stream.read_buf(&mut (&mut answer).limit(room)).await.map_err(GuestFailure::Broken)? == 0 {
-            return Err(GuestFailure::Closed);
-        }
-        if let Some(end) = answer.iter().position(|b| *b == b'\n') {
-            let rest = answer.split_off(end + 1);
-            return if answer.starts_with(b"OK ") { Ok(rest) } else { Err(GuestFailure::Closed) };
-        }
     }
 }
 
@@ -90,6 +71,26 @@ impl FrameReader {
     #[must_use]
     pub fn new(socket: OwnedReadHalf) -> Self {
         Self { socket, decoder: Decoder::new(), buffer: vec![0; READ_BUFFER].into_boxed_slice() }
+    }
+
+    /// Takes the VMM's `OK <port>\n` off the front; a refused connection is closed without a word.
+    async fn take_greeting(&mut self) -> Result<(), GuestFailure> {
+        let mut seen = 0;
+        loop {
+            let room = self.buffer.get_mut(seen..).unwrap_or_default();
+            let n = self.socket.read(room).await.map_err(GuestFailure::Broken)?;
+            seen += n;
+            let bytes = self.buffer.get(..seen).unwrap_or_default();
+            let end = bytes.iter().take(MAX_HANDSHAKE).position(|byte| *byte == b'\n');
+            match end.and_then(|end| bytes.split_at_checked(end + 1)) {
+                Some((line, rest)) if line.starts_with(b"OK ") => {
+                    self.decoder.feed(rest);
+                    return Ok(());
+                }
+                None if n > 0 && seen < MAX_HANDSHAKE => {}
+                Some(_) | None => return Err(GuestFailure::Closed),
+            }
+        }
     }
 
     /// The next frame; an [`Kind::Error`] frame is returned as [`GuestFailure::Said`]. Cancel-safe.

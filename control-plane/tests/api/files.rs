@@ -68,9 +68,11 @@ async fn a_file_that_comes_short_breaks_the_download_off() {
     let ark = place.start().await;
     ark.client.create("a1", "shrinks").await;
     let request = ark.client.request(Method::GET, "/v1/agents/a1/files?path=/x", "");
-    let response = ark.client.send(request).await;
-    assert_eq!(response.headers()["content-length"], "10");
-    assert!(response.into_body().collect().await.is_err());
+    // The reply may break before or after its head went out; what must not come is a whole one.
+    if let Ok(response) = ark.client.try_send(request).await {
+        assert_eq!(response.headers()["content-length"], "10");
+        assert!(response.into_body().collect().await.is_err());
+    }
     ark.daemon.shut_down().await;
 }
 
