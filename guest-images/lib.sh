@@ -74,6 +74,8 @@ step() {
         die "$s_title needs about $s_mib MiB, but only $(free_mib "$cache") MiB are free in $cache. Free some space and try again."
     fi
     s_started=$(date +%s)
+    # What a killed run left: nobody else can be at it, for the lock is ours.
+    rm -rf "$cache/$s_name".??????
     work=$(mktemp -d "$cache/$s_name.XXXXXX")
     mkdir "$work/out"
     s_log=$cache/$s_name.log
