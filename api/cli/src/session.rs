@@ -63,7 +63,8 @@ pub(crate) async fn attach(
     signals: Signals,
     wiring: Wiring,
 ) -> Result<ExecReply, Failure> {
-    let _raw = if wiring.tty && wiring.stdin { Some(raw_mode()?) } else { None };
+    let typed = wiring.tty && wiring.stdin && terminal::stdin_is_terminal();
+    let _raw = typed.then(raw_mode).transpose()?;
     let kill = Arc::new(Notify::new());
     let (words, inbox) = mpsc::channel(WAITING_WORDS);
     let stdin = wiring.stdin.then(read_stdin).transpose()?;

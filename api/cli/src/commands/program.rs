@@ -1,10 +1,11 @@
 //! `ark run` and `ark exec`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use ark_client::Client;
-use ark_types::agent::{Agent, AgentName, CreateAgent};
-use ark_types::exec::{ExecReply, ExecRequest};
+use ark_client::{Client, Error, ExecStream};
+use ark_types::agent::{Agent, AgentName, AgentState, CreateAgent};
+use ark_types::exec::{ExecReply, ExecRequest, ExitStatus};
 use serde::Serialize;
 
 use super::agents::{create_request, explain};
@@ -15,6 +16,11 @@ use crate::host::Context;
 use crate::session::{self, Wiring};
 use crate::signals::Signals;
 use crate::terminal;
+
+/// Looks at an agent whose stream broke, and the pause between them.
+const LOOKS: u32 = 10;
+/// See [`LOOKS`].
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 /// What `ark run --json` and `ark exec --json` write.
 #[derive(Serialize)]
@@ -28,7 +34,7 @@ struct Report<'a> {
 /// Creates an agent, runs the program in it, and leaves the removal to arkd, which sees the stream's end even if this
 /// process is killed.
 pub(crate) async fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
-    let wiring = wiring(context, &args.program)?;
+    let wiring = wiring(context, &args.program);
     let mut signals = Signals::listen()?;
     let client = tokio::select! {
         client = context.client_to_boot() => client?,
@@ -45,7 +51,7 @@ pub(crate) async fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure
     let agent = tokio::select! {
         agent = create(&client, &request) => agent?,
         signal = signals.next() => {
-            drop(client.delete(name.as_ref(), Some(std::time::Duration::ZERO)).await);
+            drop(client.delete(name.as_ref(), Some(Duration::ZERO)).await);
             return Ok(interrupted(signal));
         }
     };
@@ -55,32 +61,34 @@ pub(crate) async fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure
         Ok(stream) => stream,
         Err(error) => {
             if !args.keep {
-                drop(client.delete(&agent.id, Some(std::time::Duration::ZERO)).await);
+                drop(client.delete(&agent.id, Some(Duration::ZERO)).await);
             }
             return Err(explain(&client, error).await);
         }
     };
-    report(context, name.as_ref(), &session::attach(stream, signals, wiring).await?)
+    let reply = attach(&client, name.as_ref(), stream, signals, wiring).await?;
+    report(context, name.as_ref(), &reply, wiring)
 }
 
 /// Runs a program in an agent that is there.
 pub(crate) async fn exec(context: &Context, args: &ExecArgs) -> Result<u8, Failure> {
-    let wiring = wiring(context, &args.program)?;
+    let wiring = wiring(context, &args.program);
     let mut signals = Signals::listen()?;
     let env = args.env.iter().cloned().collect();
     let request = exec_request(&args.command, &args.program, env);
     let open = async {
         let client = context.client().await?;
         match client.exec_stream(&args.agent, &request).await {
-            Ok(stream) => Ok(stream),
+            Ok(stream) => Ok((client, stream)),
             Err(error) => Err(explain(&client, error).await),
         }
     };
-    let stream = tokio::select! {
-        stream = open => stream?,
+    let (client, stream) = tokio::select! {
+        opened = open => opened?,
         signal = signals.next() => return Ok(interrupted(signal)),
     };
-    report(context, &args.agent, &session::attach(stream, signals, wiring).await?)
+    let reply = attach(&client, &args.agent, stream, signals, wiring).await?;
+    report(context, &args.agent, &reply, wiring)
 }
 
 async fn create(client: &Client, request: &CreateAgent) -> Result<Agent, Failure> {
@@ -90,7 +98,10 @@ async fn create(client: &Client, request: &CreateAgent) -> Result<Agent, Failure
     }
 }
 
-fn report(context: &Context, agent: &str, reply: &ExecReply) -> Result<u8, Failure> {
+fn report(context: &Context, agent: &str, reply: &ExecReply, wiring: Wiring) -> Result<u8, Failure> {
+    if let (ExitStatus::TimedOut, Some(timeout)) = (reply.status, wiring.timeout) {
+        context.ui.note(&format!("the program was killed: it ran longer than its --timeout of {timeout:?}"));
+    }
     if context.ui.json {
         context.ui.show(&Report { agent, reply }, |_| String::new())?;
     }
@@ -107,16 +118,45 @@ fn made_up_name() -> Result<AgentName, Failure> {
     format!("run-{random}").parse().map_err(|e: ark_types::agent::InvalidName| Failure::Usage(e.to_string()))
 }
 
-/// Which streams are connected; what this terminal cannot do is refused before anything starts.
-fn wiring(context: &Context, args: &ProgramArgs) -> Result<Wiring, Failure> {
-    let terminal = terminal::stdin_is_terminal();
-    if args.tty && args.interactive && !terminal {
-        return Err(Failure::Usage(
-            "-t needs a terminal, and standard input is none: leave out -t to send a pipe or file".to_owned(),
-        ));
+/// Which streams are connected. A pipe or file is input without being asked for, except where the program has a terminal:
+/// what is typed there comes with `-i` only.
+fn wiring(context: &Context, args: &ProgramArgs) -> Wiring {
+    let stdin = args.interactive || (!args.tty && !terminal::stdin_is_terminal());
+    Wiring { stdin, tty: args.tty, capture: context.ui.json, timeout: args.timeout }
+}
+
+/// Connects the program until it ends; when its stream breaks, says what became of the agent.
+async fn attach(
+    client: &Client,
+    agent: &str,
+    stream: ExecStream,
+    signals: Signals,
+    wiring: Wiring,
+) -> Result<ExecReply, Failure> {
+    match session::attach(stream, signals, wiring).await {
+        Err(Failure::Api(error @ Error::Ended(_))) => {
+            Err(Failure::Hinted { error, hint: what_became(client, agent).await })
+        }
+        other => other,
     }
-    let stdin = if args.tty { args.interactive } else { args.interactive || !terminal };
-    Ok(Wiring { stdin, tty: args.tty, capture: context.ui.json, timeout: args.timeout })
+}
+
+/// What became of an agent whose stream broke; arkd may need a moment to notice that a VMM is gone.
+async fn what_became(client: &Client, agent: &str) -> String {
+    let mut last = format!("the agent was {agent}");
+    for _ in 0..LOOKS {
+        last = match client.agent(agent).await {
+            Ok(seen) if seen.state == AgentState::Running => format!("agent {agent} is running"),
+            Ok(seen) => {
+                let reason = seen.reason.map(|r| format!(": {r}")).unwrap_or_default();
+                return format!("agent {agent} is {}{reason}", seen.state);
+            }
+            Err(Error::Problem(_)) => return format!("agent {agent} is gone"),
+            Err(_) => last,
+        };
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    last
 }
 
 fn exec_request(command: &[String], args: &ProgramArgs, mut env: BTreeMap<String, String>) -> ExecRequest {
@@ -138,8 +178,6 @@ fn exec_request(command: &[String], args: &ProgramArgs, mut env: BTreeMap<String
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn args() -> ProgramArgs {

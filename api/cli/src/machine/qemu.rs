@@ -15,6 +15,8 @@ pub(crate) const PACKAGE: &str = "qemu-system-x86";
 /// What a machine is started from.
 #[derive(Debug)]
 pub(crate) struct Launch {
+    /// QEMU.
+    pub(crate) program: PathBuf,
     /// Linux with KVM for AMD, Debian's cloud kernel.
     pub(crate) kernel: PathBuf,
     /// Its initramfs, with this start's secrets appended.
@@ -97,10 +99,10 @@ fn with_path(option: &str, path: &Path) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Finds a program in `PATH` and in the system directories that the `PATH` of ordinary users lacks.
+/// Finds a program in `PATH`, and in the directories for administrators, which the `PATH` of ordinary users lacks.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
@@ -110,6 +112,7 @@ mod tests {
 
     fn launch() -> Launch {
         Launch {
+            program: "/usr/bin/qemu-system-x86_64".into(),
             kernel: "/a/machine/vmlinuz".into(),
             initramfs: "/s/machine/initramfs.cpio".into(),
             assets: "/a/machine/assets.erofs".into(),
@@ -169,6 +172,7 @@ mod tests {
     #[test]
     fn programs_are_found_where_users_do_not_look() {
         assert!(find_program("sh").is_some());
+        assert!(find_program("nologin").is_some(), "in /usr/sbin");
         assert_eq!(find_program("surely-no-such-program"), None);
     }
 }

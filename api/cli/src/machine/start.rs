@@ -104,6 +104,7 @@ impl Machine {
 
     /// Checks everything that can be wrong and makes every file a start needs.
     fn prepare(&self, size: &MachineSize) -> Result<Launch, MachineError> {
+        let program = find_program(PROGRAM).ok_or(MachineError::NoQemu)?;
         let assets = self.dirs.assets.machine();
         let asset = |name: &str| {
             let path = assets.join(name);
@@ -127,6 +128,7 @@ impl Machine {
         disk::ensure(&self.data_disk(), size.disk)?;
         self.write_initramfs(&initramfs)?;
         Ok(Launch {
+            program,
             kernel,
             initramfs: self.initramfs(),
             assets: asset_disk,
@@ -153,15 +155,14 @@ impl Machine {
     }
 
     fn spawn(&self, launch: &Launch) -> Result<Child, MachineError> {
-        let program = find_program(PROGRAM).ok_or(MachineError::NoQemu)?;
         let log = fresh_log(&self.qemu_log())?;
         // QEMU truncates the console's log itself, but with everybody's permissions.
         fresh_log(&self.console())?;
         let errors = log.try_clone().map_err(file_error("duplicating QEMU's log"))?;
-        let mut command = Command::new(&program);
+        let mut command = Command::new(&launch.program);
         command.args(launch.arguments()).current_dir("/").stdin(Stdio::null()).stdout(log).stderr(errors);
         detach(&mut command);
-        command.spawn().map_err(file_error(format!("running {}", program.display())))
+        command.spawn().map_err(file_error(format!("running {}", launch.program.display())))
     }
 
     /// Asks for health until it is given, the machine ends, or the deadline passes.
