@@ -14,7 +14,7 @@ use ark_link::{Connection, LinkError, Listener};
 use ark_types::guest::{ErrorCode, Frame, GuestError, Kind, PathRequest};
 
 use crate::children::Children;
-use crate::failure::{Failure, failure, system_failure};
+use crate::failure::{Failure, failure};
 use crate::{exec, files, system};
 
 /// Most operations at once.
@@ -31,6 +31,8 @@ const FIRST_FRAME: Duration = Duration::from_secs(10);
 const LAST_SILENCE: Duration = Duration::from_secs(1);
 /// How long a host may go on sending after the last frame.
 const LAST_WORDS: Duration = Duration::from_secs(60);
+/// How long a host that asked for power-off may take to read the answer and close: the machine's end would overtake it.
+const FAREWELL: Duration = Duration::from_millis(300);
 /// Pause after an accept(2) that failed for want of something, descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -167,14 +169,13 @@ fn tell(connection: &mut Connection, error: &GuestError) -> Result<(), LinkError
     connection.send(&Frame::json(Kind::Error, error)?)
 }
 
-/// Serves `PowerOff`: on a thread of its own, so that the connection closes behind the reply.
+/// Serves `PowerOff`; does not return when it does what it is asked.
 fn power_off(connection: &mut Connection) -> Result<(), Failure> {
     if !system::is_init() {
         let message = "only a guest's PID 1 can power it off; this guestd serves another system";
         return Err(failure(ErrorCode::BadRequest, message).into());
     }
-    let failed = |e: io::Error| -> GuestError { system_failure("the guest could not be shut down", &e) };
-    connection.send(&Frame::empty(Kind::Ok))?;
-    thread::Builder::new().stack_size(THREAD_STACK).spawn(|| system::power_off()).map_err(failed)?;
-    Ok(())
+    // Whoever does not wait for the answer still gets what was asked for.
+    let _ = connection.send(&Frame::empty(Kind::Ok)).and_then(|()| connection.drain(FAREWELL, FAREWELL));
+    system::power_off()
 }

@@ -91,7 +91,9 @@ fn complete(env: &mut BTreeMap<String, String>, home: &str, user: Option<&User>,
     };
     default("PATH", DEFAULT_PATH);
     default("HOME", home);
-    default("USER", user.map_or(Some("root"), |u| u.name.as_deref()).unwrap_or(""));
+    if let Some(name) = user.map_or(Some("root"), |u| u.name.as_deref()) {
+        default("USER", name);
+    }
     if tty {
         default("TERM", DEFAULT_TERM);
     }
