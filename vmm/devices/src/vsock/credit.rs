@@ -7,9 +7,9 @@ use std::num::Wrapping;
 
 /// Buffer announced to the guest per connection, and the bound of what is kept for a Unix socket that takes nothing.
 ///
-/// Two of the largest packets that Linux sends (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`, 64 KiB): one travels while the other is
-/// acknowledged.
-pub(super) const WINDOW: u32 = 128 * 1024;
+/// Four of the largest packets that Linux sends (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`, 64 KiB): two travel while two are
+/// acknowledged. With all streams of the table stuck on the host's side that makes 256 MiB.
+pub(super) const WINDOW: u32 = 256 * 1024;
 
 /// The guest is told of freed space once this much has gathered. At half of the window a sender never waits for an update
 /// that is already due, and updates cost one packet per half window.

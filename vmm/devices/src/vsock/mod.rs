@@ -24,7 +24,7 @@
 //! * A client that the guest refuses is disconnected without a word; a request of the guest for a port where nobody
 //!   listens is answered with RST.
 //! * Data is copied once, by the kernel: `sendmsg` from the guest's packet, `recvmsg` into the guest's buffers, up to 16
-//!   of them at a time. Only what a Unix socket does not take is kept, at most 128 KiB per stream, which is what the
+//!   of them at a time. Only what a Unix socket does not take is kept, at most 256 KiB per stream, which is what the
 //!   guest was given credit for.
 //! * Streams with something for the guest take turns. When the guest has no buffers left they wait in their round, and
 //!   their data in their sockets, until it has.
