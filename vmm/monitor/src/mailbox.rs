@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// What threads other than the owner have to say. A guest cannot flood the mailbox: a vCPU that reports the guest's end
-/// does not run again, and a panic is reported once.
+/// What threads other than the owner have to say. A guest cannot flood the mailbox: the power registers and the panic
+/// port report once, and a vCPU that cannot go on does not run again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// The guest powered itself off.

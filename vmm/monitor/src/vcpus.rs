@@ -7,7 +7,7 @@
 //!    └────► gone ◄───────────┘
 //! ```
 //!
-//! The owner writes the [`Order`], then kicks. A vCPU looks at the order when it comes back interrupted; a kick stays in
+//! The owner writes the order (park, run, end), then kicks. A vCPU looks at the order when it comes back interrupted; a kick stays in
 //! force until the vCPU has taken it back ([`ark_hal::Kick`]), so no order is lost.
 
 use std::io;

@@ -55,8 +55,8 @@ pub enum BootError {
     },
     /// The kernel's headers point past its end, or its segments past the guest's memory.
     #[error(
-        "the kernel {path} cannot be loaded into {memory_mib} MiB of memory ({source}): it is truncated, damaged or \
-         too large; build it again or give the VM more memory"
+        "the kernel {path} cannot be loaded into {memory_mib} MiB of memory ({why}): it is truncated, damaged or too \
+         large; build it again or give the VM more memory"
     )]
     Load {
         /// Its path.
@@ -64,7 +64,7 @@ pub enum BootError {
         /// Guest memory, MiB.
         memory_mib: u64,
         /// What the loader said.
-        source: LoaderError,
+        why: String,
     },
     /// The kernel does not start in RAM above 1 MiB.
     #[error("the kernel {path} starts at {entry:#x}, where it has loaded nothing; build it again")]
@@ -136,10 +136,10 @@ impl Payload {
     pub fn load(mut self, memory: &GuestMemory, bytes: u64, rsdp: u64) -> Result<VcpuEntry, BootError> {
         let (path, file) = &mut self.kernel;
         let above = Some(GuestAddress(map::HIGH_RAM));
-        let kernel = Elf::load(memory, None, file, above).map_err(|source| BootError::Load {
+        let kernel = Elf::load(memory, None, file, above).map_err(|error| BootError::Load {
             path: path.clone(),
             memory_mib: bytes >> 20,
-            source,
+            why: innermost(&error),
         })?;
         let rip = kernel.kernel_load.0;
         if rip < map::HIGH_RAM || rip >= kernel.kernel_end {
@@ -154,6 +154,12 @@ impl Payload {
         memory.write_obj(zero_page(&self.cmdline, bytes, initrd, rsdp), GuestAddress(map::ZERO_PAGE))?;
         Ok(VcpuEntry { rip, boot_params: map::ZERO_PAGE })
     }
+}
+
+/// The loader's reason without the prefix that it repeats at every level.
+fn innermost(error: &LoaderError) -> String {
+    let text = error.to_string();
+    text.rsplit(": ").next().unwrap_or_default().to_owned()
 }
 
 /// Checks what the loader does not: that the file is an ELF one of 64 bits for x86-64 (`EI_CLASS`, `e_machine`).
