@@ -42,7 +42,7 @@ pub enum SpawnError {
         source: std::io::Error,
     },
     /// Its log or identity cannot be written.
-    #[error("{path} cannot be written: {source}")]
+    #[error("{path} cannot be written: {source}; free some space there or set ARK_RUN")]
     File {
         /// The file.
         path: PathBuf,

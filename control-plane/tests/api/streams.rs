@@ -197,6 +197,33 @@ async fn a_guest_that_dies_is_told_with_its_reason() {
 }
 
 #[tokio::test]
+async fn the_hosts_own_guestd_is_reached_without_a_handshake() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let place = Place::new();
+    let shell = place.path("shell.sock");
+    let guestd = tokio::net::UnixListener::bind(&shell).unwrap();
+    let served = tokio::spawn(async move {
+        let (mut stream, _) = guestd.accept().await.unwrap();
+        let mut bytes = vec![0; 4096];
+        let n = stream.read(&mut bytes).await.unwrap();
+        let end = ExecEnd { status: ExitStatus::Exited { code: 5 }, duration_us: 1 };
+        for frame in [Frame::json(Kind::Started, &Started { pid: 1 }), Frame::json(Kind::Exited, &end)] {
+            stream.write_all(&frame.unwrap().encode()).await.unwrap();
+        }
+        Frame::decode(&bytes[..n]).unwrap().kind
+    });
+    let mut config = place.config();
+    config.host_shell = Some(shell);
+    let ark = place.start_with(config).await;
+    let mut socket = open(&ark.client, "/v1/host/exec/stream").await.unwrap();
+    socket.exec(json!({ "argv": ["sh"] })).await;
+    socket.expect(Kind::Started).await;
+    assert_eq!(socket.expect(Kind::Exited).await.parse::<ExecEnd>().unwrap().status.shell_code(), 5);
+    assert_eq!(served.await.unwrap(), Kind::Exec);
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
 async fn an_agent_with_auto_remove_goes_with_its_first_stream_or_for_lack_of_one() {
     let place = Place::new();
     let ark = place.start().await;
