@@ -1,5 +1,6 @@
 //! The host probe: `ark-vmm probe` runs a tiny guest. Its answer holds until the host, the program or our right to open
-//! `/dev/kvm` changes, so it is kept in the run directory.
+//! `/dev/kvm` changes, so it is kept in the run directory; a no for a while only, because a host under load may have been
+//! too slow for the probe's deadline.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -12,9 +13,13 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::dirs::{Dirs, write_private};
+use crate::output::now_unix_ms;
 
 /// Longest a probe may take; it bounds itself to a second, processes start slowly on a loaded host.
 const PROBE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long a no is kept, milliseconds: ten minutes.
+const KEEP_NO_MS: u64 = 600_000;
 
 /// The probe could not be run; what it answers is not an error.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +43,18 @@ struct Cached {
     boot_id: String,
     program_mtime_ns: i128,
     kvm_opens: bool,
+    at_unix_ms: u64,
     report: ProbeReport,
+}
+
+impl Cached {
+    /// Whether the answer may still be given at `now_ms`.
+    fn holds(&self, (boot_id, program_mtime_ns, kvm_opens): &(String, i128, bool), now_ms: u64) -> bool {
+        let same = (&self.boot_id, &self.program_mtime_ns, &self.kvm_opens)
+            == (boot_id, program_mtime_ns, kvm_opens);
+        // A clock that was set back makes the age huge or tiny; a new probe costs less than thinking about it.
+        same && (self.report.usable || now_ms.abs_diff(self.at_unix_ms) < KEEP_NO_MS)
+    }
 }
 
 /// Says whether KVM is usable; from memory when nothing changed since the last answer.
@@ -47,9 +63,7 @@ pub(crate) async fn cached(dirs: &Dirs) -> Result<ProbeReport, ProbeError> {
     let key = key(dirs);
     let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Cached>(&bytes).ok());
     match kept {
-        Some(kept) if (&kept.boot_id, kept.program_mtime_ns, kept.kvm_opens) == (&key.0, key.1, key.2) => {
-            Ok(kept.report)
-        }
+        Some(kept) if kept.holds(&key, now_unix_ms()) => Ok(kept.report),
         _ => fresh(dirs).await,
     }
 }
@@ -59,7 +73,7 @@ pub(crate) async fn fresh(dirs: &Dirs) -> Result<ProbeReport, ProbeError> {
     let (boot_id, program_mtime_ns, kvm_opens) = key(dirs);
     let program = dirs.assets.program("ark-vmm");
     let report = run(&program).await?;
-    let kept = Cached { boot_id, program_mtime_ns, kvm_opens, report };
+    let kept = Cached { boot_id, program_mtime_ns, kvm_opens, at_unix_ms: now_unix_ms(), report };
     // Not being able to keep it costs the next command a probe, nothing more.
     let _ = serde_json::to_vec(&kept).map(|json| write_private(&cache(dirs), &json));
     Ok(kept.report)
@@ -115,6 +129,20 @@ mod tests {
         fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
         fs::rename(draft, program).unwrap();
+    }
+
+    #[test]
+    fn a_yes_is_kept_for_the_boot_and_a_no_for_a_while() {
+        let key = ("b".to_owned(), 1, true);
+        let cached = |usable| {
+            let report = ProbeReport { usable, reason: String::new(), duration_us: 0 };
+            Cached { boot_id: "b".to_owned(), program_mtime_ns: 1, kvm_opens: true, at_unix_ms: 5, report }
+        };
+        assert!(cached(true).holds(&key, 5 + 10 * KEEP_NO_MS));
+        assert!(cached(false).holds(&key, 4 + KEEP_NO_MS) && !cached(false).holds(&key, 5 + KEEP_NO_MS));
+        for other in [("c".to_owned(), 1, true), ("b".to_owned(), 2, true), ("b".to_owned(), 1, false)] {
+            assert!(!cached(true).holds(&other, 5));
+        }
     }
 
     #[tokio::test]
