@@ -134,8 +134,8 @@ fetch_debs() {
     (
         cd "$debs/partial"
         # The sandbox user of apt cannot write here when this runs as root, which is worth a warning to apt but not to us.
-        apt-get -q -o APT::Sandbox::User=root download "${missing[@]}"
-        mv -f ./*.deb ..
+        apt-get -q -o APT::Sandbox::User=root download "${missing[@]}" &&
+            mv -f ./*.deb ..
     )
 }
 
