@@ -242,7 +242,7 @@ fn message(
     vectors: &mut [libc::iovec],
     direction: Direction,
 ) -> io::Result<(usize, bool)> {
-    // The kernel's UIO_MAXIOV is far above what the callers' chains hold: MAX_PIECES times the batch.
+    // The kernel takes 1,024 vectors (UIO_MAXIOV): 16 buffers, a connection's largest batch, of MAX_PIECES each.
     // SAFETY: a msghdr of zeroes is valid: no address, no vectors, no control data.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = vectors.as_mut_ptr();
