@@ -15,7 +15,7 @@ program() {
         vm) cargo test --workspace --locked --test vm --no-run --message-format=json ;;
         bench) cargo build --release --workspace --locked --bin ark-bench --message-format=json ;;
         *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
-    esac | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+    esac | sed -En 's#.*"executable":"([^"]*/(vm-[0-9a-f]+|ark-bench))".*#\1#p' | { [ "$what" = vm ] && grep /vm- || grep ark-bench$; }
 }
 binary=$(program)
 [ -x "$binary" ] || { echo "on-kvm.sh: cargo built no program for '$what'" >&2; exit 1; }

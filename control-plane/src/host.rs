@@ -59,7 +59,8 @@ pub fn millis(duration: Duration) -> u64 {
 /// Asks `vmm probe --json` whether guests can run here, and waits for up to `limit`.
 pub async fn probe(vmm: &Path, limit: Duration) -> ProbeReport {
     let started = std::time::Instant::now();
-    let report = tokio::time::timeout(limit, run_probe(vmm)).await;
+    // The probe keeps its own limit; a second more is for its start.
+    let report = tokio::time::timeout(limit + Duration::from_secs(1), run_probe(vmm, limit)).await;
     let reason = match report {
         Ok(Ok(report)) => return report,
         Ok(Err(why)) => why,
@@ -72,9 +73,9 @@ pub async fn probe(vmm: &Path, limit: Duration) -> ProbeReport {
     }
 }
 
-async fn run_probe(vmm: &Path) -> Result<ProbeReport, String> {
+async fn run_probe(vmm: &Path, limit: Duration) -> Result<ProbeReport, String> {
     let output = Command::new(vmm)
-        .args(["probe", "--json"])
+        .args(["probe", "--json", "--limit-ms", &limit.as_millis().to_string()])
         .stdin(Stdio::null())
         .process_group(0)
         .kill_on_drop(true)

@@ -190,8 +190,8 @@ impl Bench {
     }
 }
 
-/// What `ark-vmm` gives the kernel, less what only its own ACPI tables need.
-const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1";
+/// What `ark-vmm` gives the kernel, word for word.
+const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 8250.nr_uarts=1 tsc=reliable no_timer_check max_loop=0 random.trust_cpu=on";
 
 fn wait_readable(fd: std::os::fd::RawFd, dir: &Path) {
     // SAFETY: the caller's listener stays open throughout the call.

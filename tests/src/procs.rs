@@ -11,7 +11,7 @@ pub struct Proc {
     pub command: String,
 }
 
-/// Processes whose arguments contain `text`, zombies and this process left out.
+/// Processes whose arguments or environment contain `text`, zombies and this process left out.
 #[must_use]
 pub fn processes_mentioning(text: &str) -> Vec<Proc> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -21,9 +21,13 @@ pub fn processes_mentioning(text: &str) -> Vec<Proc> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| Some(*pid) != own)
         .filter_map(|pid| {
-            let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let command = String::from_utf8_lossy(&raw).replace('\0', " ").trim().to_owned();
-            command.contains(text).then_some(Proc { pid, command })
+            let read = |file: &str| {
+                let raw = fs::read(format!("/proc/{pid}/{file}")).ok()?;
+                Some(String::from_utf8_lossy(&raw).replace('\0', " ").trim().to_owned())
+            };
+            let command = read("cmdline")?;
+            let found = command.contains(text) || read("environ").is_some_and(|e| e.contains(text));
+            found.then_some(Proc { pid, command })
         })
         .collect()
 }

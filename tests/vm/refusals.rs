@@ -36,7 +36,7 @@ fn an_unknown_image_is_refused_with_those_that_exist() {
 fn a_name_taken_and_a_name_impossible_are_refused() {
     let world = World::new();
     world.create("a1");
-    world.ark(["create", "--image", "base", "--name", "a1"]).exits(125).complains_about(&["a1", "taken"]);
+    world.ark(["create", "--image", "base", "--name", "a1"]).exits(125).complains_about(&["a1", "belongs"]);
     world.ark(["create", "--image", "base", "--name", "Not A Name"]).exits(125).complains_about(&["name"]);
     assert_eq!(world.vmms().len(), 1);
     world.end();

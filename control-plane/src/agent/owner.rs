@@ -162,7 +162,8 @@ impl Owner {
         VmConfig {
             kernel: self.core.config.assets.kernel(),
             initrd: Some(self.core.config.assets.initrd()),
-            cmdline: String::new(),
+            // Read by ark-guestd.
+            cmdline: format!("ark.hostname={}", agent.name),
             vcpus: agent.vcpus,
             memory_mib: agent.memory_mib,
             disks: vec![DiskConfig { path: self.image.path.clone(), read_only: true }],

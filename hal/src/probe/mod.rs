@@ -1,7 +1,8 @@
 //! Can this host run guests? There is only one way to know: run one.
 //!
 //! A `/dev/kvm` that opens and has every capability may still be a KVM in software that cannot run a kernel. So the probe
-//! makes a VM the way every VM is made here and runs a small guest in it, all within [`TIME_LIMIT`].
+//! makes a VM the way every VM is made here and runs a small guest in it, all within a time limit: [`TIME_LIMIT`], or more
+//! where a host is known to be slow (emulated, busy) rather than broken.
 
 mod guest;
 
@@ -17,7 +18,7 @@ use crate::memory::{self, HugePages};
 use crate::{Exit, HalError, Hypervisor, Kick, Vcpu, VcpuEntry};
 use guest::Stage;
 
-/// After so long the probe's guest is stopped.
+/// After so long the probe's guest is stopped, unless the caller has more patience.
 pub const TIME_LIMIT: Duration = Duration::from_millis(900);
 
 /// So long a stopped guest has to come back before its thread is given up.
@@ -30,7 +31,7 @@ pub struct ProbeOutcome {
     pub usable: bool,
     /// Why, or why not and what to do next; a sentence for the user.
     pub reason: String,
-    /// How long the probe took, at most about a second.
+    /// How long the probe took, at most about the limit.
     pub duration: Duration,
 }
 
@@ -48,14 +49,14 @@ enum Unusable {
     Guest { stage: Stage, how: String },
     #[error(
         "/dev/kvm opens, but a guest of a hundred instructions did not end within {} ms (it was at {stage}): use a host \
-         with VT-x or AMD-V, or the emulated host (ark machine start)", TIME_LIMIT.as_millis()
+         with VT-x or AMD-V, or the emulated host (ark machine start)", limit.as_millis()
     )]
-    Slow { stage: Stage },
+    Slow { stage: Stage, limit: Duration },
     #[error(
         "/dev/kvm opens, but KVM did not answer within {} ms and could not be interrupted: see the kernel's log (dmesg), \
-         use another host, or the emulated host (ark machine start)", TIME_LIMIT.as_millis()
+         use another host, or the emulated host (ark machine start)", limit.as_millis()
     )]
-    Stuck,
+    Stuck { limit: Duration },
 }
 
 impl From<HalError> for Unusable {
@@ -71,15 +72,18 @@ impl From<HalError> for Unusable {
 /// Where the probe's thread leaves the means to stop it.
 type KickerSlot = Arc<Mutex<Option<Arc<dyn Kick>>>>;
 
-/// Runs the probe; returns within about a second, whatever the host's KVM does.
+/// Runs the probe; returns within about `limit`, whatever the host's KVM does.
 #[must_use]
-pub fn probe() -> ProbeOutcome {
-    probe_with(|| Ok(Box::new(Kvm::open()?)))
+pub fn probe(limit: Duration) -> ProbeOutcome {
+    probe_with(limit, || Ok(Box::new(Kvm::open()?)))
 }
 
-fn probe_with(open: impl FnOnce() -> Result<Box<dyn Hypervisor>, Unusable> + Send + 'static) -> ProbeOutcome {
+fn probe_with(
+    limit: Duration,
+    open: impl FnOnce() -> Result<Box<dyn Hypervisor>, Unusable> + Send + 'static,
+) -> ProbeOutcome {
     let began = Instant::now();
-    let verdict = within_limit(move |slot, deadline| attempt(open()?.as_ref(), slot, deadline));
+    let verdict = within_limit(limit, move |slot| attempt(open()?.as_ref(), slot, limit));
     let duration = began.elapsed();
     let reason = match &verdict {
         Ok(()) => format!("KVM works: a guest went to ring 3 and back in {} ms", duration.as_millis()),
@@ -90,32 +94,33 @@ fn probe_with(open: impl FnOnce() -> Result<Box<dyn Hypervisor>, Unusable> + Sen
 
 /// Runs `attempt` on a thread of its own, because each of its system calls may hang on a broken host.
 fn within_limit(
-    attempt: impl FnOnce(&KickerSlot, Instant) -> Result<(), Unusable> + Send + 'static,
+    limit: Duration,
+    attempt: impl FnOnce(&KickerSlot) -> Result<(), Unusable> + Send + 'static,
 ) -> Result<(), Unusable> {
     let slot = KickerSlot::default();
     let (answer, verdict) = channel();
     let thread = {
         let slot = Arc::clone(&slot);
-        let deadline = Instant::now() + TIME_LIMIT;
         // Nobody listens any more once the time is over.
-        move || answer.send(attempt(&slot, deadline)).unwrap_or_default()
+        move || answer.send(attempt(&slot)).unwrap_or_default()
     };
     thread::Builder::new()
         .name("kvm-probe".into())
         .spawn(thread)
         .map_err(|e| Unusable::SetUp(format!("start a thread: {e}")))?;
-    match verdict.recv_timeout(TIME_LIMIT) {
+    match verdict.recv_timeout(limit) {
         Ok(verdict) => return verdict,
-        Err(RecvTimeoutError::Disconnected) => return Err(Unusable::Stuck),
+        Err(RecvTimeoutError::Disconnected) => return Err(Unusable::Stuck { limit }),
         Err(RecvTimeoutError::Timeout) => {}
     }
     if let Some(kicker) = slot.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
         kicker.kick();
     }
-    verdict.recv_timeout(GRACE).unwrap_or(Err(Unusable::Stuck))
+    verdict.recv_timeout(GRACE).unwrap_or(Err(Unusable::Stuck { limit }))
 }
 
-fn attempt(hypervisor: &dyn Hypervisor, slot: &KickerSlot, deadline: Instant) -> Result<(), Unusable> {
+fn attempt(hypervisor: &dyn Hypervisor, slot: &KickerSlot, limit: Duration) -> Result<(), Unusable> {
+    let deadline = Instant::now() + limit;
     let set_up = |e: &dyn std::fmt::Display| Unusable::SetUp(e.to_string());
     let memory = memory::create(guest::MEMORY_SIZE, HugePages::Never).map_err(|e| set_up(&e))?;
     guest::load(&memory).map_err(|e| set_up(&e))?;
@@ -123,15 +128,20 @@ fn attempt(hypervisor: &dyn Hypervisor, slot: &KickerSlot, deadline: Instant) ->
     let mut vcpu = vm.create_vcpu(0, 1, VcpuEntry { rip: guest::CODE, boot_params: 0 })?;
     guest::open_to_ring_3(&memory, &PAGE_TABLES).map_err(|e| set_up(&e))?;
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(vcpu.kicker());
-    run(vcpu.as_mut(), &memory, deadline)
+    run(vcpu.as_mut(), &memory, deadline, limit)
 }
 
-fn run(vcpu: &mut dyn Vcpu, memory: &GuestMemoryMmap, deadline: Instant) -> Result<(), Unusable> {
+fn run(
+    vcpu: &mut dyn Vcpu,
+    memory: &GuestMemoryMmap,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<(), Unusable> {
     loop {
         let how = match vcpu.run() {
             Ok(Exit::IoOut { port: guest::PORT, data }) if guest::is_success(data) => return Ok(()),
             Ok(Exit::Interrupted) if Instant::now() < deadline => continue,
-            Ok(Exit::Interrupted) => return Err(Unusable::Slow { stage: Stage::read(memory) }),
+            Ok(Exit::Interrupted) => return Err(Unusable::Slow { stage: Stage::read(memory), limit }),
             Ok(Exit::Shutdown) => "triple fault".to_owned(),
             Ok(Exit::InternalError { suberror: 1 }) => "KVM cannot emulate an instruction".to_owned(),
             Ok(Exit::InternalError { suberror }) => format!("KVM internal error {suberror}"),
@@ -151,7 +161,7 @@ mod tests {
     use crate::fake::{FakeHypervisor, Script, Step};
 
     fn probe_fake(hypervisor: FakeHypervisor) -> ProbeOutcome {
-        probe_with(move || Ok(Box::new(hypervisor)))
+        probe_with(TIME_LIMIT, move || Ok(Box::new(hypervisor)))
     }
 
     fn probe_script(script: Script) -> ProbeOutcome {
@@ -190,7 +200,7 @@ mod tests {
         assert!(busy.reason.contains("another hypervisor"), "{}", busy.reason);
         let other = probe_fake(FakeHypervisor::new().failing(Step::CreateVcpu(0), libc::ENOMEM));
         assert!(other.reason.contains("create a processor"), "{}", other.reason);
-        let missing = probe_with(|| Err(OpenError::Missing.into()));
+        let missing = probe_with(TIME_LIMIT, || Err(OpenError::Missing.into()));
         assert!(missing.reason.contains("modprobe"), "{}", missing.reason);
         assert!(!busy.usable && !other.usable && !missing.usable);
     }
@@ -205,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_kvm_that_hangs_is_given_up_within_a_second() {
-        let outcome = probe_with(|| {
+        let outcome = probe_with(TIME_LIMIT, || {
             thread::sleep(Duration::from_secs(3));
             Err(OpenError::Missing.into())
         });

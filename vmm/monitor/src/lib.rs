@@ -21,6 +21,7 @@ pub mod args;
 pub mod boot;
 pub mod control;
 pub mod end;
+pub mod hold;
 pub mod life;
 pub mod machine;
 pub mod mailbox;

@@ -7,13 +7,20 @@ use ark_vmm::args::{self, Command};
 fn main() -> ExitCode {
     match args::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run { config }) => ark_vmm::run::run(&config).into(),
-        Ok(Command::Probe { json }) => match ark_vmm::probe::run(json, &mut std::io::stdout().lock()) {
-            Ok(code) => code.into(),
-            Err(error) => {
-                eprintln!("ark-vmm: the answer cannot be printed: {error}");
-                ExitCode::FAILURE
+        Ok(Command::Probe { json, limit }) => {
+            match ark_vmm::probe::run(json, limit, &mut std::io::stdout().lock()) {
+                Ok(code) => code.into(),
+                Err(error) => {
+                    eprintln!("ark-vmm: the answer cannot be printed: {error}");
+                    ExitCode::FAILURE
+                }
             }
-        },
+        }
+        Ok(Command::Hold) => {
+            let error = ark_vmm::hold::run();
+            eprintln!("ark-vmm: cannot hold a VM: {error}");
+            ExitCode::FAILURE
+        }
         Ok(Command::Help) => {
             print!("{}", args::USAGE);
             ExitCode::SUCCESS

@@ -1,15 +1,16 @@
 //! `ark-vmm probe`: whether this host's KVM can run guests.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use ark_types::health::ProbeReport;
 
-/// Probes and prints the answer; gives the exit code: 0 usable, 1 not.
+/// Probes for up to `limit` and prints the answer; gives the exit code: 0 usable, 1 not.
 ///
 /// # Errors
 /// When the answer cannot be printed.
-pub fn run(json: bool, out: &mut dyn Write) -> io::Result<u8> {
-    let outcome = ark_hal::probe::probe();
+pub fn run(json: bool, limit: Duration, out: &mut dyn Write) -> io::Result<u8> {
+    let outcome = ark_hal::probe::probe(limit);
     let report = ProbeReport {
         usable: outcome.usable,
         reason: outcome.reason,

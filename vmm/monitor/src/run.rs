@@ -103,6 +103,7 @@ fn start(source: &Path, born: Instant, exit_file: &mut Option<PathBuf>) -> Resul
     exit_file.clone_from(&config.exit_file);
     config.check(host_memory_mib()?)?;
     let payload = Payload::open(&config)?;
+    raise_descriptor_limit();
     let kvm = Kvm::open()?;
     let control = config.control_socket.as_deref().map(Server::bind).transpose()?;
     let mailbox = Mailbox::new()?;
@@ -127,6 +128,21 @@ fn read_config(source: &Path) -> Result<String, StartError> {
         File::open(source).and_then(|mut file| read(&mut file))
     };
     text.map_err(|source_error| StartError::Read { path: source.to_owned(), source: source_error })
+}
+
+/// Descriptors the VMM may need: one for each stream of the vsock device, and some tens of its own.
+const DESCRIPTORS: libc::rlim_t = 2048;
+
+/// Raises the soft limit of open descriptors towards [`DESCRIPTORS`]. Where the hard limit is lower, the vsock device makes
+/// new streams wait, so that is no reason not to start.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is valid for the call, which only writes the struct.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 && limit.rlim_cur < DESCRIPTORS {
+        limit.rlim_cur = DESCRIPTORS.min(limit.rlim_max);
+        // SAFETY: the pointer is valid for the call, which only reads the struct.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
 }
 
 /// All of this host's memory, MiB.

@@ -72,6 +72,8 @@ pub(crate) fn run() -> ExitCode {
 
 fn start() -> Result<Arc<Server>, BootError> {
     umask(Mode::from_bits_truncate(0o022));
+    // The kernel calls it after its file, `init`; people look for this name.
+    nix::sys::prctl::set_name(c"ark-guestd").map_err(at("naming the process"))?;
     let host = Address::Vsock { cid: HOST_CID, port: HELLO_PORT };
     // The host answers while the root is mounted. One that does not listen yet hears hello from the hello thread.
     let call = call(&host).ok();

@@ -14,7 +14,7 @@ use ark_types::health::Health;
 use ark_types::problem::ProblemKind;
 
 use super::cpio::{Archive, pad};
-use super::qemu::Launch;
+use super::qemu::{Launch, tsc_khz};
 use super::{CONSOLE_LINES, Machine, MachineError, PROGRAM, Record, disk, file_error, find_program};
 use crate::args::MachineSize;
 use crate::daemon::detach;
@@ -139,6 +139,7 @@ impl Machine {
             port,
             memory_mib,
             cpus,
+            tsc_khz: tsc_khz(),
         })
     }
 
