@@ -69,7 +69,7 @@ fn a_gibibyte_of_output_streams_through() {
     // Counted by a pipe on this side: nothing on the way may hold it in memory.
     let ark = world.command("ark").get_program().to_owned();
     let mut shell = std::process::Command::new("sh");
-    let line = format!("{} exec a1 -- head -c 1073741824 /dev/zero | wc -c", ark.to_string_lossy());
+    let line = format!("{} exec a1 -- dd if=/dev/zero bs=1M count=1024 2>/dev/null | wc -c", ark.to_string_lossy());
     shell.args(["-c", &line]);
     for (key, value) in world.command("ark").get_envs() {
         shell.env(key, value.unwrap_or_default());
@@ -131,7 +131,7 @@ fn a_timeout_ends_the_program_even_when_it_ignores_sigterm() {
     said.exits(124).complains_about(&["1s", "timeout"]);
     assert!(begin.elapsed() < Duration::from_secs(30));
     eventually("the program is gone", Duration::from_secs(10), || {
-        world.sh("a1", "pgrep -f 'trap .. TERM' | wc -l").ok().stdout.trim() == "0"
+        world.sh("a1", "ps -o args | grep -c "[t]rap .. TERM"").ok().stdout.trim() == "0"
     });
     world.end();
 }
@@ -141,7 +141,7 @@ fn a_program_whose_client_vanishes_is_killed() {
     let world = World::new();
     world.create("a1");
     let running = world.start(["exec", "a1", "--", "sleep", "4242"]);
-    let sleeping = || world.ark(["exec", "a1", "--", "pgrep", "-x", "sleep"]).code == 0;
+    let sleeping = || world.ark(["exec", "a1", "--", "pidof", "sleep"]).code == 0;
     eventually("the program runs", Duration::from_secs(20), sleeping);
     running.signal(Signal::SIGKILL);
     let _ = running.wait().exits(137);

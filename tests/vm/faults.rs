@@ -14,7 +14,7 @@ fn a_killed_vmm_fails_its_agent_with_the_reason() {
     kill(Pid::from_raw(vmm), Signal::SIGKILL).expect("the VMM is there");
     world.wait_for_state("a1", "failed");
     assert_eq!(world.inspect("a1")["exit"]["reason"], "killed");
-    world.ark(["exec", "a1", "--", "true"]).exits(125).complains_about(&["a1", "not running", "killed"]);
+    world.ark(["exec", "a1", "--", "true"]).exits(125).complains_about(&["a1", "failed", "killed"]);
     let _ = world.ark(["rm", "a1"]).ok();
     world.create("a1");
     world.end();

@@ -86,7 +86,7 @@ fn a_full_guest_disk_is_a_sentence() {
     let world = World::new();
     world.create("a1");
     make(&world, "big", 150_000_000);
-    world.ark(["cp", "big", "a1:/root/big"]).exits(125).complains_about(&["/root/big", "full"]);
+    world.ark(["cp", "big", "a1:/root/big"]).exits(125).complains_about(&["/root/big", "space"]);
     assert_eq!(world.sh("a1", "ls -A /root").ok().stdout.trim(), "", "nothing half written stays");
     world.end();
 }

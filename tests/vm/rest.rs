@@ -24,8 +24,10 @@ impl Server {
         let mut command = world.command("arkd");
         command.args(["--listen", &address]);
         let daemon = Running::start(command, Duration::from_secs(300));
-        eventually("arkd listens", Duration::from_secs(30), || TcpStream::connect(&address).is_ok());
         let file = world.path().join("state/token");
+        eventually("arkd listens", Duration::from_secs(30), || {
+            file.exists() && TcpStream::connect(&address).is_ok()
+        });
         let token = std::fs::read_to_string(&file).expect("the token").trim().to_owned();
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&file).expect("metadata"));
         assert_eq!(mode & 0o777, 0o600, "the token is its owner's alone");
@@ -83,7 +85,7 @@ fn every_error_is_a_problem() {
         ("GET", "/v1/nothing", "", 404, "/problems/no-route"),
         ("PATCH", "/v1/agents", "", 405, "/problems/method-not-allowed"),
         ("POST", "/v1/agents", "{", 400, "/problems/bad-request"),
-        ("POST", "/v1/agents", "{\"image\":\"base\",\"x\":1}", 400, "/problems/bad-request"),
+        ("POST", "/v1/agents", "{\"image\":\"base\",\"x\":1}", 422, "/problems/invalid-value"),
         ("POST", "/v1/agents", "{\"image\":\"base\",\"vcpus\":0}", 422, "/problems/invalid-value"),
         ("POST", "/v1/agents", "{\"image\":\"nope\"}", 404, "/problems/image-not-found"),
         ("GET", "/v1/agents/nobody", "", 404, "/problems/agent-not-found"),
