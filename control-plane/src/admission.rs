@@ -1,6 +1,7 @@
 //! Whether an agent can be had at all: everything that is checked before anything is made.
 
 use ark_types::agent::CreateAgent;
+use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use ark_types::vmm::{ConfigError, check_size};
 
@@ -32,7 +33,7 @@ pub enum AdmissionError {
         available: u64,
     },
     /// How much there is cannot be told.
-    #[error("this host's memory cannot be told: {0}")]
+    #[error("this host's memory cannot be told: {}", plain(.0))]
     Meminfo(#[source] std::io::Error),
     /// The image.
     #[error(transparent)]

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
@@ -22,7 +23,7 @@ const TOKEN_BYTES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The file cannot be read or made.
-    #[error("the token file {path} cannot be read or made: {source}")]
+    #[error("the token file {path} cannot be read or made: {}", plain(source))]
     File {
         /// The file.
         path: PathBuf,

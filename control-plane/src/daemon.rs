@@ -4,6 +4,7 @@
 //!  lock ─► clean up after a killed arkd ─► listen (Unix, TCP) ─► serve … ─► agents end ─► servers end ─► files removed
 //! ```
 
+use ark_types::plain::plain;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -32,7 +33,7 @@ const CONNECTIONS_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The run directory.
-    #[error("the run directory {path} cannot be used: {source}; set ARK_RUN to one that can")]
+    #[error("the run directory {path} cannot be used: {}; set ARK_RUN to one that can", plain(source))]
     RunDir {
         /// The directory.
         path: PathBuf,

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ark_types::health::ProbeReport;
+use ark_types::plain::plain;
 use tokio::process::Command;
 
 /// Memory of a host.
@@ -82,7 +83,8 @@ async fn run_probe(vmm: &Path, limit: Duration) -> Result<ProbeReport, String> {
         .output()
         .await
         .map_err(|e| {
-            format!("{} cannot be started: {e}; build it with `make`, or set ARK_ASSETS", vmm.display())
+            let why = plain(&e);
+            format!("{} cannot be started: {why}; build it with `make`, or set ARK_ASSETS", vmm.display())
         })?;
     serde_json::from_slice(&output.stdout).map_err(|_| {
         let said = String::from_utf8_lossy(&output.stderr);

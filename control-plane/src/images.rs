@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ark_types::image::{ImageManifest, ImageName};
+use ark_types::plain::plain;
 use sha2::{Digest as _, Sha256};
 
 /// Largest manifest that is read.
@@ -36,7 +37,7 @@ pub enum ImageError {
         why: String,
     },
     /// The directory or a file of it cannot be read.
-    #[error("{path} cannot be read: {source}")]
+    #[error("{path} cannot be read: {}", plain(source))]
     Unreadable {
         /// What was read.
         path: PathBuf,
@@ -131,7 +132,7 @@ impl Images {
         match std::fs::File::open(&path).map(|file| file.take(MAX_MANIFEST).read_to_string(&mut text)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(self.not_found(name)),
             Err(source) => return Err(ImageError::Unreadable { path, source }),
-            Ok(Err(e)) => return Err(corrupt(format!("its manifest cannot be read: {e}"))),
+            Ok(Err(e)) => return Err(corrupt(format!("its manifest cannot be read: {}", plain(&e)))),
             Ok(Ok(_)) => {}
         }
         let manifest: ImageManifest = serde_json::from_str(&text)

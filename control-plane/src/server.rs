@@ -1,5 +1,6 @@
 //! Listeners: the Unix socket always, TCP when asked for; both serve the same routes.
 
+use ark_types::plain::plain;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,7 +19,7 @@ use crate::auth::{Token, demand_token};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The Unix socket.
-    #[error("the socket {path} cannot be made: {source}")]
+    #[error("the socket {path} cannot be made: {}", plain(source))]
     Unix {
         /// Its path.
         path: PathBuf,
@@ -27,7 +28,8 @@ pub enum ListenError {
     },
     /// The TCP address.
     #[error(
-        "{address} cannot be listened on: {source}; end the program that does, or choose another with --listen"
+        "{address} cannot be listened on: {}; end the program that does, or choose another with --listen",
+        plain(source)
     )]
     Tcp {
         /// The address.

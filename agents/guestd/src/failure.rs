@@ -4,6 +4,7 @@ use std::io;
 
 use ark_link::LinkError;
 use ark_types::guest::{ErrorCode, FrameError, GuestError};
+use ark_types::plain::plain;
 
 /// An operation's early end.
 #[derive(Debug, thiserror::Error)]
@@ -35,5 +36,5 @@ pub(crate) fn system_failure(what: &str, error: &io::Error) -> GuestError {
         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN | libc::ENOSPC | libc::ENOBUFS)
     );
     let code = if exhausted { ErrorCode::Exhausted } else { ErrorCode::Internal };
-    failure(code, format!("{what}: {error}"))
+    failure(code, format!("{what}: {}", plain(error)))
 }

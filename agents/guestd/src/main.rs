@@ -12,6 +12,7 @@
 //!   workers (2 waiting, up to 264) ── accept, then serve one operation: exec runs one poll loop on its worker
 //! ```
 
+use ark_types::plain::plain;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -80,7 +81,7 @@ fn serve_unix(path: PathBuf) -> Result<std::convert::Infallible, String> {
     children::default_signals();
     let listener = listen_unix(&path)?;
     let server = Server::new(listener);
-    server.start().map_err(|e| format!("no thread could be started: {e}"))?;
+    server.start().map_err(|e| format!("no thread could be started: {}", plain(&e)))?;
     if system::is_init() || is_subreaper() {
         server.children.reap();
     }
@@ -94,9 +95,10 @@ fn listen_unix(path: &Path) -> Result<Listener, String> {
     let address = Address::Unix(path.to_owned());
     let stale = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
     if stale && Stream::connect(&address).is_err() {
-        fs::remove_file(path).map_err(|e| format!("the stale socket {} stays: {e}", path.display()))?;
+        fs::remove_file(path)
+            .map_err(|e| format!("the stale socket {} stays: {}", path.display(), plain(&e)))?;
     }
-    Listener::bind(&address).map_err(|e| format!("cannot listen at {}: {e}", path.display()))
+    Listener::bind(&address).map_err(|e| format!("cannot listen at {}: {}", path.display(), plain(&e)))
 }
 
 /// Whether orphaned descendants become this process' children (`PR_SET_CHILD_SUBREAPER`, prctl(2)).

@@ -26,7 +26,7 @@ pub(crate) fn set_clock(to: ClockSet) -> Result<(), GuestError> {
     let rest = i64::try_from(to.unix_ns % 1_000_000_000).unwrap_or(0);
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, rest)).map_err(|e| {
         let code = if e == Errno::EINVAL { ErrorCode::BadRequest } else { ErrorCode::Internal };
-        failure(code, format!("the clock could not be set: {e}"))
+        failure(code, format!("the clock could not be set: {}", e.desc()))
     })
 }
 

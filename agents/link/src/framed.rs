@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::time::{Duration, Instant};
 
 use ark_types::guest::{Decoder, Frame, FrameError, HEADER_LEN};
+use ark_types::plain::plain;
 
 use crate::socket::Stream;
 
@@ -14,7 +15,7 @@ const READ_SIZE: usize = 32 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The socket failed, or a bounded read took too long (`WouldBlock`).
-    #[error("the connection failed: {0}")]
+    #[error("the connection failed: {}", plain(.0))]
     Io(#[from] io::Error),
     /// What came is not a frame.
     #[error("what arrived is not a frame: {0}")]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ark_client::{Client, Endpoint};
 use ark_types::health::Health;
+use ark_types::plain::plain;
 use nix::sys::signal::Signal;
 
 use crate::dirs::{Dirs, make_private_dir, open_log};
@@ -33,7 +34,7 @@ pub(crate) enum DaemonError {
     #[error("{} is missing: say `make` in the project's directory, or set ARK_ASSETS to where it was built", .0.display())]
     Missing(PathBuf),
     /// Directories or the process could not be made.
-    #[error("arkd cannot be started: {what}: {source}")]
+    #[error("arkd cannot be started: {what}: {}", plain(source))]
     Start {
         /// What was tried.
         what: String,

@@ -3,6 +3,7 @@
 use std::io;
 
 use ark_types::guest::ErrorCode;
+use ark_types::plain::plain;
 use ark_types::problem::{Problem, ProblemKind};
 
 use crate::commands::cp::CopyError;
@@ -51,7 +52,7 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Usage(String),
     /// Standard output does not take what is written to it.
-    #[error("cannot write to standard output: {0}")]
+    #[error("cannot write to standard output: {}", plain(.0))]
     Output(#[source] io::Error),
     /// The program's deadline passed and the guest did not say that it ended.
     #[error("the program did not end within --timeout, and its agent does not answer")]
@@ -60,7 +61,7 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Partly(String),
     /// This process lacks something basic.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", plain(source))]
     System {
         /// What could not be done.
         what: &'static str,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ark_types::health::ProbeReport;
+use ark_types::plain::plain;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
@@ -87,7 +88,7 @@ async fn run(program: &Path) -> Result<ProbeReport, ProbeError> {
         Ok(Err(e)) if e.kind() == io::ErrorKind::NotFound => {
             return Err(ProbeError::Missing(program.to_owned()));
         }
-        Ok(Err(e)) => return Err(failed(e.to_string())),
+        Ok(Err(e)) => return Err(failed(plain(&e))),
         Ok(Ok(output)) => output,
     };
     // Exit code 1 means not usable: the report says why.

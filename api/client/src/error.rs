@@ -3,6 +3,7 @@
 use std::io;
 
 use ark_types::guest::{FrameError, GuestError};
+use ark_types::plain::plain;
 use ark_types::problem::Problem;
 
 use crate::connect::Endpoint;
@@ -56,7 +57,7 @@ pub enum Error {
     #[error("the stream ended before the program did: its agent, or arkd, ended ({0})")]
     Ended(String),
     /// The local source of an upload could not be read.
-    #[error("the data to send cannot be read: {0}")]
+    #[error("the data to send cannot be read: {}", plain(.0))]
     Source(#[source] io::Error),
 }
 
@@ -84,7 +85,7 @@ impl Error {
                 "this user may not open it; use the account that started arkd".to_owned()
             }
             io::ErrorKind::TimedOut => "it does not answer".to_owned(),
-            _ => source.to_string(),
+            _ => plain(&source),
         };
         Self::Connect { endpoint: endpoint.to_string(), hint, source }
     }
@@ -95,6 +96,6 @@ impl Error {
         while let Some(source) = innermost.source() {
             innermost = source;
         }
-        Self::Broken { endpoint: endpoint.to_string(), why: innermost.to_string() }
+        Self::Broken { endpoint: endpoint.to_string(), why: plain(innermost) }
     }
 }

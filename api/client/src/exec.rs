@@ -2,6 +2,7 @@
 
 use ark_types::exec::{ExecEnd, ExecRequest, TtySize};
 use ark_types::guest::{Frame, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD, SignalRequest, Started};
+use ark_types::plain::plain;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hyper::header::{AUTHORIZATION, HeaderValue};
@@ -116,7 +117,7 @@ impl ExecInput {
 
     async fn send(&mut self, frame: &Frame) -> Result<(), Error> {
         let message = Message::Binary(frame.encode().into());
-        self.sink.send(message).await.map_err(|e| Error::Ended(e.to_string()))
+        self.sink.send(message).await.map_err(|e| Error::Ended(plain(&e)))
     }
 }
 
@@ -130,7 +131,7 @@ impl ExecOutput {
         loop {
             let message = match self.stream.next().await {
                 None => return Err(Error::Ended("the connection was closed".to_owned())),
-                Some(Err(e)) => return Err(Error::Ended(e.to_string())),
+                Some(Err(e)) => return Err(Error::Ended(plain(&e))),
                 Some(Ok(message)) => message,
             };
             match message {

@@ -28,7 +28,9 @@ pub struct AgentName(String);
 
 /// A text that cannot be an agent's or image's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a valid name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit")]
+#[error(
+    "{0:?} is not a valid name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
+)]
 pub struct InvalidName(pub(crate) String);
 
 /// Whether `text` is an RFC 1123 label in lower case.

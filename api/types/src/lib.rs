@@ -5,6 +5,7 @@
 //! | [`agent`], [`exec`], [`files`], [`image`], [`health`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
+//! | [`plain`] | programs ↔ people: error messages |
 //! | [`layout`] | programs ↔ file system: where assets, state and sockets are |
 //!
 //! The crate holds data and pure functions only: no sockets, no runtime. The wire formats are frozen as snapshots under
@@ -17,5 +18,6 @@ pub mod guest;
 pub mod health;
 pub mod image;
 pub mod layout;
+pub mod plain;
 pub mod problem;
 pub mod vmm;

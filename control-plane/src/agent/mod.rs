@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentName, AgentState, CreateAgent};
 use ark_types::guest::CONTROL_PORT;
+use ark_types::plain::plain;
 use ark_types::vmm::ExitRecord;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -34,7 +35,10 @@ const REASON_PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// Its directory or sockets cannot be made.
-    #[error("the agent's directory {path} cannot be made: {source}; free some space there or set ARK_RUN")]
+    #[error(
+        "the agent's directory {path} cannot be made: {}; free some space there or set ARK_RUN",
+        plain(source)
+    )]
     Directory {
         /// The directory.
         path: PathBuf,

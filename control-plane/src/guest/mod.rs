@@ -11,6 +11,7 @@ mod hello;
 use std::path::PathBuf;
 
 use ark_types::guest::{FrameError, GuestError, Kind};
+use ark_types::plain::plain;
 
 pub use connection::{Connection, FrameReader, FrameWriter};
 pub use exec::{Captured, capture};
@@ -33,10 +34,10 @@ pub enum GuestFailure {
     #[error("{0}")]
     Said(#[from] GuestError),
     /// The connection could not be made.
-    #[error("the agent cannot be reached: {0}")]
+    #[error("the agent cannot be reached: {}", plain(.0))]
     Unreachable(#[source] std::io::Error),
     /// The connection broke.
-    #[error("the connection to the agent broke: {0}")]
+    #[error("the connection to the agent broke: {}", plain(.0))]
     Broken(#[source] std::io::Error),
     /// The connection ended before the operation was complete.
     #[error("the agent closed the connection early")]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ark_types::files::{FileList, FileStat};
+use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::body::{Body, BodyDataStream};
@@ -112,7 +113,7 @@ pub(super) async fn write_file(
     match uploaded {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(Interrupted::Client(error)) => {
-            Err(Refusal::new(ProblemKind::BadRequest, format!("the upload broke off: {error}")))
+            Err(Refusal::new(ProblemKind::BadRequest, format!("the upload broke off: {}", plain(&error))))
         }
         Err(Interrupted::Guest(failure)) => {
             let _ = tokio::time::timeout(DRAIN, async { while let Some(Ok(_)) = body.next().await {} }).await;

@@ -4,6 +4,7 @@ use std::io::{self, SeekFrom};
 use std::path::Path as FilePath;
 use std::time::Duration;
 
+use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -51,7 +52,7 @@ pub(super) async fn logs(
     let unreadable = |error: io::Error| {
         Refusal::new(
             ProblemKind::HostUnable,
-            format!("the console of {} cannot be read: {error}", agent.name()),
+            format!("the console of {} cannot be read: {}", agent.name(), plain(&error)),
         )
     };
     let file = open(agent.console(), tail).await.map_err(unreadable)?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ark_types::plain::plain;
 use ark_types::vmm::{ControlReply, ControlRequest, MAX_CONTROL_LINE};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -14,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The socket is not there, or broke.
-    #[error("the VMM's control socket failed: {0}")]
+    #[error("the VMM's control socket failed: {}", plain(.0))]
     Socket(#[from] std::io::Error),
     /// The answer is not one.
     #[error("the VMM's answer could not be understood: {0}")]

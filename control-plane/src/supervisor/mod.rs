@@ -17,6 +17,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use ark_types::layout::AgentDir;
+use ark_types::plain::plain;
 use ark_types::vmm::{ExitRecord, VmConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdout, Command};
@@ -34,7 +35,7 @@ const RECORD_PATIENCE: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// The program cannot be run.
-    #[error("{program} cannot be started: {source}; build it with `make`, or set ARK_ASSETS")]
+    #[error("{program} cannot be started: {}; build it with `make`, or set ARK_ASSETS", plain(source))]
     Program {
         /// The program.
         program: PathBuf,
@@ -42,7 +43,7 @@ pub enum SpawnError {
         source: std::io::Error,
     },
     /// Its log or identity cannot be written.
-    #[error("{path} cannot be written: {source}; free some space there or set ARK_RUN")]
+    #[error("{path} cannot be written: {}; free some space there or set ARK_RUN", plain(source))]
     File {
         /// The file.
         path: PathBuf,
@@ -50,7 +51,7 @@ pub enum SpawnError {
         source: std::io::Error,
     },
     /// It ended before it took its configuration.
-    #[error("the VMM did not take its configuration: {0}")]
+    #[error("the VMM did not take its configuration: {}", plain(.0))]
     Configure(#[source] std::io::Error),
 }
 

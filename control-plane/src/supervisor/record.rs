@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use ark_types::layout::AgentDir;
+use ark_types::plain::plain;
 use ark_types::vmm::{ExitReason, ExitRecord};
 
 use crate::host::unix_ms;
@@ -21,7 +22,7 @@ pub(super) fn of(status: io::Result<ExitStatus>, output: &[u8], dir: &AgentDir) 
     let status = match status {
         Ok(status) => status,
         Err(e) => {
-            let detail = Some(format!("how it ended could not be told: {e}"));
+            let detail = Some(format!("how it ended could not be told: {}", plain(&e)));
             return ExitRecord { reason: ExitReason::Internal, detail, at_unix_ms };
         }
     };

@@ -21,6 +21,7 @@ use ark_link::hello::{call, keep_heard};
 use ark_link::socket::{ANY_CID, HOST_CID};
 use ark_link::{Address, Connection, Listener};
 use ark_types::guest::{CONTROL_PORT, HELLO_PORT};
+use ark_types::plain::plain;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -42,7 +43,7 @@ const HOSTNAME_KEY: &str = "ark.hostname=";
 
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest cannot start: {step}: {source}")]
+#[error("the guest cannot start: {step}: {}", plain(source))]
 struct BootError {
     /// What was tried, in words.
     step: String,

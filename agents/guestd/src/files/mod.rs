@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ark_link::Connection;
 use ark_types::files::{FileKind, FileStat};
 use ark_types::guest::{ErrorCode, Frame, GuestError, Kind};
+use ark_types::plain::plain;
 
 use crate::failure::{Failure, failure, system_failure};
 
@@ -24,22 +25,22 @@ const LIST_PIECE: usize = 32 << 10;
 
 /// The error of a file operation as the host is told it.
 fn file_failure(doing: &str, path: &Path, error: &io::Error) -> GuestError {
-    let message = format!("{} cannot be {doing}: {}", path.display(), reason(error));
+    let what = format!("{} cannot be {doing}", path.display());
+    let message = format!("{what}: {}", reason(error));
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => failure(ErrorCode::FileNotFound, message),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => system_failure(&message, error),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => system_failure(&what, error),
         _ => failure(ErrorCode::FileError, message),
     }
 }
 
-/// The error in words, without the number that `io::Error` adds.
+/// The error in words.
 fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOSPC) => {
             "no space is left on the agent's disk, which lives in its memory; give it more memory".to_owned()
         }
-        Some(number) => nix::errno::Errno::from_raw(number).desc().to_owned(),
-        None => error.to_string(),
+        _ => plain(error),
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use ark_client::{Client, Download, Error};
 use ark_types::files::{FileKind, FileStat};
+use ark_types::plain::plain;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::InspectReader;
@@ -51,10 +52,10 @@ pub(crate) enum CopyError {
     #[error("one of SRC and DST must be on this machine: copy in two steps, or pipe through `-`")]
     TwoAgents,
     /// A file operation failed.
-    #[error("{what} {}: {source}", .path.display())]
+    #[error("{} cannot be {done}: {}{}", .path.display(), plain(source), next_step(source))]
     File {
-        /// What was tried.
-        what: &'static str,
+        /// What could not be done with it.
+        done: &'static str,
         /// The file.
         path: PathBuf,
         /// Why it failed.
@@ -149,7 +150,7 @@ impl Copy<'_> {
     async fn upload(&mut self, from: &Path, to: &str) -> Result<(), Failure> {
         let meta = metadata(from)?;
         let to = if to.ends_with('/') || self.is_directory(to).await? {
-            let whole = fs::canonicalize(from).map_err(file("finding", from))?;
+            let whole = fs::canonicalize(from).map_err(file("found", from))?;
             let name = whole.file_name().ok_or_else(|| CopyError::NoName(from.display().to_string()))?;
             let name = name.to_str().ok_or_else(|| CopyError::NotUtf8(from.to_owned()))?;
             format!("{}/{name}", to.trim_end_matches('/'))
@@ -166,8 +167,8 @@ impl Copy<'_> {
     }
 
     async fn upload_file(&mut self, from: &Path, to: &str) -> Result<(), Failure> {
-        let opened = tokio::fs::File::open(from).await.map_err(file("opening", from))?;
-        let meta = opened.metadata().await.map_err(file("reading", from))?;
+        let opened = tokio::fs::File::open(from).await.map_err(file("opened", from))?;
+        let meta = opened.metadata().await.map_err(file("read", from))?;
         let bar = Bar::new(self.ui, to, Some(meta.len()));
         let (_, source) = counted(opened, bar);
         let mode = meta.permissions().mode() & 0o7777;
@@ -183,14 +184,14 @@ impl Copy<'_> {
         while let Some((from, to)) = waiting.pop() {
             let mut entries = fs::read_dir(&from)
                 .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-                .map_err(file("listing", &from))?;
+                .map_err(file("listed", &from))?;
             entries.sort_by_key(fs::DirEntry::file_name);
             if entries.is_empty() {
                 self.skip(&from.display().to_string(), "an empty directory");
             }
             for entry in entries {
                 let path = entry.path();
-                let kind = entry.file_type().map_err(file("reading", &path))?;
+                let kind = entry.file_type().map_err(file("read", &path))?;
                 let name = entry.file_name().into_string().map_err(|_| CopyError::NotUtf8(path.clone()))?;
                 let target = format!("{to}/{name}");
                 if kind.is_file() {
@@ -241,11 +242,11 @@ impl Copy<'_> {
         let mut sink = Sink::open(to, mode)?;
         let mut count = 0;
         while let Some(bytes) = content.next().await? {
-            sink.write(&bytes).map_err(file("writing", to))?;
+            sink.write(&bytes).map_err(file("written", to))?;
             bar.advance(bytes.len());
             count += bytes.len() as u64;
         }
-        sink.finish(to).map_err(file("writing", to))?;
+        sink.finish(to).map_err(file("written", to))?;
         self.tally.files += 1;
         self.tally.bytes += count;
         Ok(())
@@ -304,21 +305,31 @@ fn counted<R: tokio::io::AsyncRead + Send + 'static>(
     (count, reader)
 }
 
+/// What to do about a failed file operation, where that is plain.
+fn next_step(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; check its path, which is one on this machine",
+        io::ErrorKind::PermissionDenied => "; change its permissions, or use the account it belongs to",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space there",
+        _ => "",
+    }
+}
+
 /// Gives a failed file operation its name.
-fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyError {
+fn file(done: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyError {
     let path = path.to_owned();
-    move |source| CopyError::File { what, path, source }
+    move |source| CopyError::File { done, path, source }
 }
 
 fn metadata(path: &Path) -> Result<fs::Metadata, CopyError> {
-    fs::metadata(path).map_err(file("reading", path))
+    fs::metadata(path).map_err(file("read", path))
 }
 
 /// A directory that is there, or a new one. A link to one counts: it is the user's own.
 fn make_directory(path: &Path) -> Result<(), CopyError> {
     match fs::create_dir(path) {
         Err(_) if path.is_dir() => Ok(()),
-        made => made.map_err(file("making", path)),
+        made => made.map_err(file("made", path)),
     }
 }
 
@@ -344,10 +355,10 @@ impl Sink {
             && !meta.is_file()
         {
             let open = fs::OpenOptions::new().write(true).open(to);
-            return Ok(Self::Direct(open.map_err(file("opening", to))?));
+            return Ok(Self::Direct(open.map_err(file("opened", to))?));
         }
         let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let draft = tempfile::NamedTempFile::new_in(parent).map_err(file("making", to))?;
+        let draft = tempfile::NamedTempFile::new_in(parent).map_err(file("made", to))?;
         // What an agent made is never set-user-ID here.
         Ok(Self::Draft { draft, mode: mode & 0o777 })
     }

@@ -1,5 +1,6 @@
 //! `ark doctor`: what this machine needs to run agents, and the next step for what is missing.
 
+use ark_types::plain::plain;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -144,7 +145,7 @@ async fn qemu(needed: bool) -> Check {
         Ok(output) => {
             Check::lacking("QEMU", needed, output.status.to_string(), format!("apt reinstall {PACKAGE}"))
         }
-        Err(e) => Check::lacking("QEMU", needed, e.to_string(), format!("apt reinstall {PACKAGE}")),
+        Err(e) => Check::lacking("QEMU", needed, plain(&e), format!("apt reinstall {PACKAGE}")),
     }
 }
 
@@ -200,7 +201,9 @@ fn space(context: &Context) -> Check {
             let detail = format!("only {} free for {}", size(free), state.display());
             Check::lacking("space", false, detail, "free some, or set ARK_STATE to a directory elsewhere")
         }
-        Err(e) => Check::lacking("space", false, format!("{}: {e}", state.display()), "set ARK_STATE"),
+        Err(e) => {
+            Check::lacking("space", false, format!("{}: {}", state.display(), plain(&e)), "set ARK_STATE")
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The data disk: a sparse file with ext4, made once, kept until its owner removes it.
 
+use ark_types::plain::plain;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ pub(crate) enum DiskError {
     #[error("mkfs.ext4 could not prepare the machine's data disk: {0}")]
     Mkfs(String),
     /// A file operation failed.
-    #[error("the machine's data disk {} cannot be made: {source}", .path.display())]
+    #[error("the machine's data disk {} cannot be made: {}", .path.display(), plain(source))]
     File {
         /// The disk.
         path: PathBuf,

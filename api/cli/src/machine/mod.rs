@@ -28,6 +28,7 @@ use std::time::Duration;
 use ark_client::{Client, Endpoint};
 use ark_types::health::Health;
 use ark_types::layout::DEFAULT_LISTEN;
+use ark_types::plain::plain;
 use serde::{Deserialize, Serialize};
 
 use crate::dirs::{self, Dirs, make_private_dir, write_private};
@@ -89,7 +90,7 @@ pub(crate) enum MachineError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// A file operation.
-    #[error("{what} failed: {source}{}", full_hint(.source))]
+    #[error("{what} failed: {}{}", plain(source), full_hint(.source))]
     File {
         /// What was tried, with the path.
         what: String,

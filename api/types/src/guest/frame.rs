@@ -93,7 +93,9 @@ pub enum FrameError {
     #[error("unknown frame kind {0:#04x}")]
     UnknownKind(u8),
     /// The other side speaks another version.
-    #[error("protocol version {0} is not {PROTOCOL_VERSION}: host and guest are of different releases; rebuild the guest")]
+    #[error(
+        "protocol version {0} is not {PROTOCOL_VERSION}: host and guest are of different releases; rebuild the guest"
+    )]
     Version(u8),
     /// A reserved byte is not zero.
     #[error("reserved header bytes are not zero")]
@@ -237,7 +239,10 @@ impl Decoder {
     ///
     /// # Errors
     /// [`FrameError`] when the bytes are no frame; the stream is then of no more use.
-    #[expect(clippy::should_implement_trait, reason = "an iterator would stop at None; this goes on after feed")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator would stop at None; this goes on after feed"
+    )]
     pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
         let rest = self.buffer.get(self.taken..).unwrap_or_default();
         let Some((head, after)) = rest.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
@@ -308,6 +313,9 @@ mod tests {
             bad[at] = value;
             assert_eq!(Frame::decode(&bad), Err(error));
         }
-        assert_eq!(Frame::raw(Kind::Data, vec![0; MAX_PAYLOAD + 1]), Err(FrameError::TooLong(MAX_PAYLOAD + 1)));
+        assert_eq!(
+            Frame::raw(Kind::Data, vec![0; MAX_PAYLOAD + 1]),
+            Err(FrameError::TooLong(MAX_PAYLOAD + 1))
+        );
     }
 }
