@@ -118,6 +118,27 @@ fn line<'a>(cells: impl Iterator<Item = &'a str>, widths: &[usize]) -> String {
     text
 }
 
+/// `text` on lines of at most `columns` characters, broken between words, every line after the first behind `indent` blanks.
+/// A longer word, a path for example, stays whole.
+pub(crate) fn wrapped(text: &str, columns: usize, indent: usize) -> String {
+    let mut lines = String::new();
+    let mut column = indent;
+    for word in text.split_whitespace() {
+        let wide = word.chars().count();
+        if column > indent && column + 1 + wide > columns {
+            lines.push('\n');
+            lines.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > indent {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += wide;
+    }
+    lines
+}
+
 /// Characters of a cell on the screen, colours not counted.
 fn width(cell: &str) -> usize {
     let mut count = 0;
@@ -196,6 +217,14 @@ längerer-name  failed
 ";
         assert_eq!(table(["NAME", "STATE", "AGE"], &rows), golden);
         assert_eq!(table(["NAME", "STATE", "AGE"], &[]), "NAME  STATE  AGE\n");
+    }
+
+    #[test]
+    fn long_text_is_broken_between_words() {
+        assert_eq!(wrapped("one two  three", 9, 2), "one two\n  three");
+        assert_eq!(wrapped("one two", 10, 2), "one two");
+        assert_eq!(wrapped("/a/long/path and more", 8, 4), "/a/long/path\n    and\n    more");
+        assert_eq!(wrapped("", 8, 4), "");
     }
 
     #[test]

@@ -12,13 +12,17 @@ use crate::daemon;
 use crate::failure::Failure;
 use crate::host::Context;
 use crate::machine::{MachineState, PACKAGE, PROGRAM, find_program, free_near};
-use crate::output::{Colour, Ui, size};
-use crate::probe;
+use crate::output::{Colour, Ui, size, wrapped};
+use crate::{probe, terminal};
 
 /// Free space below which agents and the machine's disk soon have none, bytes.
 const LITTLE_SPACE: u64 = 2 << 30;
 /// Exit code when something that is needed is missing.
 const SOMETHING_MISSING: u8 = 1;
+/// Most characters of a line: longer ones are hard to read, however wide the terminal is.
+const WIDEST_LINE: usize = 100;
+/// Column in which details begin, behind the mark and the name.
+const DETAIL_COLUMN: usize = 11;
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,7 +36,7 @@ enum Verdict {
     Missing,
 }
 
-/// One line of the table.
+/// One check's outcome.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
@@ -92,7 +96,8 @@ pub(crate) async fn doctor(context: &Context) -> Result<u8, Failure> {
     checks.push(space(context));
     let ok = checks.iter().all(|check| check.verdict != Verdict::Missing);
     let report = Report { ok, host: if native { "native" } else { "machine" }, checks };
-    context.ui.show(&report, |report| show(context.ui, report))?;
+    let columns = usize::from(terminal::size().cols).min(WIDEST_LINE);
+    context.ui.show(&report, |report| show(context.ui, report, columns))?;
     Ok(if ok { 0 } else { SOMETHING_MISSING })
 }
 
@@ -207,7 +212,8 @@ fn space(context: &Context) -> Check {
     }
 }
 
-fn show(ui: Ui, report: &Report) -> String {
+/// For people: a mark, a name and what was found, at most `columns` wide, and below it the next step.
+fn show(ui: Ui, report: &Report, columns: usize) -> String {
     let mut text = String::new();
     for check in &report.checks {
         let mark = match check.verdict {
@@ -215,9 +221,14 @@ fn show(ui: Ui, report: &Report) -> String {
             Verdict::Note => ui.paint(Colour::Yellow, "!"),
             Verdict::Missing => ui.paint(Colour::Red, "✗"),
         };
-        text.push_str(&format!("{mark} {:<8} {}\n", check.name, check.detail));
+        text.push_str(&format!(
+            "{mark} {:<8} {}\n",
+            check.name,
+            wrapped(&check.detail, columns, DETAIL_COLUMN)
+        ));
         if let Some(next) = &check.next {
-            text.push_str(&format!("           → {next}\n"));
+            let next = wrapped(next, columns, DETAIL_COLUMN + 2);
+            text.push_str(&format!("{:DETAIL_COLUMN$}→ {next}\n", ""));
         }
     }
     let place = if report.host == "native" {
@@ -235,14 +246,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_marks_what_is_missing_and_says_what_to_do() {
+    fn what_is_missing_is_marked_what_is_long_is_wrapped_and_the_next_step_follows() {
         let checks = vec![
-            Check::ok("KVM", "a guest ran"),
+            Check::ok("KVM", "a guest ran in 64-bit mode and came back"),
             Check::lacking("QEMU", false, "not installed", "apt install qemu-system-x86"),
             Check::lacking("images", true, "none", "say `make`"),
         ];
         let golden = "\
-✓ KVM      a guest ran
+✓ KVM      a guest ran in 64-bit mode
+           and came back
 ! QEMU     not installed
            → apt install qemu-system-x86
 ✗ images   none
@@ -250,6 +262,6 @@ mod tests {
 
 agents cannot run yet: see ✗
 ";
-        assert_eq!(show(Ui::new(true), &Report { ok: false, host: "native", checks }), golden);
+        assert_eq!(show(Ui::new(true), &Report { ok: false, host: "native", checks }, 40), golden);
     }
 }
