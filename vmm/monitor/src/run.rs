@@ -1,7 +1,7 @@
 //! `ark-vmm run`: from a configuration to the VM's end.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -88,9 +88,10 @@ pub fn run(source: &Path) -> u8 {
     });
     let record = end::record(end);
     let detail = record.detail.as_deref().map_or(String::new(), |detail| format!(": {detail}"));
-    eprintln!("ark-vmm: {}{detail}", record.reason);
+    // Not `eprintln`: it panics where standard error is a full disk or a closed pipe, and the record has to be told even so.
+    let _ = writeln!(io::stderr(), "ark-vmm: {}{detail}", record.reason);
     if let Err(error) = end::tell(&record, exit_file.as_deref(), &mut io::stdout().lock()) {
-        eprintln!("ark-vmm: {error}");
+        let _ = writeln!(io::stderr(), "ark-vmm: {error}");
     }
     record.reason.exit_code()
 }

@@ -11,7 +11,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -328,7 +328,9 @@ impl MmioTransport {
     /// The device cannot go on until it is reset. Said once per device on standard error: a guest could repeat it for ever.
     fn refuse(&self, why: &dyn std::error::Error) {
         if !self.counters.complained.swap(true, Ordering::Relaxed) {
-            eprintln!("virtio device {}: {why}; the guest must reset it", self.device_id);
+            // Not `eprintln`: it panics where standard error is a full disk or a closed pipe, and a guest gets here at will.
+            let _ =
+                writeln!(io::stderr(), "virtio device {}: {why}; the guest must reset it", self.device_id);
         }
         self.interrupt.device_needs_reset();
     }
