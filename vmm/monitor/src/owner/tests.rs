@@ -21,6 +21,7 @@ struct Vm {
 
 impl Vm {
     fn start(vcpus: u32, hypervisor: FakeHypervisor) -> Self {
+        let born = Instant::now();
         let dir = tempfile::tempdir().unwrap();
         let config = VmConfig {
             kernel: testing::kernel(dir.path()),
@@ -43,7 +44,7 @@ impl Vm {
         let stream = UnixStream::connect(&socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let inputs = Inputs { mailbox, signals: None, control, vsock: None };
-        let end = std::thread::spawn(move || run(machine, inputs, Instant::now()));
+        let end = std::thread::spawn(move || run(machine, inputs, born));
         Self { dir, end, control: BufReader::new(stream) }
     }
 
