@@ -6,13 +6,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ark_devices::block::{Block, DiskError};
 use ark_devices::bus::{Bus, BusError};
-use ark_devices::event_loop::{EventLoop, LoopHandle};
+use ark_devices::event_loop::{EventLoop, LoopHandle, StillBusy};
 use ark_devices::power::{PowerControl, PowerEvent, PowerSink, Pvpanic};
 use ark_devices::rng::Rng;
 use ark_devices::serial::{self, Serial};
@@ -28,7 +27,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{BootError, Payload};
 use crate::mailbox::{Mailbox, News};
-use crate::vcpus::{Buses, StillRunning, Vcpus};
+use crate::vcpus::{Buses, PARK_LIMIT, StillRunning, Vcpus};
 use crate::{acpi, map};
 
 /// A machine that could not be put together.
@@ -92,6 +91,17 @@ impl MachineError {
     }
 }
 
+/// A machine that does not stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParkError {
+    /// A vCPU does not come back.
+    #[error(transparent)]
+    Vcpus(#[from] StillRunning),
+    /// A device does not come back.
+    #[error(transparent)]
+    Devices(#[from] StillBusy),
+}
+
 /// A VM with its devices and parked vCPUs.
 pub struct Machine {
     memory: GuestMemory,
@@ -103,7 +113,7 @@ struct Devices {
     transports: Vec<Arc<MmioTransport>>,
     serial: Arc<Serial>,
     handle: LoopHandle,
-    thread: Option<JoinHandle<io::Result<()>>>,
+    thread: Option<JoinHandle<()>>,
     buses: Arc<Buses>,
 }
 
@@ -161,11 +171,10 @@ impl Machine {
     /// Returns when no vCPU and no device runs any more.
     ///
     /// # Errors
-    /// [`StillRunning`]: a vCPU does not come back.
-    pub fn park(&self) -> Result<(), StillRunning> {
+    /// [`ParkError`]: one of them does not come back.
+    pub fn park(&self) -> Result<(), ParkError> {
         self.vcpus.iter().try_for_each(Vcpus::park)?;
-        self.devices.handle.pause();
-        Ok(())
+        Ok(self.devices.handle.pause(PARK_LIMIT)?)
     }
 
     /// Exits handled in user space so far.
@@ -259,15 +268,20 @@ impl Devices {
             transports.push(transport);
         }
         let handle = event_loop.handle();
-        let thread = event_loop.spawn().map_err(MachineError::host("start the devices' thread"))?;
+        let owner = mailbox.clone();
+        let failed =
+            move |error| owner.send(News::Failed(format!("the devices cannot wait for events: {error}")));
+        let thread = event_loop.spawn(failed).map_err(MachineError::host("start the devices' thread"))?;
         Ok(Self { transports, serial, handle, thread: Some(thread), buses: Arc::new(Buses { ports, mmio }) })
     }
 }
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        self.handle.stop();
-        if let Some(thread) = self.thread.take() {
+        // A thread that hangs in the kernel is left to the end of the process.
+        if self.handle.stop(PARK_LIMIT).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
             let _ = thread.join();
         }
     }
@@ -283,20 +297,16 @@ fn ports(serial: &Arc<Serial>, mailbox: &Mailbox) -> Result<Bus, BusError> {
     Ok(bus)
 }
 
-/// Tells `mailbox` about the guest's first end and its first panic: a guest that goes on could fill it otherwise.
+/// Tells `mailbox` how the guest ends.
 fn power_sink(mailbox: Mailbox) -> PowerSink {
-    let (ended, panicked) = (AtomicBool::new(false), AtomicBool::new(false));
     Arc::new(move |event| {
-        let (told, news) = match event {
-            PowerEvent::PowerOff => (&ended, News::GuestPowerOff),
-            PowerEvent::Reboot => (&ended, News::GuestReset),
-            PowerEvent::Panicked => (&panicked, News::GuestPanic),
+        mailbox.send(match event {
+            PowerEvent::PowerOff => News::GuestPowerOff,
+            PowerEvent::Reboot => News::GuestReset,
+            PowerEvent::Panicked => News::GuestPanic,
             // Its crash kernel will say how it ends.
             PowerEvent::CrashLoaded => return,
-        };
-        if !told.swap(true, Ordering::Relaxed) {
-            mailbox.send(news);
-        }
+        });
     })
 }
 

@@ -23,8 +23,8 @@ use crate::mailbox::{Mailbox, News};
 
 /// Stack of a vCPU's thread: it runs the device models' register accesses and nothing deeper.
 const STACK: usize = 128 << 10;
-/// How long parking may take; a vCPU is in user space for far less.
-const PARK_LIMIT: Duration = Duration::from_secs(5);
+/// How long parking may take; a vCPU is in user space, and a device at work, for far less.
+pub(crate) const PARK_LIMIT: Duration = Duration::from_secs(5);
 
 /// The two address spaces a vCPU can leave the guest for.
 pub struct Buses {

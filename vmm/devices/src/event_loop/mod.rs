@@ -5,7 +5,9 @@
 //!  Running ────────────► PauseRequested ──────────────────► Paused
 //!     ▲ ▲                      │ resume()                      │ resume()
 //!     │ └──────────────────────┘                               │
-//!     └────────────────────────────────────────────────────────┘      stop(), from everywhere ──► Stopped
+//!     └────────────────────────────────────────────────────────┘
+//!
+//!  stop(), from everywhere ──► StopRequested ── the loop notices, or fails ──► Stopped
 //! ```
 //!
 //! While it is paused no device runs, so none touches guest memory; what arrives meanwhile stays in its descriptor until resume.
@@ -17,6 +19,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -35,8 +38,14 @@ enum Phase {
     Running,
     PauseRequested,
     Paused,
+    StopRequested,
     Stopped,
 }
+
+/// A device that is still at work although the loop was asked to pause or stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the devices did not come to rest within {} s; a disk of the host hangs or the host is overloaded", .0.as_secs())]
+pub struct StillBusy(Duration);
 
 struct Control {
     phase: Mutex<Phase>,
@@ -110,12 +119,14 @@ impl EventLoop {
         LoopHandle { control: Arc::clone(&self.control) }
     }
 
-    /// Runs the loop on a thread of its own, named `devices`, until [`LoopHandle::stop`].
+    /// Runs the loop on a thread of its own, named `devices`, until [`LoopHandle::stop`]. Should epoll fail before that, the
+    /// thread tells `failed` and ends; devices then stand still.
     ///
     /// # Errors
-    /// When the host refuses the thread. The thread's result is an error when epoll fails; devices then stand still.
-    pub fn spawn(self) -> io::Result<JoinHandle<io::Result<()>>> {
-        std::thread::Builder::new().name("devices".into()).stack_size(STACK).spawn(move || self.run())
+    /// When the host refuses the thread.
+    pub fn spawn(self, failed: impl FnOnce(io::Error) + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let thread = move || self.run().unwrap_or_else(failed);
+        std::thread::Builder::new().name("devices".into()).stack_size(STACK).spawn(thread)
     }
 
     fn add(&mut self, fd: i32, source: Source) -> io::Result<()> {
@@ -159,28 +170,29 @@ impl EventLoop {
 }
 
 impl LoopHandle {
-    /// Returns once no device runs, and none will until [`Self::resume`]. At once when the loop is paused or stopped. A loop
-    /// that was not spawned yet never answers.
-    pub fn pause(&self) {
-        let mut phase = self.control.phase();
-        if *phase == Phase::Running {
-            *phase = Phase::PauseRequested;
-            self.control.wake();
-        }
-        while *phase == Phase::PauseRequested {
-            phase = self.control.changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Returns once no device runs, and none will until [`Self::resume`]. At once when the loop is paused or stopped.
+    ///
+    /// # Errors
+    /// [`StillBusy`] after `limit`; also when the loop was not spawned yet.
+    pub fn pause(&self, limit: Duration) -> Result<(), StillBusy> {
+        self.control.ask(|phase| phase == Phase::Running, Phase::PauseRequested, limit)
     }
 
     /// Lets devices run again.
     pub fn resume(&self) {
-        self.control.leave(|phase| matches!(phase, Phase::PauseRequested | Phase::Paused), Phase::Running);
+        let mut phase = self.control.phase();
+        if matches!(*phase, Phase::PauseRequested | Phase::Paused) {
+            *phase = Phase::Running;
+            self.control.changed.notify_all();
+        }
     }
 
-    /// Asks the loop to end; join its thread to wait for that.
-    pub fn stop(&self) {
-        self.control.leave(|_| true, Phase::Stopped);
-        self.control.wake();
+    /// Ends the loop: when this returns no device runs and the thread is about to end.
+    ///
+    /// # Errors
+    /// [`StillBusy`] after `limit`; the loop ends as soon as the device comes back.
+    pub fn stop(&self, limit: Duration) -> Result<(), StillBusy> {
+        self.control.ask(|phase| phase != Phase::Stopped, Phase::StopRequested, limit)
     }
 }
 
@@ -194,12 +206,28 @@ impl Control {
         let _ = self.wake.write(1);
     }
 
-    fn leave(&self, from: impl FnOnce(Phase) -> bool, to: Phase) {
+    /// Moves to `request` when the phase is one of `from`, then waits until no request is open.
+    fn ask(
+        &self,
+        from: impl FnOnce(Phase) -> bool,
+        request: Phase,
+        limit: Duration,
+    ) -> Result<(), StillBusy> {
+        let deadline = Instant::now().checked_add(limit);
         let mut phase = self.phase();
         if from(*phase) {
-            *phase = to;
+            *phase = request;
             self.changed.notify_all();
+            self.wake();
         }
+        while matches!(*phase, Phase::PauseRequested | Phase::StopRequested) {
+            let left = deadline.map_or(limit, |at| at.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Err(StillBusy(limit));
+            }
+            phase = self.changed.wait_timeout(phase, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
     }
 
     /// The loop's look at the control between two events: stands still while paused; false when it is to end.
@@ -208,7 +236,7 @@ impl Control {
         loop {
             match *phase {
                 Phase::Running => return true,
-                Phase::Stopped => return false,
+                Phase::StopRequested | Phase::Stopped => return false,
                 Phase::PauseRequested => {
                     *phase = Phase::Paused;
                     self.changed.notify_all();
@@ -223,6 +251,7 @@ struct StoppedOnDrop<'a>(&'a Control);
 
 impl Drop for StoppedOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.leave(|_| true, Phase::Stopped);
+        *self.0.phase() = Phase::Stopped;
+        self.0.changed.notify_all();
     }
 }

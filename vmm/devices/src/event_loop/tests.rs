@@ -1,5 +1,6 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -59,11 +60,20 @@ struct Fixture {
     seen: Arc<Seen>,
     host: Arc<EventFd>,
     handle: LoopHandle,
-    thread: JoinHandle<io::Result<()>>,
+    thread: JoinHandle<()>,
+    failures: Receiver<io::Error>,
 }
+
+/// Far longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(10);
 
 impl Fixture {
     fn new() -> Self {
+        Self::prepared(|_| ())
+    }
+
+    /// As `new`; `before` sees the loop before it runs.
+    fn prepared(before: impl FnOnce(&EventLoop)) -> Self {
         let seen = Arc::new(Seen::default());
         let host = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let device: Box<dyn VirtioDevice> = Box::new(Probe { seen: seen.clone(), host: host.clone() });
@@ -72,8 +82,16 @@ impl Fixture {
         let mut event_loop = EventLoop::new().unwrap();
         event_loop.add_device(&transport).unwrap();
         let handle = event_loop.handle();
-        let thread = event_loop.spawn().unwrap();
-        Self { transport, seen, host, handle, thread }
+        before(&event_loop);
+        let (failed, failures) = channel();
+        let thread = event_loop.spawn(move |error| failed.send(error).unwrap()).unwrap();
+        Self { transport, seen, host, handle, thread, failures }
+    }
+
+    fn stops(self) {
+        self.handle.stop(LIMIT).unwrap();
+        self.thread.join().unwrap();
+        assert!(self.failures.recv().is_err(), "a loop that was asked to end has not failed");
     }
 
     fn kick(&self, queue: u32) {
@@ -103,16 +121,15 @@ fn kicks_and_host_events_reach_the_device() {
     f.wait_for((1, 1, 0));
     f.host.write(1).unwrap();
     f.wait_for((1, 1, 1));
-    f.handle.stop();
-    f.thread.join().unwrap().unwrap();
+    f.stops();
 }
 
 #[test]
 fn a_paused_loop_keeps_events_for_later() {
     let f = Fixture::new();
     for round in 0..50 {
-        f.handle.pause();
-        f.handle.pause();
+        f.handle.pause(LIMIT).unwrap();
+        f.handle.pause(LIMIT).unwrap();
         f.kick(0);
         f.host.write(1).unwrap();
         std::thread::sleep(Duration::from_millis(1));
@@ -120,26 +137,53 @@ fn a_paused_loop_keeps_events_for_later() {
         f.handle.resume();
         f.wait_for((round + 1, 0, round + 1));
     }
-    f.handle.stop();
-    f.thread.join().unwrap().unwrap();
+    f.stops();
 }
 
 #[test]
 fn a_paused_loop_can_be_stopped_and_then_paused() {
     let f = Fixture::new();
-    f.handle.pause();
-    f.handle.stop();
-    f.thread.join().unwrap().unwrap();
-    f.handle.pause();
+    f.handle.pause(LIMIT).unwrap();
+    f.handle.stop(LIMIT).unwrap();
+    f.handle.pause(LIMIT).unwrap();
     f.handle.resume();
-    f.handle.stop();
+    f.stops();
 }
 
 #[test]
 fn pause_holds_no_device_lock() {
     let f = Fixture::new();
-    f.handle.pause();
+    f.handle.pause(LIMIT).unwrap();
     assert!(f.transport.device().try_lock().is_ok());
-    f.handle.stop();
-    f.thread.join().unwrap().unwrap();
+    f.stops();
+}
+
+#[test]
+fn a_device_that_does_not_come_back_is_not_waited_for_for_ever() {
+    let f = Fixture::new();
+    let short = Duration::from_millis(20);
+    let device = Arc::clone(f.transport.device());
+    let busy = device.lock().unwrap();
+    f.kick(0);
+    // The loop may need a moment to get to the device.
+    while f.handle.pause(short).is_ok() {
+        f.handle.resume();
+    }
+    assert_eq!(f.handle.stop(short), Err(StillBusy(short)));
+    drop(busy);
+    f.stops();
+}
+
+#[test]
+fn a_loop_that_fails_says_so_and_keeps_nobody_waiting() {
+    let f = Fixture::prepared(|event_loop| {
+        let (epoll, other) = (event_loop.epoll.as_raw_fd(), event_loop.control.wake.as_raw_fd());
+        // SAFETY: both descriptors are open and stay their owners'; the first now means an eventfd, which epoll refuses.
+        assert!(unsafe { libc::dup2(other, epoll) } >= 0);
+    });
+    let error = f.failures.recv_timeout(LIMIT).unwrap();
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    f.handle.pause(LIMIT).unwrap();
+    f.handle.resume();
+    f.stops();
 }
