@@ -36,6 +36,10 @@ const OPTIMAL_IO_BLOCKS: u32 = 512;
 const MAX_DISCARD_SECTORS: u32 = 1 << 23;
 /// Most sectors of a range of zeroes: 16 MiB, as the host's file system may need them written.
 const MAX_ZEROES_SECTORS: u32 = 1 << 15;
+/// Most bytes of a request: what [`SEG_MAX`] and [`SIZE_MAX`] allow the driver.
+const MAX_REQUEST_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+/// Bytes after which other devices, and whoever wants to pause the VM, have their turn: some 10 ms of a warm page cache.
+const TURN_BYTES: u64 = 64 << 20;
 /// Bytes of the answer to GET_ID (`VIRTIO_BLK_ID_BYTES`).
 const ID_BYTES: usize = 20;
 /// Bytes of `struct virtio_blk_config` up to and with write zeroes (section 5.2.4).
@@ -74,21 +78,26 @@ impl Block {
         Ok(Self { name: name.into(), disk, read_only, config, metrics: Metrics::default(), active: None })
     }
 
-    /// Serves what is available. A guest that keeps the ring filled gets no more than a ringful: the rest waits for the next
-    /// turn of the event loop, after the other devices'.
+    /// Serves what is available. A guest that keeps the ring filled gets no more than a ringful or [`TURN_BYTES`], or one
+    /// request that the host's disk has to answer: the rest waits for the next turn of the event loop, after the other
+    /// devices'.
     fn serve(&mut self, active: &mut Active) {
         let Active { memory, queue, write_through } = active;
         self.metrics.batches = self.metrics.batches.wrapping_add(1);
-        let mut budget = queue.size();
+        let (mut chains, mut bytes) = (queue.size(), TURN_BYTES);
         loop {
             queue.disable_notification(memory);
-            while budget > 0
+            while chains > 0
+                && bytes > 0
                 && let Some(chain) = queue.pop(memory)
             {
-                budget = budget.saturating_sub(1);
+                chains = chains.saturating_sub(1);
                 let head = chain.head_index();
                 let written = match Request::parse(memory, chain) {
-                    Some(request) => self.answer(memory, request, *write_through),
+                    Some(request) => {
+                        bytes = bytes.saturating_sub(cost(&request, *write_through));
+                        self.answer(memory, request, *write_through)
+                    }
                     None => {
                         self.metrics.malformed = self.metrics.malformed.wrapping_add(1);
                         0
@@ -97,7 +106,7 @@ impl Block {
                 queue.push(memory, head, written);
             }
             queue.notify(memory);
-            if budget == 0 {
+            if chains == 0 || bytes == 0 {
                 // Fails only when it is signalled already.
                 let _ = queue.kick().write(1);
                 return;
@@ -287,9 +296,21 @@ const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
+/// What of a turn's [`TURN_BYTES`] a request takes: all that is left where the host's disk, not its cache, has to answer.
+fn cost(request: &Request<'_>, write_through: bool) -> u64 {
+    match &request.operation {
+        Some(Operation::Read { buffers, .. }) => total(buffers),
+        Some(Operation::Write { buffers, .. }) if !write_through => total(buffers),
+        Some(
+            Operation::Write { .. } | Operation::Flush | Operation::Discard(_) | Operation::WriteZeroes(_),
+        ) => TURN_BYTES,
+        Some(Operation::GetId { .. } | Operation::Unknown) | None => 0,
+    }
+}
+
 /// Where `bytes` of data at `sector` begin on the disk, in bytes: whole sectors, all of them on it.
 fn data_range(disk: &Disk, sector: u64, bytes: u64) -> Result<u64, u32> {
-    if !bytes.is_multiple_of(SECTOR) {
+    if !bytes.is_multiple_of(SECTOR) || bytes > MAX_REQUEST_BYTES {
         return Err(VIRTIO_BLK_S_IOERR);
     }
     let count = bytes.checked_div(SECTOR).ok_or(VIRTIO_BLK_S_IOERR)?;

@@ -22,6 +22,8 @@ const HEADER: usize = 16;
 const RANGE: usize = 16;
 /// Most pieces of guest memory in one request: what preadv takes (IOV_MAX).
 const MAX_PIECES: usize = 1024;
+/// Most descriptors of a chain, empty ones included; indirect tables could have 65535.
+const MAX_DESCRIPTORS: usize = 2 * MAX_PIECES;
 
 /// Most ranges of one discard request.
 pub(super) const MAX_DISCARD_RANGES: u16 = 64;
@@ -73,11 +75,14 @@ struct Pieces<'m> {
 }
 
 impl<'m> Request<'m> {
-    /// Reads a chain. `None` when it has no byte for a status; `max_ranges` bounds discard and write-zeroes requests.
+    /// Reads a chain. `None` when it has no byte for a status or more than [`MAX_DESCRIPTORS`].
     pub(super) fn parse(memory: &'m GuestMemory, chain: Chain<'m>) -> Option<Self> {
         let mut pieces = Pieces::default();
         let mut status = None;
-        for descriptor in chain {
+        for (index, descriptor) in chain.enumerate() {
+            if index >= MAX_DESCRIPTORS {
+                return None;
+            }
             let len = descriptor.len();
             if descriptor.is_write_only() {
                 // An empty descriptor has no last byte; the status is then the last byte of the one before.

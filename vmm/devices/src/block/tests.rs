@@ -330,6 +330,64 @@ fn a_full_ring_leaves_the_rest_for_the_next_turn() {
 }
 
 #[test]
+fn what_the_hosts_disk_has_to_answer_ends_a_turn() {
+    let mut f = Fixture::new(1, false);
+    f.write_header(HEADER, FLUSH, 0);
+    for _ in 0..3 {
+        f.driver.add(&[Buf::Read { addr: HEADER, len: 16 }, Buf::Write { addr: STATUS, len: 1 }]);
+    }
+    for _ in 0..3 {
+        f.device.queue_notified(0);
+        assert_eq!(f.driver.used().map(|(_, len)| len), Some(1));
+        assert!(f.driver.used().is_none());
+        assert_eq!(f.driver.kick.read().unwrap(), 1, "it asked to be called again");
+    }
+    f.device.queue_notified(0);
+    assert!(f.driver.kick.read().is_err());
+}
+
+#[test]
+fn a_turn_moves_so_many_bytes_and_a_request_no_more_than_was_offered() {
+    let mut f = Fixture::new(1, true);
+    f.file.set_len(512 << 20).unwrap();
+    f.device = Block::new("block0", f.file.try_clone().unwrap(), true).unwrap();
+    f.memory = memory(17 << 20);
+    f.driver = DriverQueue::new(&f.memory, RINGS, 256);
+    let queues = vec![f.driver.device_queue_with(true)];
+    f.device.activate(f.memory.clone(), queues, f.device.features()).unwrap();
+    f.write_header(HEADER, IN, 0);
+    let sixteen_mib = Buf::Write { addr: 1 << 20, len: 16 << 20 };
+    let request = |buffers: usize| {
+        let mut all = vec![Buf::Read { addr: HEADER, len: 16 }];
+        all.extend(vec![sixteen_mib; buffers]);
+        all.push(Buf::Write { addr: STATUS, len: 1 });
+        all
+    };
+    let heads: Vec<u16> = (0..6).map(|_| f.driver.add(&request(1))).collect();
+    let done = |f: &mut Fixture| -> Vec<u16> {
+        f.device.queue_notified(0);
+        std::iter::from_fn(|| f.driver.used()).map(|(head, _)| head).collect()
+    };
+    assert_eq!(done(&mut f), heads[..4]);
+    assert_eq!(done(&mut f), heads[4..]);
+
+    f.driver.add(&request(16));
+    f.device.queue_notified(0);
+    assert_eq!(f.driver.used().map(|(_, len)| len), Some(1));
+    assert_eq!(f.guest(STATUS, 1), [IOERR], "256 MiB are more than 254 buffers of 1 MiB");
+}
+
+#[test]
+fn a_chain_of_too_many_descriptors_is_given_back() {
+    let mut f = Fixture::new(1, true);
+    let mut buffers = vec![Buf::Read { addr: HEADER, len: 0 }; 2048];
+    buffers.push(Buf::Write { addr: STATUS, len: 1 });
+    let head = f.driver.add_indirect(0x80000, &buffers);
+    f.device.queue_notified(0);
+    assert_eq!((f.driver.used(), f.counter("malformed")), (Some((head, 0)), 1));
+}
+
+#[test]
 fn a_reset_device_does_nothing() {
     let mut f = Fixture::new(100, true);
     f.device.reset();
