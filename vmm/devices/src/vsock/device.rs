@@ -7,7 +7,7 @@ use super::muxer::{Muxer, VsockError};
 use super::segments::{RxBuffer, TxPacket};
 use crate::GuestMemory;
 use crate::virtio::queue::DeviceQueue;
-use crate::virtio::{ActivateError, VirtioDevice};
+use crate::virtio::{ActivateError, VirtioDevice, read_config_bytes};
 
 /// Device id (specification 1.2, section 5.10.1).
 const DEVICE_ID: u32 = 19;
@@ -78,12 +78,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = u64::from(self.muxer.guest_cid()).to_le_bytes();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let known = config.get(offset..).unwrap_or_default().iter().chain(std::iter::repeat(&0));
-        for (place, byte) in data.iter_mut().zip(known) {
-            *place = *byte;
-        }
+        read_config_bytes(&u64::from(self.muxer.guest_cid()).to_le_bytes(), offset, data);
     }
 
     fn activate(
@@ -195,7 +190,7 @@ impl Active {
                 let Some(chain) = queue.pop(memory) else { break };
                 *budget = budget.saturating_sub(1);
                 let head = chain.head_index();
-                muxer.take_packet(TxPacket::parse(memory, chain.readable()));
+                muxer.take_packet(TxPacket::parse(memory, chain));
                 queue.push(memory, head, 0);
                 *taken = taken.saturating_add(1);
             }
@@ -253,7 +248,7 @@ fn pop_buffers<'m>(
         let Some(chain) = queue.pop(memory) else { break };
         *budget = budget.saturating_sub(1);
         let head = chain.head_index();
-        match RxBuffer::parse(memory, head, chain.writable()) {
+        match RxBuffer::parse(memory, head, chain) {
             Ok(buffer) => buffers.push(buffer),
             // Useless to anyone: the driver has it back at once, unless chains before it may have to go back first.
             Err(_) if buffers.is_empty() => queue.push(memory, head, 0),

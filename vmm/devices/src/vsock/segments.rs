@@ -9,7 +9,8 @@ use vm_memory::{GuestMemoryBackend, VolatileSlice};
 use super::packet::{HEADER_LEN, HEADER_LEN_U32, Header};
 use crate::GuestMemory;
 
-/// Descriptors that a chain may have. Linux needs at most 18 (a header and a zero-copy packet of 17 pages).
+/// Descriptors that a chain may have, and pieces of memory. Linux needs at most 18 (a header and a zero-copy packet of 17
+/// pages).
 const MAX_PIECES: usize = 64;
 
 /// A chain that is no packet and has no room for one.
@@ -18,7 +19,7 @@ pub(super) enum ChainError {
     /// A descriptor points outside of guest memory.
     #[error("a descriptor is not in guest memory")]
     OutsideMemory,
-    /// More than [`MAX_PIECES`] descriptors.
+    /// More than [`MAX_PIECES`] descriptors, of either direction and whether empty or not.
     #[error("the chain has too many descriptors")]
     TooManyPieces,
     /// No complete header, or no room for one and a byte of data.
@@ -33,14 +34,21 @@ pub(super) struct Segments<'m> {
 }
 
 impl<'m> Segments<'m> {
-    /// The memory that `descriptors` describe, in order.
+    /// The memory that `chain` describes, in order: its device-writable part or the other one.
     fn collect(
         memory: &'m GuestMemory,
-        descriptors: impl Iterator<Item = Descriptor>,
+        chain: impl Iterator<Item = Descriptor>,
+        writable: bool,
     ) -> Result<Self, ChainError> {
         let mut pieces = Vec::with_capacity(2);
         let mut len = 0_usize;
-        for descriptor in descriptors {
+        for (index, descriptor) in chain.enumerate() {
+            if index >= MAX_PIECES {
+                return Err(ChainError::TooManyPieces);
+            }
+            if descriptor.is_write_only() != writable {
+                continue;
+            }
             let bytes = usize::try_from(descriptor.len()).map_err(|_| ChainError::OutsideMemory)?;
             // A descriptor that crosses from one memory region to the next yields several slices, an empty one none.
             for slice in memory.get_slices(descriptor.addr(), bytes) {
@@ -116,9 +124,9 @@ impl<'m> TxPacket<'m> {
     /// its connection has to end.
     pub(super) fn parse(
         memory: &'m GuestMemory,
-        readable: impl Iterator<Item = Descriptor>,
+        chain: impl Iterator<Item = Descriptor>,
     ) -> Result<Result<Self, Header>, ChainError> {
-        let segments = Segments::collect(memory, readable)?;
+        let segments = Segments::collect(memory, chain, false)?;
         let mut bytes = [0; HEADER_LEN];
         if segments.copy_to(0, &mut bytes) < HEADER_LEN {
             return Err(ChainError::TooShort);
@@ -170,9 +178,9 @@ impl<'m> RxBuffer<'m> {
     pub(super) fn parse(
         memory: &'m GuestMemory,
         head: u16,
-        writable: impl Iterator<Item = Descriptor>,
+        chain: impl Iterator<Item = Descriptor>,
     ) -> Result<Self, ChainError> {
-        let segments = Segments::collect(memory, writable)?;
+        let segments = Segments::collect(memory, chain, true)?;
         if segments.len() <= HEADER_LEN {
             return Err(ChainError::TooShort);
         }

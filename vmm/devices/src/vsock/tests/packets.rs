@@ -77,14 +77,16 @@ fn a_chain_too_short_too_long_or_elsewhere_is_no_packet() {
         (vec![Buf::Read { addr: 0x1_ffff, len: 44 }], ChainError::OutsideMemory),
         (vec![Buf::Read { addr: u64::MAX, len: 44 }], ChainError::OutsideMemory),
         (many, ChainError::TooManyPieces),
+        (vec![Buf::Read { addr: DATA, len: 0 }; 65], ChainError::TooManyPieces),
+        (vec![Buf::Write { addr: DATA, len: 1 }; 65], ChainError::TooManyPieces),
     ] {
         driver.add(&chain);
         let chain = queue.pop(&memory).unwrap();
-        assert_eq!(TxPacket::parse(&memory, chain.readable()).err(), Some(error));
+        assert_eq!(TxPacket::parse(&memory, chain).err(), Some(error));
     }
     driver.add(&[Buf::Write { addr: DATA, len: 44 }]);
     let chain = queue.pop(&memory).unwrap();
-    assert_eq!(RxBuffer::parse(&memory, 0, chain.writable()).err(), Some(ChainError::TooShort));
+    assert_eq!(RxBuffer::parse(&memory, 0, chain).err(), Some(ChainError::TooShort));
 }
 
 proptest! {
@@ -128,7 +130,7 @@ proptest! {
         }
         driver.add(&buffers);
         let chain = driver.device_queue().pop(&memory).unwrap();
-        let packet = TxPacket::parse(&memory, chain.readable()).unwrap().unwrap();
+        let packet = TxPacket::parse(&memory, chain).unwrap().unwrap();
         prop_assert_eq!(packet.header, header(u32::try_from(data.len()).unwrap()));
         for offset in [0, data.len() / 2, data.len()] {
             let mut copy = vec![0; data.len() - offset];
@@ -153,14 +155,14 @@ proptest! {
         driver.make_available(0);
         let mut queue = driver.device_queue();
         if let Some(chain) = queue.pop(&memory) {
-            if let Ok(Ok(packet)) = TxPacket::parse(&memory, chain.clone().readable()) {
+            if let Ok(Ok(packet)) = TxPacket::parse(&memory, chain.clone()) {
                 let readable: u64 =
                     chain.clone().readable().map(|d| u64::from(d.len())).sum();
                 prop_assert!(u64::from(packet.header.len) + 44 <= readable);
                 let mut copy = vec![0; packet.data_len().min(1 << 20)];
                 prop_assert_eq!(packet.copy_data(0, &mut copy), copy.len());
             }
-            if let Ok(mut buffer) = RxBuffer::parse(&memory, 0, chain.clone().writable()) {
+            if let Ok(mut buffer) = RxBuffer::parse(&memory, 0, chain.clone()) {
                 let writable: u64 = chain.writable().map(|d| u64::from(d.len())).sum();
                 prop_assert!(u64::try_from(buffer.room()).unwrap() + 44 <= writable);
                 buffer.finish(&header(0));
