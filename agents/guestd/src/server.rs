@@ -1,8 +1,8 @@
-//! Takes connections and serves one operation on each.
+//! Takes connections and serves one operation after another on each.
 //!
 //! A few threads take turns at accept(2); the one that got a connection serves it itself, so no operation waits for a
 //! thread to be made or for a hand-over. A thread that finds enough others waiting ends. The first frame must come within
-//! [`FIRST_FRAME`]. Beyond [`MAX_OPERATIONS`] at once an operation is refused; power-off never is.
+//! [`FIRST_FRAME`], and so must that of the next operation; a connection whose operation failed takes no other. Beyond [`MAX_OPERATIONS`] at once an operation is refused; power-off never is.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -124,19 +124,25 @@ impl Server {
 
     /// Serves one connection to its end and tells the host what went wrong, if it still listens. The host closes first.
     fn serve(&self, mut connection: Connection) {
-        let result = match self.operate(&mut connection) {
-            Ok(()) => connection.stream().set_nonblocking(false).map_err(LinkError::from),
-            Err(Failure::Guest(error)) => tell(&mut connection, &error),
-            Err(Failure::Link(broken)) => Err(broken),
+        let mut first = connection.recv_within(FIRST_FRAME);
+        let result = loop {
+            let served = match first {
+                Ok(Some(first)) => self.operate(&mut connection, &first),
+                Ok(None) => return,
+                Err(broken) => Err(broken.into()),
+            };
+            match served {
+                Ok(()) => first = next_operation(&mut connection),
+                Err(Failure::Guest(error)) => break tell(&mut connection, &error),
+                Err(Failure::Link(broken)) => break Err(broken),
+            }
         };
         // Of a connection that is broken nobody is left to hear.
         let _ = result.and_then(|()| connection.drain(LAST_SILENCE, LAST_WORDS));
     }
 
-    fn operate(&self, connection: &mut Connection) -> Result<(), Failure> {
-        connection.stream().set_read_timeout(Some(FIRST_FRAME)).map_err(LinkError::from)?;
-        let Some(first) = connection.recv()? else { return Ok(()) };
-        connection.stream().set_read_timeout(None).map_err(LinkError::from)?;
+    /// Serves the operation that `first` names, until its last frame has been sent.
+    fn operate(&self, connection: &mut Connection, first: &Frame) -> Result<(), Failure> {
         let _operation = Counted::new(&self.operations);
         if first.kind == Kind::PowerOff {
             return power_off(connection);
@@ -159,6 +165,19 @@ impl Server {
             kind => {
                 Err(failure(ErrorCode::BadRequest, format!("a {kind:?} frame begins no operation")).into())
             }
+        }
+    }
+}
+
+/// The frame that names the next operation, or none when the host has closed. What was on its way to a program when that
+/// ended is dropped.
+fn next_operation(connection: &mut Connection) -> Result<Option<Frame>, LinkError> {
+    connection.stream().set_nonblocking(false)?;
+    loop {
+        let frame = connection.recv_within(FIRST_FRAME)?;
+        let late = |f: &Frame| matches!(f.kind, Kind::Stdin | Kind::StdinClose | Kind::Signal | Kind::Resize);
+        if !frame.as_ref().is_some_and(late) {
+            return Ok(frame);
         }
     }
 }

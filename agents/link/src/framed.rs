@@ -8,8 +8,10 @@ use ark_types::plain::plain;
 
 use crate::socket::Stream;
 
-/// Bytes taken from the socket at once.
-const READ_SIZE: usize = 32 << 10;
+/// Bytes taken from the socket at once, to begin with.
+const READ_SIZE: usize = 16 << 10;
+/// Bytes taken from the socket at once where much comes.
+const READ_MUCH: usize = 256 << 10;
 
 /// Why a connection is of no more use.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,17 @@ impl Connection {
                 return if self.decoder.is_empty() { Ok(None) } else { Err(LinkError::CutShort) };
             }
         }
+    }
+
+    /// The next frame, waiting up to `patience` for each part of it; none at the end of the stream.
+    ///
+    /// # Errors
+    /// [`LinkError`]; [`LinkError::Io`] also when the patience ends.
+    pub fn recv_within(&mut self, patience: Duration) -> Result<Option<Frame>, LinkError> {
+        self.stream.set_read_timeout(Some(patience))?;
+        let frame = self.recv();
+        self.stream.set_read_timeout(None)?;
+        frame
     }
 
     /// The next frame if it is here; reads the (non-blocking) socket at most once. Call until it says
@@ -133,6 +146,9 @@ impl Connection {
             match (&self.stream).read(&mut self.scratch) {
                 Ok(n) => {
                     self.decoder.feed(self.scratch.get(..n).unwrap_or_default());
+                    if n == self.scratch.len() && n < READ_MUCH {
+                        self.scratch.resize(READ_MUCH, 0);
+                    }
                     return Ok(n);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

@@ -2,7 +2,8 @@
 //! memory.
 //!
 //! - **Output** is read only while no earlier output waits to be sent, so a slow host slows the program down, and nothing
-//!   piles up in between.
+//!   piles up in between. A program that writes much in small pieces is read in pauses of up to 2 ms, so that a frame
+//!   carries many; the first output, and single ones, leave at once.
 //! - **Input** is taken from the host until [`INPUT_HIGH`] bytes wait for the program; signals and resizes behind that wait
 //!   with it.
 //! - **The end**: once the program has been collected, what its pipes hold at that moment is delivered. Should a
@@ -20,14 +21,21 @@ use ark_types::exec::{ExecEnd, ExitStatus, TtySize};
 use ark_types::guest::{Frame, Kind, SignalRequest, Started};
 use nix::errno::Errno;
 
-use super::stdio::{Ours, Took, read_into, resize, waiting};
+use super::stdio::{Ours, Took, read_into, resize, waiting, widen};
 use crate::children::Child;
 
-/// Most output of one frame. With its header it fits one vsock packet (64 KiB, `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`), and whole
-/// pages leave the pipe at once.
-const OUTPUT_MAX: usize = 60 << 10;
-/// First, and usually only, room for output; it grows where more comes.
+/// Most output of one frame: with its header it fits four vsock packets (64 KiB each, `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`), and
+/// whole pages leave the pipe at once.
+const OUTPUT_MAX: usize = 252 << 10;
+/// First, and usually only, room for output; it grows where more comes, and the pipe with it.
 const OUTPUT_FIRST: usize = 4 << 10;
+/// Size of a pipe through which much comes; the kernel's own is 64 KiB.
+const WIDE_PIPE: usize = 256 << 10;
+/// A read that brings this much needs no longer pause before the next.
+const OUTPUT_PLENTY: usize = 120 << 10;
+/// Shortest and longest pause between two reads of a program that writes much in small pieces, so that a frame carries many
+/// of them: each frame costs the VMM a wake-up, which is the dearest part where virtualisation is nested.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(2));
 /// Input that waits for the program before no more is taken from the host.
 const INPUT_HIGH: usize = 256 << 10;
 /// How long the end waits for pipes that a descendant keeps open.
@@ -60,10 +68,16 @@ pub(super) struct Session<'a> {
 struct Output {
     fd: OwnedFd,
     kind: Kind,
+    /// Whether it is a pipe that much comes through and that holds enough for a pause to be worth it.
+    gathers: bool,
     /// Bytes that were in it when the program ended and are still to be sent.
     owed: usize,
     /// How much to ask for next.
     room: usize,
+    /// How long to let output gather before the next read; none unless much comes in small pieces.
+    pause: Duration,
+    /// When it was last read.
+    read_at: Option<Instant>,
 }
 
 /// The stream to the program. For a terminal, the descriptor is a second one of the master.
@@ -107,7 +121,7 @@ impl<'a> Session<'a> {
         begun: Instant,
         limit: Option<Duration>,
     ) -> Self {
-        let output = |fd, kind| Some(Output { fd, kind, owed: 0, room: OUTPUT_FIRST });
+        let output = |fd, kind| Some(Output::new(fd, kind));
         let input = |fd, terminal| Input {
             fd,
             terminal,
@@ -203,7 +217,11 @@ impl<'a> Session<'a> {
         let pidfd = self.end.is_none().then(|| self.child.pidfd().as_fd());
         let input = self.input.as_ref().filter(|i| i.backlog() > 0).map(|i| i.fd.as_fd());
         // A stream nobody reads now must not be in the set: its hang-up could not be masked and poll would never sleep.
-        let output = |o: &'_ Option<Output>| o.as_ref().filter(|_| idle).map(|o| o.fd.as_raw_fd());
+        // Nor is one that pauses, unless the program has ended.
+        let now = Instant::now();
+        let reads =
+            |o: &&Output| idle && (self.end.is_some() || o.pauses_until().is_none_or(|until| until <= now));
+        let output = |o: &'_ Option<Output>| o.as_ref().filter(reads).map(|o| o.fd.as_raw_fd());
         let mut fds = [
             entry(Some(self.connection.stream().as_fd()), host),
             entry(pidfd, libc::POLLIN),
@@ -211,7 +229,7 @@ impl<'a> Session<'a> {
             raw_entry(output(&self.outputs[0]), libc::POLLIN),
             raw_entry(output(&self.outputs[1]), libc::POLLIN),
         ];
-        poll(&mut fds, self.next_deadline())?;
+        poll(&mut fds, self.next_deadline(now))?;
         let [host, pidfd, input, stdout, stderr] = fds.map(|f| f.revents);
         Ok(Ready {
             host_gone: host & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0,
@@ -223,15 +241,17 @@ impl<'a> Session<'a> {
     }
 
     /// When the loop must turn even if nothing happens.
-    fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
         match &self.end {
             // Only open pipes are waited for then; a host that does not read has all the time it wants.
             Some(end) => (self.outbox.is_empty() && !end.told).then_some(end.linger_until),
-            None if self.outbox.is_holding() => {
-                let started = self.begun + STARTED_WAITS;
-                Some(self.deadline.map_or(started, |d| d.min(started)))
+            None => {
+                let started = self.outbox.is_holding().then(|| self.begun + STARTED_WAITS);
+                let pauses = self.outputs.iter().flatten().filter_map(Output::pauses_until);
+                // While a frame waits for the host, nothing is read however long the pause has been over.
+                let pause = pauses.filter(|_| self.outbox.is_empty()).filter(|until| *until > now).min();
+                [self.deadline, started, pause].into_iter().flatten().min()
             }
-            None => self.deadline,
         }
     }
 
@@ -251,6 +271,8 @@ impl<'a> Session<'a> {
     fn take(&mut self, frame: &Frame) -> Result<(), LinkError> {
         match frame.kind {
             Kind::Stdin => {
+                // Who sends and answers in turn is not to wait.
+                self.outputs.iter_mut().flatten().for_each(|o| o.pause = Duration::ZERO);
                 if let Some(input) = &mut self.input {
                     input.take(&frame.payload);
                 }
@@ -337,10 +359,7 @@ impl<'a> Session<'a> {
         let mut buffer = self.outbox.buffer();
         match read_into(&output.fd, &mut buffer, output.room) {
             Took::Bytes(n) => {
-                if n == output.room {
-                    output.room = OUTPUT_MAX;
-                }
-                output.owed = output.owed.saturating_sub(n);
+                output.account_for(n, Instant::now());
                 self.outbox.put(Frame::raw(output.kind, buffer)?);
                 self.outbox.flush(self.connection.stream())?;
             }
@@ -369,6 +388,34 @@ fn drained(outputs: &[Option<Output>; 2], linger_until: Instant) -> bool {
     let mut open = outputs.iter().flatten().peekable();
     open.peek().is_none()
         || (Instant::now() >= linger_until && open.all(|o| o.owed == 0 || waiting(&o.fd) == 0))
+}
+
+impl Output {
+    fn new(fd: OwnedFd, kind: Kind) -> Self {
+        Self { fd, kind, gathers: false, owed: 0, room: OUTPUT_FIRST, pause: Duration::ZERO, read_at: None }
+    }
+
+    /// When the next read is due, if it is not at once.
+    fn pauses_until(&self) -> Option<Instant> {
+        (!self.pause.is_zero()).then_some(self.read_at? + self.pause)
+    }
+
+    /// Learns from a read of `n` bytes at `now` how the next is to be.
+    fn account_for(&mut self, n: usize, now: Instant) {
+        let (shortest, longest) = PAUSES;
+        let flows = self.read_at.is_some_and(|last| now.duration_since(last) <= self.pause + longest);
+        self.pause = match n {
+            OUTPUT_PLENTY.. => self.pause / 2,
+            _ if flows && self.gathers => (self.pause * 2).clamp(shortest, longest),
+            _ => Duration::ZERO,
+        };
+        if n == self.room && self.room == OUTPUT_FIRST {
+            self.room = OUTPUT_MAX;
+            self.gathers = widen(&self.fd, WIDE_PIPE);
+        }
+        self.owed = self.owed.saturating_sub(n);
+        self.read_at = Some(now);
+    }
 }
 
 impl Input {

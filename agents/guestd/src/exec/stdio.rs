@@ -89,6 +89,12 @@ pub(crate) fn resize(master: &OwnedFd, size: TtySize) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the pipe `fd` room for `size` bytes; whether it has it. A terminal has not, and where memory is short a pipe stays
+/// as it is.
+pub(crate) fn widen(fd: &OwnedFd, size: usize) -> bool {
+    libc::c_int::try_from(size).is_ok_and(|size| fcntl(fd, FcntlArg::F_SETPIPE_SZ(size)).is_ok())
+}
+
 /// Bytes that could be read from `fd` now.
 pub(crate) fn waiting(fd: &OwnedFd) -> usize {
     let mut count = 0;

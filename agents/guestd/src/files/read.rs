@@ -13,8 +13,8 @@ use ark_types::guest::{ErrorCode, Frame, Kind};
 use super::{absolute, describe, file_failure};
 use crate::failure::{Failure, failure};
 
-/// Bytes of a `Data` frame: with its header it fits one vsock packet (64 KiB).
-const PIECE: usize = 60 << 10;
+/// Bytes of a `Data` frame: with its header it fits four vsock packets (64 KiB each).
+const PIECE: usize = 252 << 10;
 
 /// Serves `FileRead`.
 pub(crate) fn read(connection: &mut Connection, path: &str) -> Result<(), Failure> {
