@@ -155,7 +155,7 @@ fn enter_long_mode(sregs: &mut kvm_sregs, segments: &Segments) {
 }
 
 /// Offsets of the local vector table's entries for the two pins in the APIC page, and the delivery modes they get (Intel
-/// SDM 3A, 11.5.1): the PIC is on LINT0, NMI on LINT1, as the MADT says.
+/// SDM 3A, 11.5.1): the PIC is on LINT0, NMI on LINT1, as firmware leaves them on every PC.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVERY_MASK: u32 = 0x700;

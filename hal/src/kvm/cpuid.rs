@@ -28,13 +28,18 @@ impl Processor {
 const LEAF_VENDOR: u32 = 0x0;
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CACHES: u32 = 0x4;
+const LEAF_FEATURES_V2: u32 = 0x7;
 const LEAF_PERFORMANCE_MONITORING: u32 = 0xa;
 const LEAF_TOPOLOGY: u32 = 0xb;
+const LEAF_XSAVE: u32 = 0xd;
+const LEAF_AMX_TILES: u32 = 0x1d;
+const LEAF_AMX_MULTIPLIER: u32 = 0x1e;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
 const LEAF_AMD_SIZES: u32 = 0x8000_0008;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
 const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
+const LEAF_AMD_PERFORMANCE_MONITORING: u32 = 0x8000_0022;
 const LEAF_AMD_TOPOLOGY_V2: u32 = 0x8000_0026;
 
 /// Leaf 1, ECX.
@@ -45,6 +50,18 @@ const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 /// Leaf 0x8000_0001, ECX: HTT means cores, not threads.
 const ECX_CMP_LEGACY: u32 = 1 << 1;
+/// Leaf 0x8000_0001, ECX: extended performance counters of the core, the northbridge and the last level cache.
+const ECX_PERFORMANCE_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
+
+/// Intel's matrix extensions (AMX). KVM gives their 8 KiB of state per processor only to a process that asked for it
+/// (ARCH_REQ_XCOMP_GUEST_PERM), but lists the instructions all the same, and before 6.4 one of the two XCR0 bits, which no
+/// XSETBV takes alone. So guests have none of it. Leaf 7: EDX of sub-leaf 0 (BF16, TILE, INT8), EAX (FP16) and EDX
+/// (COMPLEX) of sub-leaf 1; leaf 0xd: EAX of sub-leaf 0, and the bits' numbers are sub-leaves (Intel SDM 1, chapter 18).
+const EDX_AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+const EAX_AMX_FP16: u32 = 1 << 21;
+const EDX_AMX_COMPLEX: u32 = 1 << 8;
+const XCR0_AMX: u32 = 1 << 17 | 1 << 18;
+const XSAVE_AMX: std::ops::RangeInclusive<u32> = 17..=18;
 
 /// Leaf 0, EBX: how the names `AuthenticAMD` and `HygonGenuine` begin.
 const AMD_EBX: [u32; 2] = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")];
@@ -71,6 +88,8 @@ pub(super) fn for_processor(
             }
             // Describes the host's dies and sockets; absent means: look at the leaves below.
             LEAF_AMD_TOPOLOGY_V2 => {}
+            LEAF_AMX_TILES | LEAF_AMX_MULTIPLIER => {}
+            LEAF_XSAVE if XSAVE_AMX.contains(&entry.index) => {}
             _ => {
                 let mut entry = *entry;
                 adjust(&mut entry, processor, amd, tsc_deadline);
@@ -99,10 +118,21 @@ fn adjust(entry: &mut kvm_cpuid_entry2, processor: Processor, amd: bool, tsc_dea
                 with_sharing(entry.eax, processor) & !(0x3f << 26) | processor.last_id().min(0x3f) << 26;
         }
         LEAF_AMD_CACHES if cache_type(entry.eax) != 0 => entry.eax = with_sharing(entry.eax, processor),
+        LEAF_FEATURES_V2 if entry.index == 0 => set(&mut entry.edx, EDX_AMX, false),
+        LEAF_FEATURES_V2 if entry.index == 1 => {
+            set(&mut entry.eax, EAX_AMX_FP16, false);
+            set(&mut entry.edx, EDX_AMX_COMPLEX, false);
+        }
+        LEAF_XSAVE if entry.index == 0 => set(&mut entry.eax, XCR0_AMX, false),
         // No performance counters, see `vm::turn_off_performance_counters`.
-        LEAF_PERFORMANCE_MONITORING => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        LEAF_AMD_FEATURES if amd => set(&mut entry.ecx, ECX_CMP_LEGACY, processor.count > 1),
-        LEAF_AMD_SIZES => {
+        LEAF_PERFORMANCE_MONITORING | LEAF_AMD_PERFORMANCE_MONITORING => {
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+        }
+        LEAF_AMD_FEATURES if amd => {
+            set(&mut entry.ecx, ECX_CMP_LEGACY, processor.count > 1);
+            set(&mut entry.ecx, ECX_PERFORMANCE_COUNTERS, false);
+        }
+        LEAF_AMD_SIZES if amd => {
             // ECX[7:0]: cores less one, ECX[15:12]: bits of the APIC id that number them.
             entry.ecx = entry.ecx & !0xf0ff
                 | u32::from(processor.count.saturating_sub(1))
@@ -114,8 +144,8 @@ fn adjust(entry: &mut kvm_cpuid_entry2, processor: Processor, amd: bool, tsc_dea
     }
 }
 
-fn set(register: &mut u32, bit: u32, on: bool) {
-    *register = if on { *register | bit } else { *register & !bit };
+fn set(register: &mut u32, bits: u32, on: bool) {
+    *register = if on { *register | bits } else { *register & !bits };
 }
 
 /// EAX[4:0] of a cache leaf; zero ends the list.
@@ -233,6 +263,43 @@ mod tests {
         let topology = find(&entries, LEAF_AMD_TOPOLOGY, 0);
         assert_eq!((topology.eax, topology.ebx, topology.ecx), (1, 1, 0));
         assert!(!entries.iter().any(|e| e.function == LEAF_AMD_TOPOLOGY_V2));
+    }
+
+    #[test]
+    fn an_amd_processor_has_no_performance_counters_and_an_intel_one_no_core_count_of_amd() {
+        let counters = entry(LEAF_AMD_FEATURES, 0, [0, 0, 1 << 22 | ECX_PERFORMANCE_COUNTERS, 0]);
+        let supported =
+            [vendor(b"AuthenticAMD"), counters, entry(LEAF_AMD_PERFORMANCE_MONITORING, 0, [1, 6, 0, 0])];
+        let entries = for_processor(&supported, Processor { index: 0, count: 1 }, false);
+        assert_eq!(find(&entries, LEAF_AMD_FEATURES, 0).ecx, 1 << 22);
+        let leaf = find(&entries, LEAF_AMD_PERFORMANCE_MONITORING, 0);
+        assert_eq!((leaf.eax, leaf.ebx), (0, 0));
+
+        let sizes = entry(LEAF_AMD_SIZES, 0, [0x302e, 0, 0, 0]);
+        let entries =
+            for_processor(&[vendor(b"GenuineIntel"), sizes], Processor { index: 0, count: 4 }, false);
+        assert_eq!(find(&entries, LEAF_AMD_SIZES, 0), sizes);
+    }
+
+    #[test]
+    fn nothing_is_left_of_amx_and_all_of_avx_512() {
+        let supported = [
+            entry(LEAF_FEATURES_V2, 0, [1, 1 << 16, 0, EDX_AMX | 1 << 23]),
+            entry(LEAF_FEATURES_V2, 1, [EAX_AMX_FP16 | 1 << 5, 0, 0, EDX_AMX_COMPLEX | 1 << 14]),
+            // As kernels before 6.4 list it: the configuration's bit without the data's.
+            entry(LEAF_XSAVE, 0, [0xe7 | 1 << 17, 0, 0x2b00, 0]),
+            entry(LEAF_XSAVE, 17, [64, 2752, 0, 0]),
+            entry(LEAF_XSAVE, 18, [8192, 2816, 6, 0]),
+            entry(LEAF_XSAVE, 7, [1024, 1664, 0, 0]),
+            entry(LEAF_AMX_TILES, 1, [1; 4]),
+            entry(LEAF_AMX_MULTIPLIER, 0, [1; 4]),
+        ];
+        let entries = for_processor(&supported, Processor { index: 0, count: 1 }, false);
+        assert_eq!(entries.len(), 4);
+        let (first, second) = (find(&entries, LEAF_FEATURES_V2, 0), find(&entries, LEAF_FEATURES_V2, 1));
+        assert_eq!((first.ebx, first.edx, second.eax, second.edx), (1 << 16, 1 << 23, 1 << 5, 1 << 14));
+        assert_eq!(find(&entries, LEAF_XSAVE, 0).eax, 0xe7);
+        assert_eq!(find(&entries, LEAF_XSAVE, 7), supported[5]);
     }
 
     #[test]
