@@ -27,7 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Exit, HalError, Hypervisor, IoEventAddress, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};
+use crate::{Exit, HalError, Hypervisor, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};
 
 /// One thing a vCPU does; each but the last two is the [`Exit`] of the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub enum Step {
     /// [`Vm::register_irqfd`] of this line.
     RegisterIrqfd(u32),
     /// [`Vm::register_ioeventfd`] at this address.
-    RegisterIoeventfd(IoEventAddress),
+    RegisterIoeventfd(u64),
 }
 
 impl Step {
@@ -106,10 +106,10 @@ pub struct MadeVcpu {
 /// A doorbell that was registered.
 #[derive(Debug)]
 pub struct Ioeventfd {
-    /// Where it listens.
-    pub address: IoEventAddress,
-    /// To which value; any when `None`.
-    pub datamatch: Option<u32>,
+    /// Where it listens, guest-physical.
+    pub address: u64,
+    /// To which value.
+    pub value: u32,
     /// What it rings: write to it as the guest would.
     pub event: EventFd,
 }
@@ -230,16 +230,11 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn register_ioeventfd(
-        &self,
-        event: &EventFd,
-        address: IoEventAddress,
-        datamatch: Option<u32>,
-    ) -> Result<(), HalError> {
+    fn register_ioeventfd(&self, event: &EventFd, address: u64, value: u32) -> Result<(), HalError> {
         let step = Step::RegisterIoeventfd(address);
         self.shared.check(step)?;
         let event = event.try_clone().map_err(|source| HalError { what: step.name(), source })?;
-        self.shared.log.lock().ioeventfds.push(Ioeventfd { address, datamatch, event });
+        self.shared.log.lock().ioeventfds.push(Ioeventfd { address, value, event });
         Ok(())
     }
 }
@@ -405,15 +400,15 @@ mod tests {
         let vm = vm(&hypervisor);
         let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         vm.register_irqfd(&event, 5).unwrap();
-        vm.register_ioeventfd(&event, IoEventAddress::Mmio(0xd000_0050), Some(1)).unwrap();
+        vm.register_ioeventfd(&event, 0xd000_0050, 1).unwrap();
         vm.create_vcpu(1, 2, ENTRY).unwrap();
         let log = hypervisor.log();
         let log = log.lock();
         assert_eq!(log.vms.len(), 1);
         assert_eq!(log.vcpus, [MadeVcpu { index: 1, count: 2, entry: ENTRY }]);
         assert_eq!(log.irqfds[0].0, 5);
-        assert_eq!(log.ioeventfds[0].address, IoEventAddress::Mmio(0xd000_0050));
-        assert_eq!(log.ioeventfds[0].datamatch, Some(1));
+        assert_eq!(log.ioeventfds[0].address, 0xd000_0050);
+        assert_eq!(log.ioeventfds[0].value, 1);
         log.ioeventfds[0].event.write(1).unwrap();
         assert_eq!(event.read().unwrap(), 1);
     }

@@ -10,4 +10,4 @@ pub mod memory;
 pub mod probe;
 mod traits;
 
-pub use traits::{Exit, HalError, Hypervisor, IoEventAddress, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};
+pub use traits::{Exit, HalError, Hypervisor, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};

@@ -24,15 +24,6 @@ pub struct VcpuEntry {
     pub boot_params: u64,
 }
 
-/// Where an `ioeventfd` listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IoEventAddress {
-    /// A port.
-    Port(u16),
-    /// A guest-physical address.
-    Mmio(u64),
-}
-
 /// A machine event KVM reports (`KVM_EXIT_SYSTEM_EVENT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SystemEvent {
@@ -126,16 +117,11 @@ pub trait Vm: Send + Sync {
     /// [`HalError`].
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), HalError>;
 
-    /// A guest write of `datamatch` (any value when `None`) to `address` signals `event` without an exit.
+    /// A guest's 32-bit write of `value` to the guest-physical `address` signals `event` without an exit.
     ///
     /// # Errors
     /// [`HalError`].
-    fn register_ioeventfd(
-        &self,
-        event: &EventFd,
-        address: IoEventAddress,
-        datamatch: Option<u32>,
-    ) -> Result<(), HalError>;
+    fn register_ioeventfd(&self, event: &EventFd, address: u64, value: u32) -> Result<(), HalError>;
 }
 
 /// One virtual processor; runs on the thread that owns it.

@@ -6,13 +6,13 @@ use kvm_bindings::{
     CpuId, KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
     kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, NoDatamatch, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
 use super::{cpuid, failed};
-use crate::{HalError, IoEventAddress, Vcpu, VcpuEntry, Vm};
+use crate::{HalError, Vcpu, VcpuEntry, Vm};
 
 /// One page for the identity map and three for the task state segment that KVM needs on Intel processors which cannot run
 /// real mode natively, just below the firmware's usual place and inside the MMIO gap.
@@ -116,21 +116,10 @@ impl Vm for KvmVm {
         self.inner.fd.register_irqfd(event, gsi).map_err(failed("connect an interrupt line (KVM_IRQFD)"))
     }
 
-    fn register_ioeventfd(
-        &self,
-        event: &EventFd,
-        address: IoEventAddress,
-        datamatch: Option<u32>,
-    ) -> Result<(), HalError> {
-        let address = match address {
-            IoEventAddress::Port(port) => kvm_ioctls::IoEventAddress::Pio(port.into()),
-            IoEventAddress::Mmio(address) => kvm_ioctls::IoEventAddress::Mmio(address),
-        };
-        let fd = &self.inner.fd;
-        match datamatch {
-            Some(value) => fd.register_ioevent(event, &address, value),
-            None => fd.register_ioevent(event, &address, NoDatamatch),
-        }
-        .map_err(failed("connect a doorbell (KVM_IOEVENTFD)"))
+    fn register_ioeventfd(&self, event: &EventFd, address: u64, value: u32) -> Result<(), HalError> {
+        self.inner
+            .fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(failed("connect a doorbell (KVM_IOEVENTFD)"))
     }
 }

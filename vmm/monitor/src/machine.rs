@@ -20,7 +20,7 @@ use ark_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use ark_devices::vsock::{Vsock, VsockError};
 use ark_devices::{GuestMemory, Interrupt, IrqLine};
 use ark_hal::memory::{HugePages, MemoryError};
-use ark_hal::{HalError, Hypervisor, IoEventAddress, Vm};
+use ark_hal::{HalError, Hypervisor, Vm};
 use ark_types::vmm::{DeviceMetrics, DiskConfig, VmConfig};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -260,7 +260,7 @@ impl Devices {
                 .map_err(MachineError::host("make a device's notifications"))?;
             let window = map::virtio_window(index);
             for (queue, kick) in (0..).zip(transport.kicks()) {
-                vm.register_ioeventfd(kick, IoEventAddress::Mmio(window + QUEUE_NOTIFY), Some(queue))?;
+                vm.register_ioeventfd(kick, window + QUEUE_NOTIFY, queue)?;
             }
             event_loop.add_device(&transport).map_err(MachineError::host("wait for a device"))?;
             let transport = Arc::new(transport);
