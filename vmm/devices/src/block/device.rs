@@ -16,7 +16,7 @@ use super::request::{
 };
 use crate::GuestMemory;
 use crate::virtio::queue::DeviceQueue;
-use crate::virtio::{ActivateError, VirtioDevice, read_config_bytes};
+use crate::virtio::{ActivateError, VirtioDevice, only_queue, read_config_bytes};
 
 /// Device id (section 5.2.1).
 const ID: u32 = 2;
@@ -266,11 +266,7 @@ impl VirtioDevice for Block {
         queues: Vec<DeviceQueue>,
         driver_features: u64,
     ) -> Result<(), ActivateError> {
-        let queue = queues.into_iter().next().filter(DeviceQueue::is_ready);
-        let queue = queue.ok_or_else(|| ActivateError {
-            device: self.name.clone(),
-            why: "the driver did not set its queue up".into(),
-        })?;
+        let queue = only_queue(&self.name, queues)?;
         let write_through = driver_features & bit(VIRTIO_BLK_F_FLUSH) == 0;
         self.active = Some(Active { memory, queue, write_through });
         Ok(())

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestMemoryBackend};
 use super::metrics::Metrics;
 use crate::GuestMemory;
 use crate::virtio::queue::{Chain, DeviceQueue};
-use crate::virtio::{ActivateError, VirtioDevice};
+use crate::virtio::{ActivateError, VirtioDevice, only_queue};
 
 /// Device id (section 5.4.1).
 const ID: u32 = 4;
@@ -132,11 +132,7 @@ impl VirtioDevice for Rng {
         queues: Vec<DeviceQueue>,
         _driver_features: u64,
     ) -> Result<(), ActivateError> {
-        let queue = queues.into_iter().next().filter(DeviceQueue::is_ready);
-        let queue = queue.ok_or_else(|| ActivateError {
-            device: NAME.into(),
-            why: "the driver did not set its queue up".into(),
-        })?;
+        let queue = only_queue(NAME, queues)?;
         self.active = Some(Active { memory, queue });
         Ok(())
     }

@@ -11,12 +11,10 @@ use super::log::Log;
 use crate::IrqLine;
 use crate::bus::BusDevice;
 
-/// First port of the first serial port of a PC; its interrupt is 4.
-pub const COM1: u64 = 0x3f8;
 /// Ports of a 16550.
 pub const WINDOW: u64 = 8;
 
-/// A 16550A whose output goes to a bounded log file, or nowhere.
+/// A 16550A whose output goes to a bounded log file, or nowhere. Nothing ever comes in.
 pub struct Serial {
     uart: Mutex<vm_superio::Serial<Line, NoEvents, Output>>,
 }
@@ -57,12 +55,6 @@ impl Serial {
     /// Writes a line that has no end yet to the log: a VMM does so before it exits.
     pub fn flush(&self) {
         self.uart().writer_mut().0.flush_line();
-    }
-
-    /// Gives the guest `bytes` to read and returns how many its FIFO had room for.
-    pub fn receive(&self, bytes: &[u8]) -> usize {
-        // A full FIFO takes none; an interrupt that cannot be raised is pending already.
-        self.uart().enqueue_raw_bytes(bytes).unwrap_or(0)
     }
 
     /// What was lost: pieces of output the log could not take.

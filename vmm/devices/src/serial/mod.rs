@@ -5,5 +5,5 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-pub use self::device::{COM1, Serial, WINDOW};
+pub use self::device::{Serial, WINDOW};
 pub use self::log::{HEAD_BYTES, MAX_BYTES};

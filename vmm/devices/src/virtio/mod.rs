@@ -62,6 +62,18 @@ pub struct ActivateError {
     pub why: String,
 }
 
+/// The queue of a device that has one and cannot do without.
+pub(crate) fn only_queue(
+    device: &str,
+    queues: Vec<queue::DeviceQueue>,
+) -> Result<queue::DeviceQueue, ActivateError> {
+    let queue = queues.into_iter().next().filter(queue::DeviceQueue::is_ready);
+    queue.ok_or_else(|| ActivateError {
+        device: device.to_owned(),
+        why: "the driver did not set its queue up".to_owned(),
+    })
+}
+
 /// Reads `data.len()` bytes at `offset` of a device's configuration; bytes past its end read as zero.
 pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     data.fill(0);
