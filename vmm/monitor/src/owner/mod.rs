@@ -46,7 +46,8 @@ struct Owner {
     timer: Option<Instant>,
     end: Option<End>,
     born: Instant,
-    start: Duration,
+    /// From birth to the first instruction.
+    start: Option<Duration>,
 }
 
 /// Runs `machine` to its end; `born` is when the VMM started.
@@ -62,7 +63,7 @@ pub fn run(machine: Machine, mut inputs: Inputs, born: Instant) -> End {
         timer: None,
         end: None,
         born,
-        start: Duration::ZERO,
+        start: None,
     };
     owner.on(Event::Started);
     loop {
@@ -119,9 +120,7 @@ impl Owner {
         for effect in effects {
             match effect {
                 Effect::Run => {
-                    if self.start.is_zero() {
-                        self.start = self.born.elapsed();
-                    }
+                    self.start.get_or_insert_with(|| self.born.elapsed());
                     self.machine.run();
                 }
                 Effect::Park => {
@@ -148,7 +147,7 @@ impl Owner {
 
     fn metrics(&self) -> VmMetrics {
         VmMetrics {
-            start_us: u64::try_from(self.start.as_micros()).unwrap_or(u64::MAX),
+            start_us: u64::try_from(self.start.unwrap_or_default().as_micros()).unwrap_or(u64::MAX),
             exits: self.machine.exits(),
             guest_resident_bytes: self.machine.resident_bytes(),
             devices: self.machine.device_metrics(),
