@@ -97,8 +97,9 @@ pub fn run(source: &Path) -> u8 {
 }
 
 fn start(source: &Path, born: Instant, exit_file: &mut Option<PathBuf>) -> Result<End, StartError> {
-    let signals = Signals::block()?;
     let text = read_config(source)?;
+    // Not before: whoever gave standard input may never end it, and has to be able to end this process.
+    let signals = Signals::block()?;
     // Told even when the rest of the configuration is bad.
     let config: VmConfig = serde_json::from_str(&text).map_err(|e| ConfigError::Json(e.to_string()))?;
     exit_file.clone_from(&config.exit_file);

@@ -13,7 +13,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals in this thread and all it will start, and makes the descriptor. Call it first in `main`.
+    /// Blocks the signals in this thread and all it will start, and makes the descriptor. Call it before any thread is started.
     ///
     /// # Errors
     /// What the kernel said.
