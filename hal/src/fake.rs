@@ -127,6 +127,8 @@ pub struct Log {
     pub ioeventfds: Vec<Ioeventfd>,
     /// Answers to port and memory reads, with the index of the vCPU that read; logged when that vCPU runs again.
     pub answers: Vec<(u8, Vec<u8>)>,
+    /// Index of each vCPU that was told of a pause.
+    pub pauses: Vec<u8>,
 }
 
 /// The [`Log`], shared with the fake.
@@ -323,6 +325,10 @@ impl Vcpu for FakeVcpu {
 
     fn set_immediate_exit(&mut self, on: bool) {
         self.flag.set(on);
+    }
+
+    fn note_pause(&mut self) {
+        self.log.lock().pauses.push(self.index);
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

@@ -136,6 +136,10 @@ pub trait Vcpu: Send {
     /// running guest code.
     fn set_immediate_exit(&mut self, on: bool);
 
+    /// Tells a guest that uses the hypervisor's clock that its processor stood still for a while, so that its watchdogs
+    /// do not take the time for a stall. Of no effect on guests that do not.
+    fn note_pause(&mut self);
+
     /// A handle by which any other thread gets this vCPU out of [`Self::run`].
     fn kicker(&self) -> Arc<dyn Kick>;
 }

@@ -76,6 +76,11 @@ impl Vcpu for KvmVcpu {
         self.page.set_immediate_exit(on);
     }
 
+    fn note_pause(&mut self) {
+        // KVM_KVMCLOCK_CTRL fails only for a guest without that clock.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     fn kicker(&self) -> Arc<dyn Kick> {
         Arc::<RunPage>::clone(&self.page)
     }

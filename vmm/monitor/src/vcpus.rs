@@ -148,6 +148,9 @@ impl Drop for Vcpus {
 fn life_of_a_thread(shared: &Shared, mut vcpu: Box<dyn Vcpu>) {
     while wait_to_run(shared) {
         let goes_on = run_until_interrupted(shared, &mut *vcpu);
+        if goes_on {
+            vcpu.note_pause();
+        }
         shared.orders().running -= 1;
         shared.changed.notify_all();
         if !goes_on {

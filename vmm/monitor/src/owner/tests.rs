@@ -161,6 +161,20 @@ fn pause_resume_and_stop_go_through_their_states() {
 }
 
 #[test]
+fn a_paused_guest_is_told_that_its_processors_stood_still() {
+    let hypervisor = (0..3).fold(FakeHypervisor::new(), |all, index| all.script(index, [out(0x80, 0)]));
+    let log = hypervisor.log();
+    let mut vm = Vm::start(3, hypervisor);
+    while !matches!(vm.ask(ControlRequest::Metrics), ControlReply::Metrics(metrics) if metrics.exits == 3) {}
+    vm.state_after(ControlRequest::Pause);
+    let mut told = log.lock().pauses.clone();
+    told.sort_unstable();
+    assert_eq!(told, [0, 1, 2]);
+    vm.state_after(ControlRequest::Stop { grace_ms: 0 });
+    vm.ends();
+}
+
+#[test]
 fn a_guest_without_vsock_cannot_be_asked_and_ends_at_once() {
     let mut vm = Vm::start(1, FakeHypervisor::new());
     let before = Instant::now();
