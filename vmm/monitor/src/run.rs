@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ark_devices::vsock::VsockError;
 use ark_hal::kvm::{Kvm, OpenError};
 use ark_types::vmm::{ConfigError, ExitReason, VmConfig};
 
@@ -59,6 +60,7 @@ impl StartError {
             Self::Read { .. } | Self::Config(_) | Self::Boot(_) | Self::Control(_) => ExitReason::BadConfig,
             Self::Kvm(_) | Self::Host(_) => ExitReason::HostError,
             Self::Machine(error) => match error {
+                MachineError::Vsock(VsockError::Descriptors(_)) => ExitReason::HostError,
                 MachineError::Boot(_)
                 | MachineError::OpenDisk { .. }
                 | MachineError::Disk { .. }
