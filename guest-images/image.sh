@@ -20,9 +20,7 @@ need dpkg-deb dpkg
 . "$repo/guest-images/tree.sh"
 
 build_image() {
-    local specs spec root=$work/root image=$work/out/$name.erofs
-    specs=$(resolve "${packages[@]}")
-    for spec in "${without[@]}"; do specs=$(grep -v "^$spec=" <<<"$specs"); done
+    local spec root=$work/root image=$work/out/$name.erofs
     # shellcheck disable=SC2086 # a list of NAME=VERSION
     fetch_debs $specs
     mkdir "$root"
@@ -53,5 +51,7 @@ manifest() {
     printf '  ],\n  "created_unix": %s\n}\n' "$SOURCE_DATE_EPOCH"
 }
 
-key=$(key_of "$recipe"/* "$repo"/guest-images/{lib,image,tree}.sh < <(lists_stamp))
+specs=$(resolve "${packages[@]}")
+for spec in "${without[@]}"; do specs=$(grep -v "^$spec=" <<<"$specs"); done
+key=$(key_of "$recipe"/* "$repo"/guest-images/{lib,image,tree}.sh <<<"$specs")
 step "image-$name" "image $name" "$key" "$mib" build_image "$build/images/$name.erofs" "$build/images/$name.json"

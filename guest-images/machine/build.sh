@@ -15,11 +15,7 @@ need strip binutils
 modules=(kvm-amd virtio_pci virtio_blk virtio_net erofs vhost_vsock)
 
 build_boot() {
-    local root=$work/root kernel
-    kernel=$(resolve linux-image-cloud-amd64 | grep '^linux-image-[0-9].*-cloud-amd64=') ||
-        die "Debian's linux-image-cloud-amd64 no longer names its kernel package. Run apt-get update (as root) and try again."
-    local busybox
-    busybox=$(resolve busybox-static | grep '^busybox-static=')
+    local root=$work/root
     fetch_debs "$kernel" "$busybox"
     mkdir "$work/kernel" "$root"
     dpkg-deb -x "$(deb_file "$kernel")" "$work/kernel"
@@ -82,7 +78,10 @@ build_assets() {
 }
 
 out=$build/machine
-key=$(key_of "$here"/{init,ark-services,ark-poweroff,build.sh} "$repo/guest-images/lib.sh" < <(lists_stamp))
+kernel=$(resolve linux-image-cloud-amd64 | grep '^linux-image-[0-9].*-cloud-amd64=') ||
+    die "Debian's linux-image-cloud-amd64 no longer names its kernel package. Run apt-get update (as root) and try again."
+busybox=$(resolve busybox-static | grep '^busybox-static=')
+key=$(key_of "$here"/{init,ark-services,ark-poweroff,build.sh} "$repo/guest-images/lib.sh" <<<"$kernel $busybox")
 step machine "emulated host: kernel and initramfs" "$key" 250 build_boot "$out/vmlinuz" "$out/initramfs.cpio"
 
 # Name, size and time stand for the content here: reading it all again at every `make` would cost seconds.
