@@ -79,7 +79,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadArg
     }
 }
 
-/// The flags of `probe`, each at most once.
+/// The flags of `probe`, in any order; the last of a kind counts.
 fn parse_probe(mut args: impl Iterator<Item = OsString>) -> Result<Command, BadArgs> {
     let (mut json, mut limit) = (false, TIME_LIMIT);
     while let Some(flag) = args.next() {
