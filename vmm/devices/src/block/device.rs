@@ -71,9 +71,9 @@ impl Block {
     /// is the file's size now, rounded down to sectors; `file` must be open for writing unless `read_only`.
     ///
     /// # Errors
-    /// [`DiskError`]: it is no file or block device, or smaller than a sector.
+    /// [`DiskError`]: it is no file or block device, smaller than a sector, or another VM's that does not go with this one.
     pub fn new(name: impl Into<String>, file: File, read_only: bool) -> Result<Self, DiskError> {
-        let disk = Disk::new(file)?;
+        let disk = Disk::new(file, read_only)?;
         let config = config(disk.sectors());
         Ok(Self { name: name.into(), disk, read_only, config, metrics: Metrics::default(), active: None })
     }

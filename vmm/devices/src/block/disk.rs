@@ -1,6 +1,6 @@
 //! The file behind a block device: vectored reads and writes between it and guest memory, flush, holes and zeroes.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -21,22 +21,31 @@ pub enum DiskError {
     /// Less than one sector.
     #[error("it has {0} bytes, less than one sector of 512: give a raw image that is not empty")]
     Empty(u64),
+    /// Somebody else would see this guest's writes, or this guest theirs.
+    #[error("another VM has it, and one of the two writes to it: give each VM its own copy")]
+    InUse,
     /// It could not be looked at.
     #[error("its size cannot be found: {0}")]
     Io(#[from] io::Error),
 }
 
-/// An open raw image. Ranges are in bytes and were checked against its size.
+/// An open raw image, locked (flock) as long as it is: one writer or many readers. Ranges are in bytes and were checked
+/// against its size.
 pub(super) struct Disk {
     file: File,
     sectors: u64,
 }
 
 impl Disk {
-    pub(super) fn new(file: File) -> Result<Self, DiskError> {
+    pub(super) fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
         let kind = file.metadata()?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind);
+        }
+        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+        // A file system without locks is no reason to refuse.
+        if matches!(locked, Err(TryLockError::WouldBlock)) {
+            return Err(DiskError::InUse);
         }
         // Seeking finds the size of block devices too; nothing else uses the position.
         let bytes = (&file).seek(SeekFrom::End(0))?;
@@ -193,18 +202,33 @@ mod tests {
     #[test]
     fn only_files_and_block_devices_are_disks() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(Disk::new(File::open(directory.path()).unwrap()), Err(DiskError::Kind)));
-        assert!(matches!(Disk::new(File::open("/dev/null").unwrap()), Err(DiskError::Kind)));
+        assert!(matches!(Disk::new(File::open(directory.path()).unwrap(), true), Err(DiskError::Kind)));
+        assert!(matches!(Disk::new(File::open("/dev/null").unwrap(), true), Err(DiskError::Kind)));
         let file = tempfile::tempfile().unwrap();
         file.set_len(511).unwrap();
-        assert!(matches!(Disk::new(file), Err(DiskError::Empty(511))));
+        assert!(matches!(Disk::new(file, false), Err(DiskError::Empty(511))));
+    }
+
+    #[test]
+    fn a_disk_has_one_writer_or_many_readers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let disk =
+            |read_only| Disk::new(File::options().read(true).write(true).open(&path).unwrap(), read_only);
+        let writer = disk(false).unwrap();
+        assert!(matches!(disk(false), Err(DiskError::InUse)));
+        assert!(matches!(disk(true), Err(DiskError::InUse)));
+        drop(writer);
+        let _readers = [disk(true).unwrap(), disk(true).unwrap()];
+        assert!(matches!(disk(false), Err(DiskError::InUse)));
     }
 
     #[test]
     fn ranges_stay_on_the_disk() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(10 * SECTOR + 7).unwrap();
-        let disk = Disk::new(file).unwrap();
+        let disk = Disk::new(file, false).unwrap();
         assert_eq!(disk.sectors(), 10);
         assert_eq!(disk.range(0, 10), Some(0..5120));
         assert_eq!(disk.range(9, 1), Some(4608..5120));
@@ -219,7 +243,7 @@ mod tests {
         for may_discard in [false, true] {
             let file = tempfile::tempfile().unwrap();
             file.write_all_at(&[7; 200 * 1024], 0).unwrap();
-            let disk = Disk::new(file.try_clone().unwrap()).unwrap();
+            let disk = Disk::new(file.try_clone().unwrap(), false).unwrap();
             disk.write_zeroes(&(1024..150 * 1024), may_discard).unwrap();
             let mut bytes = vec![0; 200 * 1024];
             file.read_exact_at(&mut bytes, 0).unwrap();
