@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ark_types::vmm::{ControlReply, ControlRequest, MAX_CONTROL_LINE};
 
@@ -18,6 +19,8 @@ use crate::end::Remove;
 pub const MAX_CLIENTS: usize = 32;
 /// Bytes read from a client at a time.
 const CHUNK: usize = 4096;
+/// Pause after a client could not be accepted, most likely because no descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A control socket that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,8 @@ pub enum ControlError {
 pub struct Server {
     listener: UnixListener,
     clients: Vec<Client>,
+    /// The last attempt to accept a client failed; it still waits.
+    accept_failed: bool,
     _file: Remove,
 }
 
@@ -71,23 +76,35 @@ impl Server {
         let file = Remove(path.to_owned());
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener, clients: Vec::new(), _file: file })
+        Ok(Self { listener, clients: Vec::new(), accept_failed: false, _file: file })
     }
 
     /// What to wait on: each descriptor, and whether for room to write (else for something to read).
     pub fn fds(&self) -> impl Iterator<Item = (RawFd, bool)> + '_ {
         let clients = self.clients.iter().map(|c| (c.stream.as_raw_fd(), !c.output.is_empty()));
-        std::iter::once((self.listener.as_raw_fd(), false)).chain(clients)
+        let listener = (!self.accept_failed).then_some((self.listener.as_raw_fd(), false));
+        listener.into_iter().chain(clients)
+    }
+
+    /// When to call [`Self::serve`] again even if nothing of [`Self::fds`] is ready.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.accept_failed.then_some(ACCEPT_PAUSE)
     }
 
     /// Takes in and answers whatever can be without waiting; `answer` carries out one request.
     pub fn serve(&mut self, answer: &mut dyn FnMut(ControlRequest) -> ControlReply) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            // Turned away by closing; a listener's queue that is left full would hide later clients for ever.
-            if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
-                self.clients.push(Client { stream, input: vec![], output: vec![], closing: false });
+        self.accept_failed = loop {
+            match self.listener.accept() {
+                // Turned away by closing; a listener's queue that is left full would hide later clients for ever.
+                Ok((stream, _)) => {
+                    if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
+                        self.clients.push(Client { stream, input: vec![], output: vec![], closing: false });
+                    }
+                }
+                Err(e) => break e.kind() != ErrorKind::WouldBlock,
             }
-        }
+        };
         self.clients.retain_mut(|client| client.serve(answer).is_ok());
     }
 }
@@ -175,7 +192,6 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
-    use std::time::Duration;
 
     use ark_types::vmm::VmState;
 
@@ -290,6 +306,22 @@ mod tests {
         std::fs::write(&path, "mine").unwrap();
         assert!(matches!(Server::bind(&path), Err(ControlError::Bind { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_listener_that_cannot_accept_is_not_polled_for_a_while() {
+        let (_dir, path, mut server) = server();
+        assert_eq!((server.fds().count(), server.retry_after()), (1, None));
+        let other = connect(&path);
+        let listener = server.listener.try_clone().unwrap();
+        // SAFETY: both descriptors are open and stay their owners'; the second is no listener for a while.
+        assert!(unsafe { libc::dup2(other.as_raw_fd(), server.listener.as_raw_fd()) } >= 0);
+        server.serve(&mut state);
+        assert_eq!((server.fds().count(), server.retry_after()), (0, Some(ACCEPT_PAUSE)));
+        // SAFETY: as above; this takes it back.
+        assert!(unsafe { libc::dup2(listener.as_raw_fd(), server.listener.as_raw_fd()) } >= 0);
+        server.serve(&mut state);
+        assert_eq!((server.fds().count(), server.retry_after()), (2, None));
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl Owner {
     }
 }
 
-/// Waits until an input is ready or the timer has run out.
+/// Waits until an input is ready, the timer has run out, or the control socket wants to be looked at again.
 fn wait(inputs: &Inputs, timer: Option<Instant>) -> io::Result<()> {
     let fixed = [Some(inputs.mailbox.as_raw_fd()), inputs.signals.as_ref().map(AsRawFd::as_raw_fd)];
     let control = inputs.control.iter().flat_map(Server::fds);
@@ -170,7 +170,8 @@ fn wait(inputs: &Inputs, timer: Option<Instant>) -> io::Result<()> {
             revents: 0,
         })
         .collect();
-    let timeout = timer.map_or(-1, |at| {
+    let retry = inputs.control.as_ref().and_then(Server::retry_after).map(|after| Instant::now() + after);
+    let timeout = [timer, retry].into_iter().flatten().min().map_or(-1, |at| {
         // Rounded up, so that the timer has run out when poll says so.
         let left = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
         libc::c_int::try_from(left).unwrap_or(libc::c_int::MAX)
