@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use ark_client::{ExecEvent, ExecInput, ExecOutput, ExecStream};
 use ark_types::exec::{ExecEnd, ExecReply, ExitStatus, MAX_CAPTURE, TtySize};
+use futures_util::FutureExt;
 use nix::libc::{SIGINT, SIGKILL};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Stdout};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
@@ -219,24 +220,41 @@ struct Capture {
 
 /// Writes or keeps what the program says until it ends.
 async fn relay(mut output: ExecOutput, capture: bool) -> Result<ExecReply, Failure> {
-    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let mut stdout = tokio::io::stdout();
+    let result = pass_on(&mut output, &mut stdout, capture).await;
+    // However it ended, what came before is shown.
+    let shown = stdout.flush().await.map_err(Failure::Output);
+    let reply = result?;
+    shown.map(|()| reply)
+}
+
+async fn pass_on(output: &mut ExecOutput, stdout: &mut Stdout, capture: bool) -> Result<ExecReply, Failure> {
+    let mut stderr = tokio::io::stderr();
     let mut kept = Capture::default();
     loop {
-        match output.next().await? {
+        let event = match output.next().now_or_never() {
+            Some(event) => event?,
+            // Nothing more has come yet: the user gets to see what there is.
+            None => {
+                stdout.flush().await.map_err(Failure::Output)?;
+                output.next().await?
+            }
+        };
+        match event {
             ExecEvent::Started(_) => {}
             ExecEvent::Stdout(bytes) if capture => keep(&mut kept.stdout, &bytes, &mut kept.truncated),
             ExecEvent::Stderr(bytes) if capture => keep(&mut kept.stderr, &bytes, &mut kept.truncated),
-            ExecEvent::Stdout(bytes) => write(&mut stdout, &bytes).await.map_err(Failure::Output)?,
-            // Nobody reads our standard error: that is no reason to end the program.
-            ExecEvent::Stderr(bytes) => drop(write(&mut stderr, &bytes).await),
+            ExecEvent::Stdout(bytes) => stdout.write_all(&bytes).await.map_err(Failure::Output)?,
+            ExecEvent::Stderr(bytes) => {
+                // What came first is seen first where both are one terminal.
+                stdout.flush().await.map_err(Failure::Output)?;
+                // Nobody reads our standard error: that is no reason to end the program.
+                let _ = stderr.write_all(&bytes).await;
+                let _ = stderr.flush().await;
+            }
             ExecEvent::Exited(end) => return Ok(reply(kept, end)),
         }
     }
-}
-
-async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
-    to.write_all(bytes).await?;
-    to.flush().await
 }
 
 fn keep(kept: &mut Vec<u8>, bytes: &[u8], truncated: &mut bool) {

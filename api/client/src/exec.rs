@@ -1,8 +1,11 @@
 //! Programs with their streams connected: frames over a WebSocket, one per binary message.
 
 use ark_types::exec::{ExecEnd, ExecRequest, TtySize};
-use ark_types::guest::{Frame, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD, SignalRequest, Started};
+use ark_types::guest::{
+    EncodedFrame, Frame, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD, SignalRequest, Started,
+};
 use ark_types::plain::plain;
+use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hyper::header::{AUTHORIZATION, HeaderValue};
@@ -21,9 +24,9 @@ pub enum ExecEvent {
     /// It runs, with this process id in the guest.
     Started(u32),
     /// Bytes of standard output, or of its terminal.
-    Stdout(Vec<u8>),
+    Stdout(Bytes),
     /// Bytes of standard error.
-    Stderr(Vec<u8>),
+    Stderr(Bytes),
     /// It ended; nothing follows.
     Exited(ExecEnd),
 }
@@ -122,7 +125,7 @@ impl ExecInput {
 }
 
 impl ExecOutput {
-    /// What the program says next. After [`ExecEvent::Exited`] or an error there is nothing more to ask.
+    /// What the program says next. Cancel-safe. After [`ExecEvent::Exited`] or an error there is nothing more to ask.
     ///
     /// # Errors
     /// [`Error::Guest`] when the program could not be started, [`Error::Ended`] when the stream ends without
@@ -135,7 +138,7 @@ impl ExecOutput {
                 Some(Ok(message)) => message,
             };
             match message {
-                Message::Binary(bytes) => return event(Frame::decode(&bytes)?),
+                Message::Binary(bytes) => return event(EncodedFrame::try_from(bytes)?),
                 Message::Close(why) => {
                     let why = why.map(|w| w.reason.to_string()).filter(|w| !w.is_empty());
                     return Err(Error::Ended(why.unwrap_or_else(|| "the connection was closed".to_owned())));
@@ -147,11 +150,11 @@ impl ExecOutput {
     }
 }
 
-fn event(frame: Frame) -> Result<ExecEvent, Error> {
-    match frame.kind {
+fn event(frame: EncodedFrame) -> Result<ExecEvent, Error> {
+    match frame.kind() {
         Kind::Started => Ok(ExecEvent::Started(frame.parse::<Started>()?.pid)),
-        Kind::Stdout => Ok(ExecEvent::Stdout(frame.payload)),
-        Kind::Stderr => Ok(ExecEvent::Stderr(frame.payload)),
+        Kind::Stdout => Ok(ExecEvent::Stdout(frame.into_payload())),
+        Kind::Stderr => Ok(ExecEvent::Stderr(frame.into_payload())),
         Kind::Exited => Ok(ExecEvent::Exited(frame.parse()?)),
         Kind::Error => Err(Error::Guest(frame.parse::<GuestError>()?)),
         other => Err(Error::Ended(format!("a {other:?} frame has no place here"))),

@@ -120,11 +120,11 @@ async fn a_program_streams_over_both_kinds_of_connection() {
         let mut program = client.exec_stream("a1", &request).await.unwrap();
         assert_eq!(program.output.next().await.unwrap(), ExecEvent::Started(7));
         program.input.stdin(b"hello").await.unwrap();
-        assert_eq!(program.output.next().await.unwrap(), ExecEvent::Stdout(b"hello".to_vec()));
+        assert_eq!(program.output.next().await.unwrap(), ExecEvent::Stdout("hello".into()));
         program.input.signal(15).await.unwrap();
-        assert_eq!(program.output.next().await.unwrap(), ExecEvent::Stderr(vec![15]));
+        assert_eq!(program.output.next().await.unwrap(), ExecEvent::Stderr(vec![15].into()));
         program.input.resize(TtySize { rows: 24, cols: 80 }).await.unwrap();
-        assert_eq!(program.output.next().await.unwrap(), ExecEvent::Stderr(vec![80]));
+        assert_eq!(program.output.next().await.unwrap(), ExecEvent::Stderr(vec![80].into()));
         program.input.close_stdin().await.unwrap();
         let end = ExecEnd { status: ExitStatus::Exited { code: 3 }, duration_us: 1 };
         assert_eq!(program.output.next().await.unwrap(), ExecEvent::Exited(end));

@@ -2,17 +2,20 @@
 
 use std::io;
 
-use ark_types::guest::{
-    Decoder, Frame, FrameError, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION,
-};
+use ark_types::guest::{EncodedFrame, Frame, GuestError, Kind, MAX_PAYLOAD, header};
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::{Address, GuestFailure};
 
-/// Bytes asked of the socket at a time: few system calls for bulk, little memory for the many small operations.
-const READ_BUFFER: usize = 64 << 10;
+/// Bytes asked of the socket at a time, to begin with: little memory for the many small operations.
+const READ_FIRST: usize = 8 << 10;
+/// Bytes asked of the socket at a time where much comes: few system calls for bulk.
+const READ_MUCH: usize = 256 << 10;
+/// Most characters of a guest's error message that are told.
+const MAX_MESSAGE: usize = 2000;
 /// Longest line a VMM answers `CONNECT` with (`OK 4294967295\n` has 14 bytes).
 const MAX_HANDSHAKE: usize = 32;
 
@@ -52,7 +55,11 @@ impl Connection {
     ///
     /// # Errors
     /// [`GuestFailure`].
-    pub async fn ask(address: &Address, question: &Frame, answer: Kind) -> Result<Frame, GuestFailure> {
+    pub async fn ask(
+        address: &Address,
+        question: &Frame,
+        answer: Kind,
+    ) -> Result<EncodedFrame, GuestFailure> {
         let mut connection = Self::open(address, &question.encode()).await?;
         connection.reader.expect(answer).await
     }
@@ -62,32 +69,37 @@ impl Connection {
 #[derive(Debug)]
 pub struct FrameReader {
     socket: OwnedReadHalf,
-    decoder: Decoder,
-    buffer: Box<[u8]>,
+    /// What came and was not taken yet. Frames share its memory.
+    buffer: BytesMut,
+    /// Bytes to ask for next.
+    room: usize,
 }
 
 impl FrameReader {
     /// Reads frames from `socket`.
     #[must_use]
     pub fn new(socket: OwnedReadHalf) -> Self {
-        Self { socket, decoder: Decoder::new(), buffer: vec![0; READ_BUFFER].into_boxed_slice() }
+        Self { socket, buffer: BytesMut::new(), room: READ_FIRST }
+    }
+
+    /// Reads once; the number of bytes, 0 at the end of the stream. Cancel-safe.
+    async fn fill(&mut self) -> io::Result<usize> {
+        self.buffer.reserve(self.room);
+        let n = self.socket.read_buf(&mut self.buffer).await?;
+        if n >= self.room {
+            self.room = READ_MUCH;
+        }
+        Ok(n)
     }
 
     /// Takes the VMM's `OK <port>\n` off the front; a refused connection is closed without a word.
     async fn take_greeting(&mut self) -> Result<(), GuestFailure> {
-        let mut seen = 0;
         loop {
-            let room = self.buffer.get_mut(seen..).unwrap_or_default();
-            let n = self.socket.read(room).await.map_err(GuestFailure::Broken)?;
-            seen += n;
-            let bytes = self.buffer.get(..seen).unwrap_or_default();
-            let end = bytes.iter().take(MAX_HANDSHAKE).position(|byte| *byte == b'\n');
-            match end.and_then(|end| bytes.split_at_checked(end + 1)) {
-                Some((line, rest)) if line.starts_with(b"OK ") => {
-                    self.decoder.feed(rest);
-                    return Ok(());
-                }
-                None if n > 0 && seen < MAX_HANDSHAKE => {}
+            let n = self.fill().await.map_err(GuestFailure::Broken)?;
+            let end = self.buffer.iter().take(MAX_HANDSHAKE).position(|byte| *byte == b'\n');
+            match end.map(|end| self.buffer.split_to(end + 1)) {
+                Some(line) if line.starts_with(b"OK ") => return Ok(()),
+                None if n > 0 && self.buffer.len() < MAX_HANDSHAKE => {}
                 Some(_) | None => return Err(GuestFailure::Closed),
             }
         }
@@ -97,18 +109,13 @@ impl FrameReader {
     ///
     /// # Errors
     /// [`GuestFailure::Closed`] at the end of the stream, and the others.
-    pub async fn next(&mut self) -> Result<Frame, GuestFailure> {
+    pub async fn next(&mut self) -> Result<EncodedFrame, GuestFailure> {
         loop {
-            if let Some(frame) = self.decoder.next()? {
-                return match frame.kind {
-                    Kind::Error => Err(frame.parse::<GuestError>()?.into()),
-                    _ => Ok(frame),
-                };
+            if let Some(frame) = self.buffered()? {
+                return Ok(frame);
             }
-            let n = self.socket.read(&mut self.buffer).await.map_err(GuestFailure::Broken)?;
-            match self.buffer.get(..n) {
-                Some([]) | None => return Err(GuestFailure::Closed),
-                Some(bytes) => self.decoder.feed(bytes),
+            if self.fill().await.map_err(GuestFailure::Broken)? == 0 {
+                return Err(GuestFailure::Closed);
             }
         }
     }
@@ -117,9 +124,12 @@ impl FrameReader {
     ///
     /// # Errors
     /// As [`Self::next`].
-    pub fn buffered(&mut self) -> Result<Option<Frame>, GuestFailure> {
-        match self.decoder.next()? {
-            Some(frame) if frame.kind == Kind::Error => Err(frame.parse::<GuestError>()?.into()),
+    pub fn buffered(&mut self) -> Result<Option<EncodedFrame>, GuestFailure> {
+        match EncodedFrame::take_from(&mut self.buffer)? {
+            Some(frame) if frame.kind() == Kind::Error => {
+                let GuestError { code, message } = frame.parse()?;
+                Err(GuestError { code, message: message.chars().take(MAX_MESSAGE).collect() }.into())
+            }
             other => Ok(other),
         }
     }
@@ -128,9 +138,9 @@ impl FrameReader {
     ///
     /// # Errors
     /// [`GuestFailure::Unexpected`] for another kind, and as [`Self::next`].
-    pub async fn expect(&mut self, kind: Kind) -> Result<Frame, GuestFailure> {
+    pub async fn expect(&mut self, kind: Kind) -> Result<EncodedFrame, GuestFailure> {
         let frame = self.next().await?;
-        if frame.kind == kind { Ok(frame) } else { Err(GuestFailure::Unexpected(frame.kind)) }
+        if frame.kind() == kind { Ok(frame) } else { Err(GuestFailure::Unexpected(frame.kind())) }
     }
 }
 
@@ -158,7 +168,7 @@ impl FrameWriter {
             return self.send_encoded(&Frame::empty(kind).header()).await;
         }
         for payload in bytes.chunks(MAX_PAYLOAD) {
-            let header = header(kind, payload.len())?;
+            let header = header(kind, payload.len());
             let mut parts = bytes::Buf::chain(header.as_slice(), payload);
             self.socket.write_all_buf(&mut parts).await.map_err(GuestFailure::Broken)?;
         }
@@ -174,25 +184,11 @@ impl FrameWriter {
     }
 }
 
-/// Header of a frame whose payload is not owned by a [`Frame`].
-fn header(kind: Kind, len: usize) -> Result<[u8; HEADER_LEN], FrameError> {
-    let [a, b, c, d] = u32::try_from(len).map_err(|_| FrameError::TooLong(len))?.to_le_bytes();
-    Ok([a, b, c, d, kind as u8, PROTOCOL_VERSION, 0, 0])
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-
-    #[test]
-    fn a_header_made_here_is_the_codecs_own() {
-        for len in [0, 1, MAX_PAYLOAD] {
-            let frame = Frame::raw(Kind::Data, vec![0; len]).unwrap();
-            assert_eq!(header(Kind::Data, len).unwrap(), frame.header());
-        }
-    }
 
     /// A VMM's vsock socket whose one connection gets `answer` after its first line, and whatever is sent is returned.
     async fn vmm_that_answers(answer: &'static [u8]) -> (tempfile::TempDir, Address) {
@@ -213,7 +209,7 @@ mod tests {
     async fn an_answer_that_comes_with_the_handshake_is_not_lost() {
         let (_dir, address) = vmm_that_answers(b"OK 77\n\0\0\0\0\x42\x01\0\0").await;
         let answer = Connection::ask(&address, &Frame::empty(Kind::PowerOff), Kind::Ok).await;
-        assert_eq!(answer.unwrap(), Frame::empty(Kind::Ok));
+        assert_eq!(answer.unwrap().into_bytes(), Frame::empty(Kind::Ok).encode());
     }
 
     #[tokio::test]

@@ -55,10 +55,10 @@ async fn collect(reader: &mut FrameReader) -> Result<Captured, GuestFailure> {
     let (mut stdout, mut stderr, mut truncated) = (Vec::new(), Vec::new(), false);
     loop {
         let frame = reader.next().await?;
-        match frame.kind {
+        match frame.kind() {
             Kind::Started => {}
-            Kind::Stdout => truncated |= keep(&mut stdout, &frame.payload),
-            Kind::Stderr => truncated |= keep(&mut stderr, &frame.payload),
+            Kind::Stdout => truncated |= keep(&mut stdout, frame.payload()),
+            Kind::Stderr => truncated |= keep(&mut stderr, frame.payload()),
             Kind::Exited => return Ok(Captured { end: frame.parse()?, stdout, stderr, truncated }),
             other => return Err(GuestFailure::Unexpected(other)),
         }

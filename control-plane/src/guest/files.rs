@@ -1,7 +1,8 @@
 //! Files of a guest: streamed down and up, described, listed.
 
 use ark_types::files::FileStat;
-use ark_types::guest::{FileWrite, Frame, Kind, PathRequest};
+use ark_types::guest::{EncodedFrame, FileWrite, Frame, Kind, PathRequest};
+use bytes::Bytes;
 
 use super::{Address, Connection, GuestFailure};
 
@@ -32,12 +33,12 @@ pub async fn list(address: &Address, path: &str) -> Result<Vec<FileStat>, GuestF
     let mut bytes = 0;
     loop {
         let frame = connection.reader.next().await?;
-        match frame.kind {
+        match frame.kind() {
             Kind::FileInfo => entries.push(frame.parse()?),
             Kind::End => break,
             other => return Err(GuestFailure::Unexpected(other)),
         }
-        bytes += frame.payload.len();
+        bytes += frame.payload().len();
         if entries.len() > MAX_ENTRIES || bytes > MAX_LISTING {
             return Err(GuestFailure::TooMuch(format!("{path} has more than {MAX_ENTRIES} entries")));
         }
@@ -52,7 +53,7 @@ pub struct Download {
     connection: Connection,
     info: FileStat,
     /// The first frame after the file's description: tells an empty file from one whose size is not known ahead.
-    first: Option<Frame>,
+    first: Option<EncodedFrame>,
     /// Bytes the guest may still send; none when the size is not known ahead.
     left: Option<u64>,
 }
@@ -67,7 +68,7 @@ impl Download {
         let info: FileStat = connection.reader.expect(Kind::FileInfo).await?.parse()?;
         let first = connection.reader.next().await?;
         // Files of /proc and /sys say they are empty and are not.
-        let unknown = info.size == 0 && first.kind == Kind::Data;
+        let unknown = info.size == 0 && first.kind() == Kind::Data;
         let left = (!unknown).then_some(info.size);
         Ok(Self { connection, info, first: Some(first), left })
     }
@@ -88,20 +89,20 @@ impl Download {
     ///
     /// # Errors
     /// [`GuestFailure::TooMuch`] when the guest sends more than it announced, [`GuestFailure::Closed`] when less.
-    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, GuestFailure> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, GuestFailure> {
         let frame = match self.first.take() {
             Some(frame) => frame,
             None => self.connection.reader.next().await?,
         };
-        match (frame.kind, &mut self.left) {
+        match (frame.kind(), &mut self.left) {
             (Kind::End, None | Some(0)) => Ok(None),
             (Kind::End, Some(_)) => Err(GuestFailure::Closed),
-            (Kind::Data, None) => Ok(Some(frame.payload)),
+            (Kind::Data, None) => Ok(Some(frame.into_payload())),
             (Kind::Data, Some(left)) => {
-                *left = left.checked_sub(frame.payload.len() as u64).ok_or_else(|| {
+                *left = left.checked_sub(frame.payload().len() as u64).ok_or_else(|| {
                     GuestFailure::TooMuch(format!("{} grew while it was read", self.info.name))
                 })?;
-                Ok(Some(frame.payload))
+                Ok(Some(frame.into_payload()))
             }
             (other, _) => Err(GuestFailure::Unexpected(other)),
         }
@@ -109,8 +110,8 @@ impl Download {
 }
 
 /// What an answer before the end of an upload means.
-fn told(early: Result<Frame, GuestFailure>) -> GuestFailure {
-    early.map_or_else(|failure| failure, |frame| GuestFailure::Unexpected(frame.kind))
+fn told(early: Result<EncodedFrame, GuestFailure>) -> GuestFailure {
+    early.map_or_else(|failure| failure, |frame| GuestFailure::Unexpected(frame.kind()))
 }
 
 /// A file on its way up. Dropped before [`Self::finish`], it leaves nothing in the guest.

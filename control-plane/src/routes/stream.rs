@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ark_types::exec::ExecRequest;
-use ark_types::guest::{ErrorCode, Frame, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD};
+use ark_types::guest::{EncodedFrame, ErrorCode, Frame, GuestError, HEADER_LEN, Kind, MAX_PAYLOAD};
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use bytes::Bytes;
@@ -75,7 +75,7 @@ async fn serve(mut socket: WebSocket, peer: Peer) {
     };
     drop(streaming);
     if let Some(frame) = error.and_then(|error| Frame::json(Kind::Error, &error).ok()) {
-        let _ = socket.send(message(&frame)).await;
+        let _ = socket.send(Message::Binary(frame.encode().into())).await;
     }
     // A client that closes in order has read everything; one that does not is cut after a while.
     let _ = socket.send(Message::Close(None)).await;
@@ -129,9 +129,9 @@ async fn relay(socket: &mut WebSocket, peer: &Peer) -> Result<(), Broken> {
     }
 }
 
-fn exec_request(frame: &Frame) -> Result<ExecRequest, Broken> {
-    if frame.kind != Kind::Exec {
-        return Err(refuse(format!("the first frame is {:?}, not Exec", frame.kind)));
+fn exec_request(frame: &EncodedFrame) -> Result<ExecRequest, Broken> {
+    if frame.kind() != Kind::Exec {
+        return Err(refuse(format!("the first frame is {:?}, not Exec", frame.kind())));
     }
     let request: ExecRequest = frame.parse().map_err(|e| refuse(e.to_string()))?;
     if request.stdin.is_some() {
@@ -159,12 +159,12 @@ async fn to_client(
         // Frames that came together go out together: one system call for many small ones.
         let mut next = Some(frame?);
         while let Some(frame) = next {
-            let last = match frame.kind {
+            let last = match frame.kind() {
                 Kind::Started | Kind::Stdout | Kind::Stderr => false,
                 Kind::Exited => true,
                 other => return Err(GuestFailure::Unexpected(other).into()),
             };
-            sink.feed(message(&frame)).await.map_err(|_| Broken::ClientLeft)?;
+            sink.feed(Message::Binary(frame.into_bytes())).await.map_err(|_| Broken::ClientLeft)?;
             if last {
                 return sink.flush().await.map_err(|_| Broken::ClientLeft);
             }
@@ -182,24 +182,24 @@ async fn to_guest(source: &mut SplitStream<&mut WebSocket>, writer: &mut FrameWr
             Ok(frame) => frame,
             Err(broken) => return broken,
         };
-        match frame.kind {
+        match frame.kind() {
             Kind::Stdin | Kind::StdinClose | Kind::Signal | Kind::Resize => {}
             other => return refuse(format!("a frame of kind {other:?} does not belong here")),
         }
         // A guest that takes no more has ended the program; how is told by the other direction.
-        listens = listens && writer.send(&frame).await.is_ok();
+        listens = listens && writer.send_encoded(&frame.into_bytes()).await.is_ok();
     }
 }
 
 /// The client's next frame.
-async fn next_message<S>(source: &mut S) -> Result<Frame, Broken>
+async fn next_message<S>(source: &mut S) -> Result<EncodedFrame, Broken>
 where
     S: futures_util::Stream<Item = Result<Message, axum::Error>> + Unpin,
 {
     loop {
         match source.next().await {
             Some(Ok(Message::Binary(bytes))) => {
-                return Frame::decode(&bytes).map_err(|e| refuse(e.to_string()));
+                return EncodedFrame::try_from(bytes).map_err(|e| refuse(e.to_string()));
             }
             Some(Ok(Message::Text(_))) => {
                 return Err(refuse("a text message came: frames are binary messages"));
@@ -208,8 +208,4 @@ where
             Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Broken::ClientLeft),
         }
     }
-}
-
-fn message(frame: &Frame) -> Message {
-    Message::Binary(frame.encode().into())
 }

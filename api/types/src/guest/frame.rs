@@ -17,6 +17,8 @@ pub const PROTOCOL_VERSION: u8 = 1;
 pub const HEADER_LEN: usize = 8;
 /// Most bytes of a payload.
 pub const MAX_PAYLOAD: usize = 256 << 10;
+/// Most characters of an error that quotes a payload.
+const MAX_QUOTE: usize = 300;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident = $code:literal,)*) => {
@@ -159,8 +161,7 @@ impl Frame {
     /// # Errors
     /// [`FrameError::Payload`] when it is not the JSON of a `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
-        serde_json::from_slice(&self.payload)
-            .map_err(|e| FrameError::Payload { kind: self.kind, why: e.to_string() })
+        parse_payload(self.kind, &self.payload)
     }
 
     /// The header that announces this frame.
@@ -190,15 +191,22 @@ impl Frame {
     }
 }
 
-/// Header of a frame of `kind` with `len` bytes of payload (at most [`MAX_PAYLOAD`], which `Frame` keeps).
-fn header(kind: Kind, len: usize) -> [u8; HEADER_LEN] {
+/// `payload` of a frame of `kind` as `T`. What the parser quotes of it is shortened: it can be as long as a payload.
+pub(super) fn parse_payload<T: DeserializeOwned>(kind: Kind, payload: &[u8]) -> Result<T, FrameError> {
+    serde_json::from_slice(payload)
+        .map_err(|e| FrameError::Payload { kind, why: e.to_string().chars().take(MAX_QUOTE).collect() })
+}
+
+/// The header of a frame of `kind` with `len` bytes of payload, at most [`MAX_PAYLOAD`].
+#[must_use]
+pub fn header(kind: Kind, len: usize) -> [u8; HEADER_LEN] {
     debug_assert!(len <= MAX_PAYLOAD);
     let [a, b, c, d] = u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
     [a, b, c, d, kind as u8, PROTOCOL_VERSION, 0, 0]
 }
 
 /// Kind and payload length that a header announces.
-fn parse_header(head: [u8; HEADER_LEN]) -> Result<(Kind, usize), FrameError> {
+pub(super) fn parse_header(head: [u8; HEADER_LEN]) -> Result<(Kind, usize), FrameError> {
     let [a, b, c, d, kind, version, r0, r1] = head;
     if version != PROTOCOL_VERSION {
         return Err(FrameError::Version(version));

@@ -18,10 +18,12 @@
 //! its name only after `End`: an upload that breaks leaves nothing behind. The exec WebSocket of the REST API carries the
 //! same frames, one per binary message.
 
+mod encoded;
 mod frame;
 mod messages;
 
-pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION};
+pub use encoded::EncodedFrame;
+pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION, header};
 pub use messages::{
     ClockSet, ErrorCode, FileWrite, GuestError, Heartbeat, Hello, PathRequest, SignalRequest, Started,
 };
