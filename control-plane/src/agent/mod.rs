@@ -20,7 +20,7 @@ use ark_types::vmm::ExitRecord;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::core::Core;
-use crate::guest::{Address, GuestFailure};
+use crate::guest::{Address, GuestFailure, Idle};
 use crate::host::unix_ms;
 use crate::images::Image;
 use crate::registry::AdmitError;
@@ -162,7 +162,7 @@ fn begin(core: Arc<Core>, agent: Agent, env: BTreeMap<String, String>, image: Im
     let (requests, inbox) = mpsc::unbounded_channel();
     let (id, name) = (agent.id.clone(), agent.name.clone());
     let (publish, state) = watch::channel(agent);
-    let guest = Address { socket: dir.vsock(), port: Some(CONTROL_PORT) };
+    let guest = Address { socket: dir.vsock(), port: Some(CONTROL_PORT), idle: Idle::default() };
     let shared = Shared { id, name, env, guest, console: dir.console(), state, requests };
     (Handle(Arc::new(shared)), Owner::new(core, dir, image, publish, inbox))
 }

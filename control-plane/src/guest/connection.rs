@@ -120,6 +120,11 @@ impl FrameReader {
         }
     }
 
+    /// Waits for the first bytes of an answer; whether there are any before the stream ends.
+    pub(super) async fn is_answered(&mut self) -> bool {
+        self.fill().await.is_ok_and(|n| n > 0)
+    }
+
     /// The next frame if it has arrived already.
     ///
     /// # Errors
@@ -188,12 +193,13 @@ impl FrameWriter {
 mod tests {
     use tokio::net::UnixListener;
 
+    use super::super::Idle;
     use super::*;
 
     /// A VMM's vsock socket whose one connection gets `answer` after its first line, and whatever is sent is returned.
     async fn vmm_that_answers(answer: &'static [u8]) -> (tempfile::TempDir, Address) {
         let dir = tempfile::tempdir().unwrap();
-        let address = Address { socket: dir.path().join("v.sock"), port: Some(1025) };
+        let address = Address { socket: dir.path().join("v.sock"), port: Some(1025), idle: Idle::default() };
         let listener = UnixListener::bind(&address.socket).unwrap();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -223,7 +229,7 @@ mod tests {
         let (_dir, address) = vmm_that_answers(b"").await;
         let refused = Connection::open(&address, b"").await.unwrap_err();
         assert!(matches!(refused, GuestFailure::Closed), "{refused:?}");
-        let nowhere = Address { socket: "/nonexistent/v.sock".into(), port: None };
+        let nowhere = Address { socket: "/nonexistent/v.sock".into(), port: None, idle: Idle::default() };
         assert!(Connection::open(&nowhere, b"").await.unwrap_err().is_disconnect());
     }
 }

@@ -33,17 +33,31 @@ pub async fn capture(address: &Address, request: &Frame, stdin: &[u8]) -> Result
         }
         first.extend_from_slice(&Frame::empty(Kind::StdinClose).encode());
     }
+    if with_request {
+        let mut connection = begin(address, &first).await?;
+        let captured = collect(&mut connection.reader).await?;
+        address.idle.keep(connection);
+        return Ok(captured);
+    }
     let Connection { mut reader, mut writer } = Connection::open(address, &first).await?;
     let collect = collect(&mut reader);
-    if with_request {
-        return collect.await;
-    }
     tokio::pin!(collect);
     tokio::select! {
         captured = &mut collect => captured,
         // A guest that takes no more input may still have said why, or how the program ended.
         _ = feed(&mut writer, stdin) => collect.await,
     }
+}
+
+/// Sends `request`, all that the operation has to say, on a kept connection where there is one.
+async fn begin(address: &Address, request: &[u8]) -> Result<Connection, GuestFailure> {
+    while let Some(mut kept) = address.idle.take() {
+        // guestd ends a kept connection only while no operation runs on it: without an answer, nothing was begun.
+        if kept.writer.send_encoded(request).await.is_ok() && kept.reader.is_answered().await {
+            return Ok(kept);
+        }
+    }
+    Connection::open(address, request).await
 }
 
 async fn feed(writer: &mut FrameWriter, stdin: &[u8]) -> Result<(), GuestFailure> {

@@ -7,6 +7,7 @@ mod connection;
 mod exec;
 mod files;
 mod hello;
+mod idle;
 
 use std::path::PathBuf;
 
@@ -17,14 +18,17 @@ pub use connection::{Connection, FrameReader, FrameWriter};
 pub use exec::{Captured, capture};
 pub use files::{Download, MAX_ENTRIES, Upload, list, stat};
 pub use hello::{Event, Greeter};
+pub use idle::Idle;
 
 /// Where a guest (or the host's own guestd) takes operations.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Address {
     /// Unix socket to connect to.
     pub socket: PathBuf,
     /// Port to ask the VMM's vsock device for; none when guestd itself listens on the socket.
     pub port: Option<u32>,
+    /// Connections that wait for the next operation.
+    pub idle: Idle,
 }
 
 /// Why an operation in a guest did not work.

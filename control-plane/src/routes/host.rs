@@ -7,7 +7,7 @@ use axum::response::Response;
 
 use super::Shared;
 use super::stream::{Peer, accept};
-use crate::guest::Address;
+use crate::guest::{Address, Idle};
 use crate::problems::Refusal;
 
 /// Runs a program on the emulated host, as a WebSocket like that of an agent's exec stream.
@@ -26,5 +26,5 @@ pub(super) async fn host_exec_stream(
         return Err(Refusal::new(ProblemKind::NoRoute, detail));
     };
     let upgrade = upgrade.map_err(|e| Refusal::new(ProblemKind::BadRequest, e.body_text()))?;
-    Ok(accept(upgrade, Peer::Host(Address { socket, port: None })))
+    Ok(accept(upgrade, Peer::Host(Address { socket, port: None, idle: Idle::default() })))
 }

@@ -1,8 +1,8 @@
 //! Host ↔ guest: frames over vsock.
 //!
 //! Two ports are in use. The guest connects to [`HELLO_PORT`] of the host (CID 2), sends one [`Kind::Hello`] and then a
-//! [`Kind::Heartbeat`] every [`HEARTBEAT_INTERVAL_MS`]. The host connects to [`CONTROL_PORT`] of the guest, one
-//! connection per operation, and its first frame says which:
+//! [`Kind::Heartbeat`] every [`HEARTBEAT_INTERVAL_MS`]. The host connects to [`CONTROL_PORT`] of the guest, and
+//! its first frame says which operation is wanted:
 //!
 //! | first frame, host → guest | then, host → guest | guest → host |
 //! |---|---|---|
@@ -14,7 +14,8 @@
 //! | `ClockSet` ([`ClockSet`]) | | `Ok`; or `Error` |
 //! | `PowerOff` | | `Ok`, then the guest shuts down |
 //!
-//! When the host's side closes before `Exited`, the guest kills the program's process group. A written file appears under
+//! A connection carries one operation at a time. After an operation's last frame the host may name the next one within ten
+//! seconds; after an `Error` it may not. When the host's side closes before `Exited`, the guest kills the program's process group. A written file appears under
 //! its name only after `End`: an upload that breaks leaves nothing behind. The exec WebSocket of the REST API carries the
 //! same frames, one per binary message.
 
