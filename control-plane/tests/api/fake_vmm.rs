@@ -45,7 +45,9 @@ fn acts_as_the_vmm() {
     let output = unsafe { std::os::fd::BorrowedFd::borrow_raw(3) };
     nix::fcntl::fcntl(output, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     match arguments.as_str() {
-        probe if probe.starts_with("probe --json") => say(r#"{"usable":true,"reason":"a fake","duration_us":1}"#),
+        probe if probe.starts_with("probe --json") => {
+            say(r#"{"usable":true,"reason":"a fake","duration_us":1}"#)
+        }
         "run --config -" => run(),
         other => panic!("{other}"),
     }
@@ -289,6 +291,8 @@ fn exec(mut stream: UnixStream, mut incoming: Incoming, request: &ExecRequest) {
         duration_us: u64::try_from(started.elapsed().as_micros()).unwrap(),
     };
     send(&mut stream, &Frame::json(Kind::Exited, &end).unwrap());
+    // A guest that takes one operation per connection: arkd finds its kept one closed and makes another.
+    let _ = stream.shutdown(std::net::Shutdown::Both);
 }
 
 fn pump(
