@@ -46,7 +46,7 @@ fn acts_as_the_vmm() {
     nix::fcntl::fcntl(output, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     match arguments.as_str() {
         probe if probe.starts_with("probe --json") => {
-            say(r#"{"usable":true,"reason":"a fake","duration_us":1}"#)
+            say(r#"{"usable":true,"reason":"a fake","duration_us":1}"#);
         }
         "run --config -" => run(),
         other => panic!("{other}"),
