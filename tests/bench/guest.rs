@@ -47,33 +47,37 @@ impl Address {
     ///
     /// Panics when the program fails: a benchmark without its program has no figure.
     pub(crate) fn exec(&self, argv: &[&str]) -> String {
-        let (output, end) = self.exec_timed(argv);
+        let (output, end) = self.try_exec(argv).unwrap_or_else(|e| panic!("{argv:?}: {e}"));
         assert_eq!(end.status.shell_code(), 0, "{argv:?} failed in the guest: {output}");
         output
     }
 
-    fn exec_timed(&self, argv: &[&str]) -> (String, ExecEnd) {
-        let mut stream = self.connect(CONTROL_PORT).expect("the guest takes operations");
+    /// Runs `argv` in the guest: what it printed and how it ended, or why that cannot be known.
+    pub(crate) fn try_exec(&self, argv: &[&str]) -> std::io::Result<(String, ExecEnd)> {
+        let mut stream = self.connect(CONTROL_PORT)?;
         let request =
             ExecRequest { argv: argv.iter().map(|a| (*a).to_owned()).collect(), ..ExecRequest::default() };
-        let frame = Frame::json(Kind::Exec, &request).expect("a request is JSON");
-        stream.write_all(&frame.encode()).expect("the guest reads");
-        stream.write_all(&Frame::empty(Kind::StdinClose).encode()).expect("the guest reads");
+        let frame = Frame::json(Kind::Exec, &request).map_err(std::io::Error::other)?;
+        stream.write_all(&[frame.encode(), Frame::empty(Kind::StdinClose).encode()].concat())?;
         let mut decoder = Decoder::new();
         let mut output = Vec::new();
         let mut buffer = vec![0; 64 << 10];
         loop {
-            let n = stream.read(&mut buffer).expect("the guest answers");
-            assert!(n > 0, "the guest hung up on {argv:?}");
+            let n = stream.read(&mut buffer)?;
+            if n == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
             decoder.feed(&buffer[..n]);
-            while let Some(frame) = decoder.next().expect("the guest speaks the protocol") {
+            while let Some(frame) = decoder.next().map_err(std::io::Error::other)? {
                 match frame.kind {
                     Kind::Stdout | Kind::Stderr => output.extend_from_slice(&frame.payload),
                     Kind::Exited => {
-                        let end = frame.parse().expect("an end");
-                        return (String::from_utf8_lossy(&output).into_owned(), end);
+                        let end = frame.parse().map_err(std::io::Error::other)?;
+                        return Ok((String::from_utf8_lossy(&output).into_owned(), end));
                     }
-                    Kind::Error => panic!("{argv:?}: {}", String::from_utf8_lossy(&frame.payload)),
+                    Kind::Error => {
+                        return Err(std::io::Error::other(String::from_utf8_lossy(&frame.payload)));
+                    }
                     _ => {}
                 }
             }
