@@ -14,6 +14,16 @@ name=$1
 shift
 begin=$(date +%s.%N)
 echo "── $name"
+# A line every half minute says that a silent step is alive.
+(
+    waited=0
+    while sleep 30; do
+        waited=$((waited + 30))
+        echo "   … $name: ${waited} s"
+    done
+) &
+ticker=$!
+trap 'kill "$ticker" 2>/dev/null || true' EXIT
 code=0
 "$@" || code=$?
 end=$(date +%s.%N)
