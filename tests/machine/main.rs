@@ -114,7 +114,8 @@ fn a_daemon_killed_in_the_machine_comes_back() {
     let _ = machine.ark(["machine", "shell", "--", "killall", "-9", "arkd"]);
     eventually("arkd answers again", LIMIT, || machine.ark(["ps", "--json"]).code == 0);
     let _ = machine.ark(["create", "--image", "base", "--name", "a1"]).ok();
-    let vmms = machine.ark(["machine", "shell", "--", "sh", "-c", "ps -o args | grep -c '[a]rk-vmm run'"]).ok();
+    let vmms =
+        machine.ark(["machine", "shell", "--", "sh", "-c", "ps -o args | grep -c '[a]rk-vmm run'"]).ok();
     assert_eq!(vmms.stdout.trim(), "1", "the VMM of the killed daemon was cleaned up");
     let _ = machine.ark(["machine", "stop"]).ok();
 }

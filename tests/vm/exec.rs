@@ -69,7 +69,8 @@ fn a_gibibyte_of_output_streams_through() {
     // Counted by a pipe on this side: nothing on the way may hold it in memory.
     let ark = world.command("ark").get_program().to_owned();
     let mut shell = std::process::Command::new("sh");
-    let line = format!("{} exec a1 -- dd if=/dev/zero bs=1M count=1024 2>/dev/null | wc -c", ark.to_string_lossy());
+    let line =
+        format!("{} exec a1 -- dd if=/dev/zero bs=1M count=1024 2>/dev/null | wc -c", ark.to_string_lossy());
     shell.args(["-c", &line]);
     for (key, value) in world.command("ark").get_envs() {
         shell.env(key, value.unwrap_or_default());
@@ -131,7 +132,7 @@ fn a_timeout_ends_the_program_even_when_it_ignores_sigterm() {
     said.exits(124).complains_about(&["1s", "timeout"]);
     assert!(begin.elapsed() < Duration::from_secs(30));
     eventually("the program is gone", Duration::from_secs(10), || {
-        world.sh("a1", "ps -o args | grep -c "[t]rap .. TERM"").ok().stdout.trim() == "0"
+        world.sh("a1", "ps -o args | grep '[t]rap .. TERM' | wc -l").ok().stdout.trim() == "0"
     });
     world.end();
 }
