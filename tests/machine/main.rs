@@ -115,7 +115,7 @@ fn a_daemon_killed_in_the_machine_comes_back() {
     eventually("arkd answers again", LIMIT, || machine.ark(["ps", "--json"]).code == 0);
     let _ = machine.ark(["create", "--image", "base", "--name", "a1"]).ok();
     let vmms =
-        machine.ark(["machine", "shell", "--", "sh", "-c", "ps -o args | grep -c '[a]rk-vmm run'"]).ok();
+        machine.ark(["machine", "shell", "--", "sh", "-c", "ps -o args | grep '[a]rk-vmm run' | wc -l"]).ok();
     assert_eq!(vmms.stdout.trim(), "1", "the VMM of the killed daemon was cleaned up");
     let _ = machine.ark(["machine", "stop"]).ok();
 }
@@ -135,6 +135,39 @@ fn no_qemu_and_no_kvm_is_a_sentence() {
     let mut command = machine.command();
     command.args(["run", "--image", "base", "--", "true"]).env("PATH", "/nonexistent");
     Running::start(command, LIMIT).wait().exits(125).complains_about(&["qemu-system-x86"]);
+}
+
+/// Runs `line` (with `$1` a directory that is a file system of `size`) in a mount namespace of its own.
+fn on_small_disk(size: &str, line: &str) -> Output {
+    let dir = tempfile::Builder::new().prefix("ark-full-").tempdir().expect("a directory");
+    let script = format!("mount -t tmpfs -o size={size} tmpfs \"$1\" || exit 99; {line}");
+    let mut command = Command::new("unshare");
+    let namespaces = if nix::unistd::geteuid().is_root() { "-m" } else { "-rm" };
+    command.args([namespaces, "sh", "-c", &script, "sh"]).arg(dir.path());
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    Running::start(command, LIMIT).wait()
+}
+
+#[test]
+fn a_full_disk_while_building_is_a_sentence_and_leaves_nothing() {
+    let line = "ARK_BUILD=$1 guest-images/image.sh base; code=$?; find $1 -name '*.erofs*'; exit $code";
+    let said = on_small_disk("2m", line).exits(1);
+    said.complains_about(&["free", "space"]);
+    assert_eq!(said.stdout, "");
+}
+
+#[test]
+fn a_full_disk_when_the_machine_starts_is_a_sentence_and_leaves_nothing() {
+    let ark = assets().program("ark");
+    let line = format!(
+        "ARK_ASSETS={} ARK_STATE=$1/s ARK_RUN=$1/r ARK_HOST=machine ARK_PORT=1 {} machine start; code=$?; \
+         find $1 -size +64k; exit $code",
+        assets().0.display(),
+        ark.display()
+    );
+    let said = on_small_disk("1m", &line).exits(125);
+    said.complains_about(&["space"]);
+    assert_eq!(said.stdout, "", "nothing large stays on the full disk");
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Output {
         for word in words {
             assert!(text.contains(&word.to_lowercase()), "no {word:?} in {:?}", self.stderr);
         }
-        for bad in ["panicked at", "rust_backtrace", "os { code"] {
+        for bad in ["panicked at", "rust_backtrace", "os { code", "(os error"] {
             assert!(!text.contains(bad), "not a sentence: {:?}", self.stderr);
         }
     }

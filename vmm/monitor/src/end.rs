@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ark_types::plain::plain;
 use ark_types::vmm::ExitRecord;
 
 use crate::life::End;
@@ -25,7 +26,8 @@ impl Drop for Remove {
 pub fn record(end: End) -> ExitRecord {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let at_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    ExitRecord { reason: end.reason, detail: end.detail, at_unix_ms }
+    // Details quote the system's errors, each at its own place in a sentence.
+    ExitRecord { reason: end.reason, detail: end.detail.as_deref().map(plain), at_unix_ms }
 }
 
 /// Writes `record` as one line to `out` and, under its name only when it is whole, to `file`. Both are tried.

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         }
         Ok(Command::Hold) => {
             let error = ark_vmm::hold::run();
-            eprintln!("ark-vmm: cannot hold a VM: {error}");
+            eprintln!("ark-vmm: cannot hold a VM: {}", ark_types::plain::plain(&error));
             ExitCode::FAILURE
         }
         Ok(Command::Help) => {
