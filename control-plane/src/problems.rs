@@ -3,7 +3,6 @@
 //! Rooms have error types of their own; here, and only here, each becomes a [`Problem`]. What axum itself refuses (a body
 //! that does not parse, an unknown route, a wrong method) is turned into one on its way out by [`translate`].
 
-use ark_types::guest::ErrorCode;
 use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
 use ark_types::vmm::{ConfigError, ExitReason};
 use axum::body::{Body, to_bytes};
@@ -151,19 +150,9 @@ impl From<CallError> for Refusal {
 
 /// The kind of problem that a failed operation in a guest is.
 #[must_use]
-pub const fn kind_of(failure: &GuestFailure) -> ProblemKind {
+pub fn kind_of(failure: &GuestFailure) -> ProblemKind {
     match failure {
-        GuestFailure::Said(error) => match error.code {
-            ErrorCode::BadRequest => ProblemKind::InvalidValue,
-            ErrorCode::ProgramNotFound => ProblemKind::ProgramNotFound,
-            ErrorCode::ProgramNotExecutable => ProblemKind::ProgramNotExecutable,
-            ErrorCode::BadWorkingDirectory => ProblemKind::BadWorkingDirectory,
-            ErrorCode::UnknownUser => ProblemKind::UnknownUser,
-            ErrorCode::FileNotFound => ProblemKind::FileNotFound,
-            ErrorCode::FileError => ProblemKind::FileError,
-            ErrorCode::Exhausted => ProblemKind::HostUnable,
-            ErrorCode::Internal => ProblemKind::GuestMisbehaved,
-        },
+        GuestFailure::Said(error) => error.code.into(),
         GuestFailure::TooMuch(_) => ProblemKind::FileError,
         GuestFailure::Unreachable(_) | GuestFailure::Broken(_) | GuestFailure::Closed => {
             ProblemKind::AgentGone

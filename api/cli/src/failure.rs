@@ -2,7 +2,6 @@
 
 use std::io;
 
-use ark_types::guest::ErrorCode;
 use ark_types::plain::plain;
 use ark_types::problem::{Problem, ProblemKind};
 
@@ -91,7 +90,7 @@ impl Failure {
         let kind = match self {
             Self::Api(error) | Self::Hinted { error, .. } => match error {
                 ark_client::Error::Problem(problem) => problem.kind,
-                ark_client::Error::Guest(e) => guest_kind(e.code),
+                ark_client::Error::Guest(e) => ProblemKind::from(e.code),
                 ark_client::Error::Connect { .. } => ProblemKind::HostUnable,
                 ark_client::Error::Broken { .. } | ark_client::Error::Ended(_) => ProblemKind::AgentGone,
                 ark_client::Error::Frame(_) => ProblemKind::GuestMisbehaved,
@@ -110,7 +109,7 @@ impl Failure {
 fn api_code(error: &ark_client::Error) -> u8 {
     let kind = match error {
         ark_client::Error::Problem(problem) => problem.kind,
-        ark_client::Error::Guest(error) => guest_kind(error.code),
+        ark_client::Error::Guest(error) => ProblemKind::from(error.code),
         _ => return ARK_FAILED,
     };
     match kind {
@@ -120,24 +119,9 @@ fn api_code(error: &ark_client::Error) -> u8 {
     }
 }
 
-/// The problem a guest's refusal amounts to.
-const fn guest_kind(code: ErrorCode) -> ProblemKind {
-    match code {
-        ErrorCode::BadRequest => ProblemKind::InvalidValue,
-        ErrorCode::ProgramNotFound => ProblemKind::ProgramNotFound,
-        ErrorCode::ProgramNotExecutable => ProblemKind::ProgramNotExecutable,
-        ErrorCode::BadWorkingDirectory => ProblemKind::BadWorkingDirectory,
-        ErrorCode::UnknownUser => ProblemKind::UnknownUser,
-        ErrorCode::FileNotFound => ProblemKind::FileNotFound,
-        ErrorCode::FileError => ProblemKind::FileError,
-        ErrorCode::Exhausted => ProblemKind::HostUnable,
-        ErrorCode::Internal => ProblemKind::GuestMisbehaved,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use ark_types::guest::GuestError;
+    use ark_types::guest::{ErrorCode, GuestError};
 
     use super::*;
 

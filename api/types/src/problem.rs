@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::guest::ErrorCode;
+
 /// Media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
@@ -95,6 +97,23 @@ problem_kinds! {
     DeadlinePassed = "/problems/deadline-passed", 504, "The deadline passed";
     /// A defect of `arkd`.
     Internal = "/problems/internal", 500, "arkd failed";
+}
+
+impl From<ErrorCode> for ProblemKind {
+    /// The problem that a guest's refusal amounts to.
+    fn from(code: ErrorCode) -> Self {
+        match code {
+            ErrorCode::BadRequest => Self::InvalidValue,
+            ErrorCode::ProgramNotFound => Self::ProgramNotFound,
+            ErrorCode::ProgramNotExecutable => Self::ProgramNotExecutable,
+            ErrorCode::BadWorkingDirectory => Self::BadWorkingDirectory,
+            ErrorCode::UnknownUser => Self::UnknownUser,
+            ErrorCode::FileNotFound => Self::FileNotFound,
+            ErrorCode::FileError => Self::FileError,
+            ErrorCode::Exhausted => Self::HostUnable,
+            ErrorCode::Internal => Self::GuestMisbehaved,
+        }
+    }
 }
 
 impl Problem {
