@@ -62,7 +62,8 @@ build_kernel() {
     # allnoconfig with our list is what tinyconfig does with its own: everything not asked for is off.
     kmake KCONFIG_ALLCONFIG="$work/wanted" allnoconfig
     check_config "$tree/.config"
-    kmake -j"$(nproc)" vmlinux
+    # One job more than processors: some always wait for the disk.
+    kmake -j$(($(nproc) + 1)) vmlinux
     strip -s -o "$work/out/vmlinux" "$tree/vmlinux"
     cp "$tree/.config" "$work/out/config"
 }
