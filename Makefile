@@ -35,7 +35,7 @@ run: all
 	$(ARK) run --image python -- python3 -c "$$RANK_WORDS" < README.md
 	@echo
 	@echo '── An agent that stays ───────────────────────────────────────────────────────'
-	-@$(ARK) rm demo >/dev/null 2>&1
+	@$(ARK) rm demo >/dev/null 2>&1 || true
 	$(ARK) create --image python --name demo --vcpus 2 --memory 256
 	$(ARK) cp README.md demo:/root/
 	$(ARK) exec demo -- sh -c 'uname -sr; nproc; ls -l /root'
