@@ -40,5 +40,11 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     report.alone("private memory of ark-vmm beyond the guest's", "MiB", &ours.0, Must::AtMost(3.0));
     report.against("the same, against QEMU", "MiB", &ours.0, ("QEMU microvm", &qemu.0), Must::Shown);
     // Programs' code counts here even where another process has it mapped too.
-    report.against("resident memory beyond the guest's", "MiB", &ours.1, ("QEMU microvm", &qemu.1), Must::Shown);
+    report.against(
+        "resident memory beyond the guest's",
+        "MiB",
+        &ours.1,
+        ("QEMU microvm", &qemu.1),
+        Must::Shown,
+    );
 }
