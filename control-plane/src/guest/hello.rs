@@ -15,7 +15,10 @@ use super::{FrameReader, GuestFailure};
 
 /// Least time between two frames, or two connections, that are looked at: a chattering guest waits, arkd does not spin.
 const PACE: Duration = Duration::from_millis(50);
-/// A connection that is silent for this long makes room for another.
+/// A connection on which no hello comes makes room for another after this: a busy guest may have given up a call that this
+/// side still sees open, and calls again.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// A connection that falls silent for this long after its hello makes room for another.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// What a guest said.
@@ -79,7 +82,7 @@ async fn converse(stream: UnixStream, events: &mpsc::Sender<Event>) -> Result<()
     // The write half has to live as long: dropping it would shut the socket down in that direction.
     let (reader, _writer) = stream.into_split();
     let mut reader = FrameReader::new(reader);
-    let Ok(hello) = tokio::time::timeout(SILENCE, reader.expect(Kind::Hello)).await else { return Ok(()) };
+    let Ok(hello) = tokio::time::timeout(FIRST_WORD, reader.expect(Kind::Hello)).await else { return Ok(()) };
     let mut event = Event::Hello(hello?.parse()?);
     while events.send(event).await.is_ok() {
         tokio::time::sleep(PACE).await;
