@@ -15,6 +15,7 @@ TARGET := $(ROOT)/target/x86_64-unknown-linux-gnu
 # Under sudo, cargo is often only in the calling user's home.
 CARGO ?= $(shell command -v cargo || ls /root/.cargo/bin/cargo "/home/$$SUDO_USER/.cargo/bin/cargo" 2>/dev/null | head -n 1)
 # Says what runs and how long it took; the times of a fresh clone are what `make bench` reports.
+export CARGO
 STEP   := tests/step.sh
 
 PROGRAMS := ark arkd ark-vmm ark-guestd

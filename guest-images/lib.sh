@@ -144,24 +144,22 @@ deb_file() {
 }
 
 # Prints NAME=VERSION of the packages and everything they depend on, as if nothing were installed: resolve PACKAGE...
-# The answer is kept until the package lists change.
-resolve() {
-    local lists kept dir
+# The answer is kept until the package lists change. A subshell, so that its directory goes with it however it ends.
+resolve() (
     lists=$(stat -c '%Y' /var/lib/apt/lists /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null || true)
     mkdir -p "$cache"
     kept=$cache/versions-$(printf '%s\n' "$lists" "$@" | sha256sum | cut -c1-16)
     if ! [ -s "$kept" ]; then
         dir=$(mktemp -d "$cache/resolve.XXXXXX")
+        trap 'rm -rf "$dir"' EXIT
         : >"$dir/no-status"
         if ! apt-get -s -o Dir::State::status="$dir/no-status" -o APT::Install-Recommends=false -o Debug::NoLocking=true \
             install "$@" >"$dir/plan" 2>"$dir/errors"; then
             sed -n 's/^E: /apt: /p' "$dir/errors" >&2
-            rm -rf "$dir"
             die "apt cannot find $*. Run apt-get update (as root) and try again."
         fi
         sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1=\2/p' "$dir/plan" | sort >"$dir/versions"
         mv "$dir/versions" "$kept"
-        rm -rf "$dir"
     fi
     cat "$kept"
-}
+)

@@ -9,15 +9,13 @@ what=$1
 shift
 cd "$root"
 
-# Path of the newest build of the test or benchmark program.
-program() {
-    case $what in
-        vm) cargo test --workspace --locked --test vm --no-run --message-format=json ;;
-        bench) cargo build --release --workspace --locked --bin ark-bench --message-format=json ;;
-        *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
-    esac | sed -En 's#.*"executable":"([^"]*/(vm-[0-9a-f]+|ark-bench))".*#\1#p' | { [ "$what" = vm ] && grep /vm- || grep ark-bench$; }
-}
-binary=$(program)
+case $what in
+    vm) build=(test --test vm --no-run) name='vm-[0-9a-f]+' ;;
+    bench) build=(build --release --bin ark-bench) name=ark-bench ;;
+    *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
+esac
+binary=$("${CARGO:-cargo}" "${build[@]}" --workspace --locked --message-format=json |
+    sed -En "s#.*\"executable\":\"([^\"]*/$name)\".*#\1#p")
 [ -x "$binary" ] || { echo "on-kvm.sh: cargo built no program for '$what'" >&2; exit 1; }
 
 if probe=$(build/bin/ark-vmm probe 2>&1); then

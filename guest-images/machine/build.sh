@@ -47,7 +47,7 @@ pick_modules() {
         line=$(grep "/$module\.ko:" "$from/modules.dep") || die "the kernel package has no module $module."
         for file in ${line/:/ }; do
             mkdir -p "$to/$(dirname "$file")"
-            # Without signature and type information, which nobody checks here: loading is a third faster.
+            # Without signature and type information, which nobody checks here: less to load.
             [ -e "$to/$file" ] || strip --strip-unneeded -R .BTF -R .comment -o "$to/$file" "$from/$file"
         done
     done

@@ -12,6 +12,8 @@ pub struct Output {
     pub code: i32,
     /// Standard output as text.
     pub stdout: String,
+    /// Standard output as it came.
+    pub bytes: Vec<u8>,
     /// Standard error as text.
     pub stderr: String,
 }
@@ -64,24 +66,37 @@ impl Output {
     }
 }
 
-/// A program that runs.
+/// A program that runs; one that is dropped is killed.
 pub struct Running {
     /// Its name, for messages.
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
-    stdout: JoinHandle<Vec<u8>>,
-    stderr: JoinHandle<Vec<u8>>,
+    stdout: Option<JoinHandle<Vec<u8>>>,
+    stderr: Option<JoinHandle<Vec<u8>>>,
     deadline: Instant,
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both are harmless when it has been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect(from: Option<impl Read + Send + 'static>) -> Option<JoinHandle<Vec<u8>>> {
+    let mut from = from?;
+    Some(std::thread::spawn(move || {
         let mut bytes = Vec::new();
         // A read that fails ends the text where it is; the exit code tells the rest.
         let _ = from.read_to_end(&mut bytes);
         bytes
-    })
+    }))
+}
+
+fn collected(reader: &mut Option<JoinHandle<Vec<u8>>>) -> Vec<u8> {
+    reader.take().map(|r| r.join().expect("the reader ends")).unwrap_or_default()
 }
 
 impl Running {
@@ -99,8 +114,8 @@ impl Running {
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
         let stdin = child.stdin.take();
-        let stdout = collect(child.stdout.take().expect("stdout is piped"));
-        let stderr = collect(child.stderr.take().expect("stderr is piped"));
+        let stdout = collect(child.stdout.take());
+        let stderr = collect(child.stderr.take());
         Self { name, child, stdin, stdout, stderr, deadline: Instant::now() + limit }
     }
 
@@ -145,23 +160,16 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("wait works") {
                 break status;
             }
-            if Instant::now() > self.deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                panic!("{} did not end in time", self.name);
-            }
+            assert!(Instant::now() <= self.deadline, "{} did not end in time", self.name);
             std::thread::sleep(Duration::from_millis(5));
         };
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let code = {
             use std::os::unix::process::ExitStatusExt;
             status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(-1)
         };
-        Output {
-            code,
-            stdout: text(self.stdout.join().expect("the reader ends")),
-            stderr: text(self.stderr.join().expect("the reader ends")),
-        }
+        let bytes = collected(&mut self.stdout);
+        let stderr = String::from_utf8_lossy(&collected(&mut self.stderr)).into_owned();
+        Output { code, stdout: String::from_utf8_lossy(&bytes).into_owned(), bytes, stderr }
     }
 }
 

@@ -40,26 +40,9 @@ fn bytes_pass_unchanged_both_ways() {
     let world = World::new();
     world.create("a1");
     let all: Vec<u8> = (0..=255u8).cycle().take(100_000).collect();
-    let sum = world.ark_with_input(["exec", "-i", "a1", "--", "md5sum"], &all).ok().stdout;
-    let back = world
-        .sh("a1", "i=0; while [ $i -lt 100 ]; do printf '\\0\\377\\n'; i=$((i+1)); done | od -An -tx1 | tr -d ' \\n' | md5sum")
-        .ok();
-    assert_eq!(sum.split_whitespace().next(), Some(md5_of(&all).as_str()));
-    assert!(back.stdout.len() > 32);
+    let back = world.ark_with_input(["exec", "-i", "a1", "--", "cat"], &all).ok();
+    assert!(back.bytes == all, "{} bytes came back", back.bytes.len());
     world.end();
-}
-
-/// MD5 as the host's own tool has it.
-fn md5_of(bytes: &[u8]) -> String {
-    use std::io::Write;
-    let mut child = std::process::Command::new("md5sum")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("md5sum is there");
-    child.stdin.take().expect("piped").write_all(bytes).expect("it reads");
-    let out = child.wait_with_output().expect("it ends").stdout;
-    String::from_utf8_lossy(&out).split_whitespace().next().expect("a digest").to_owned()
 }
 
 #[test]

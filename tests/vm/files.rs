@@ -72,7 +72,9 @@ fn a_broken_upload_leaves_nothing_behind() {
     world.create("a1");
     let mut running = world.start(["cp", "-", "a1:/tmp/half"]);
     running.write(&[7; 300_000]);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    ark_tests::eventually("the upload has begun", std::time::Duration::from_secs(10), || {
+        !world.sh("a1", "ls -A /tmp").ok().stdout.is_empty()
+    });
     running.signal(nix::sys::signal::Signal::SIGKILL);
     let _ = running.wait();
     ark_tests::eventually("the guest tidied up", std::time::Duration::from_secs(10), || {

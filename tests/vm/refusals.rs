@@ -123,22 +123,41 @@ fn a_corrupt_image_or_manifest_is_refused() {
     }
 }
 
+/// A file system of one page over a directory, for as long as this lives.
+struct Full<'a>(&'a Path);
+
+impl<'a> Full<'a> {
+    fn mount(over: &'a Path) -> Self {
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "tmpfs"])
+            .arg(over)
+            .status();
+        assert!(mount.expect("mount runs").success(), "VM tests run as root");
+        Self(over)
+    }
+}
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        let umount = std::process::Command::new("umount").arg(self.0).status();
+        assert!(
+            umount.is_ok_and(|s| s.success()) || std::thread::panicking(),
+            "{} stays mounted",
+            self.0.display()
+        );
+    }
+}
+
 #[test]
 fn a_host_without_room_for_an_agents_directory_says_so() {
     let world = World::new();
     let _ = world.ark(["ps"]).ok();
     let agents = world.run_dir().agents();
     fs::create_dir_all(&agents).expect("mkdir");
-    // A file system of one page: the configuration does not fit.
-    let target = agents.to_str().expect("text");
-    let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "tmpfs", target])
-        .status();
-    assert!(mount.expect("mount runs").success(), "VM tests run as root");
+    let full = Full::mount(&agents);
     let said = world.ark(["create", "--image", "base", "--name", "a1"]).exits(125);
     let left = fs::read_dir(&agents).expect("readable").count();
-    let umount = std::process::Command::new("umount").arg(target).status();
-    assert!(umount.expect("umount runs").success());
+    drop(full);
     said.complains_about(&["space"]);
     assert_eq!(left, 0, "nothing half made stays");
     world.end();

@@ -232,7 +232,15 @@ fn a_second_server_at_the_same_path_is_refused_and_a_stale_socket_is_not() {
         .arg(&stale)
         .spawn()
         .unwrap();
-    wait_until("the second serves", || std::os::unix::net::UnixStream::connect(&stale).is_ok());
+    let serves = || std::os::unix::net::UnixStream::connect(&stale).is_ok();
+    for _ in 0..500 {
+        if serves() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let served = serves();
     second.kill().unwrap();
     second.wait().unwrap();
+    assert!(served, "a stale socket is in the way");
 }

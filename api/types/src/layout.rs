@@ -144,12 +144,6 @@ impl RunDir {
 pub struct AgentDir(pub PathBuf);
 
 impl AgentDir {
-    /// The VMM's configuration.
-    #[must_use]
-    pub fn config(&self) -> PathBuf {
-        self.0.join("vm.json")
-    }
-
     /// The VMM's control socket.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 //! A stand-in for `ark-vmm` that needs no KVM: the same process interface and sockets, and a guest that is this host.
 //!
-//! `bin/ark-vmm` of a test's assets is a script that runs this very test program again, with the one test
-//! [`acts_as_the_vmm`] selected. What the guest does is written in its image file: one word of [`Script`].
+//! `bin/ark-vmm` of a test's assets leads here. What the guest does is written in its image file: a word that [`live`],
+//! [`serve`] or [`obey`] knows.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,49 +19,20 @@ use ark_types::guest::{
 };
 use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord, VmConfig, VmState};
 
-/// Set, with the arguments as its value, when the test program is run as a VMM.
-const ARGUMENTS: &str = "FAKE_VMM_ARGUMENTS";
-
-/// Writes `bin/ark-vmm` into `assets`.
-pub(crate) fn install(assets: &Path) {
-    let program = assets.join("bin/ark-vmm");
-    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-    let this = std::env::current_exe().unwrap();
-    // The harness talks on standard output; the VMM's own goes to descriptor 3.
-    let script = format!(
-        "#!/bin/sh\n{ARGUMENTS}=\"$*\" exec {} --exact fake_vmm::acts_as_the_vmm --ignored --nocapture -q 3>&1 >/dev/null\n",
-        this.display()
-    );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-}
-
-#[test]
-#[ignore = "runs only as the fake VMM of another test"]
-fn acts_as_the_vmm() {
-    let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
-    // Programs of the guest do not inherit the VMM's output.
-    // SAFETY: nothing else in this process owns descriptor 3, which the script opened.
-    let output = unsafe { std::os::fd::BorrowedFd::borrow_raw(3) };
-    nix::fcntl::fcntl(output, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
-    match arguments.as_str() {
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.join(" ").as_str() {
         probe if probe.starts_with("probe --json") => {
-            say(r#"{"usable":true,"reason":"a fake","duration_us":1}"#);
+            println!(r#"{{"usable":true,"reason":"a fake","duration_us":1}}"#);
         }
         "run --config -" => run(),
         other => panic!("{other}"),
     }
 }
 
-/// One line on the VMM's standard output.
-fn say(line: &str) {
-    let mut stdout = std::fs::OpenOptions::new().append(true).open("/proc/self/fd/3").unwrap();
-    writeln!(stdout, "{line}").unwrap();
-}
-
 fn end(reason: ExitReason, detail: Option<&str>) -> ! {
     let record = ExitRecord { reason, detail: detail.map(str::to_owned), at_unix_ms: 1 };
-    say(&serde_json::to_string(&record).unwrap());
+    println!("{}", serde_json::to_string(&record).unwrap());
     std::process::exit(reason.exit_code().into());
 }
 

@@ -1,42 +1,18 @@
 //! Killed VMMs, a killed arkd, a second arkd, a taken port.
 
 use std::io::Read as _;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentList, AgentState};
 use ark_types::problem::ProblemKind;
 use ark_types::vmm::ExitReason;
 use hyper::StatusCode;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Client, Place, eventually, runs};
-
-fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
-}
-
-/// The real program, in `place`.
-fn arkd(place: &Place, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_arkd"));
-    command
-        .args(arguments)
-        .env("ARK_ASSETS", place.path("assets"))
-        .env("ARK_STATE", place.path("state"))
-        .env("ARK_RUN", place.path("run"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped());
-    command
-}
-
-async fn started(place: &Place, arguments: &[&str]) -> (Child, Client) {
-    let child = arkd(place, arguments).stderr(Stdio::null()).spawn().unwrap();
-    let socket = place.run().api_socket();
-    eventually("arkd listens", async || tokio::net::UnixStream::connect(&socket).await.is_ok()).await;
-    (child, Client::unix(&socket))
-}
+use crate::harness::{Place, arkd, eventually, runs, signal, started};
 
 /// Runs an `arkd` that is expected not to start.
 async fn refused(mut command: Command) -> Output {
@@ -90,8 +66,8 @@ async fn what_a_killed_arkd_left_is_cleaned_up_by_the_next() {
     let place = Place::new();
     let (mut first, client) = started(&place, &[]).await;
     let agents = [client.create("a1", "base").await, client.create("a2", "base").await];
-    first.kill().unwrap();
-    first.wait().unwrap();
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
     assert!(agents.iter().all(|agent| runs(agent.vmm_pid.unwrap())), "VMMs outlive a killed arkd");
     assert_eq!(place.agent_dirs(), 2);
 
@@ -101,8 +77,8 @@ async fn what_a_killed_arkd_left_is_cleaned_up_by_the_next() {
     assert!(client.get("/v1/agents").await.json::<AgentList>().agents.is_empty());
     client.create("a1", "base").await;
 
-    signal(second.id(), Signal::SIGTERM);
-    assert!(second.wait().unwrap().success());
+    signal(second.0.id(), Signal::SIGTERM);
+    assert!(second.0.wait().unwrap().success());
     assert_eq!(std::fs::read_dir(place.path("run")).unwrap().count(), 0, "an orderly end leaves nothing");
 }
 
@@ -112,9 +88,9 @@ async fn vmms_do_not_share_arkds_process_group() {
     let (mut arkd, client) = started(&place, &[]).await;
     let agent = client.create("a1", "base").await;
     let group = |pid: u32| nix::unistd::getpgid(Some(Pid::from_raw(i32::try_from(pid).unwrap()))).unwrap();
-    assert_ne!(group(agent.vmm_pid.unwrap()), group(arkd.id()));
-    signal(arkd.id(), Signal::SIGINT);
-    assert!(arkd.wait().unwrap().success());
+    assert_ne!(group(agent.vmm_pid.unwrap()), group(arkd.0.id()));
+    signal(arkd.0.id(), Signal::SIGINT);
+    assert!(arkd.0.wait().unwrap().success());
     assert!(!runs(agent.vmm_pid.unwrap()));
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use ark_types::agent::Agent;
@@ -16,12 +17,20 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sha2::Digest as _;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::fake_vmm;
+/// The program behind `bin/ark-vmm` of every test; cargo builds it beside the tests.
+fn fake_vmm() -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    let built = this.ancestors().nth(2).unwrap().join("examples/fake-vmm");
+    assert!(built.exists(), "{} is missing: `cargo test -p arkd` builds it", built.display());
+    built
+}
 
 /// Images of every test: the name is what the guest does.
 const IMAGES: [&str; 11] = [
@@ -48,7 +57,9 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let images = dir.path().join("assets/images");
         std::fs::create_dir_all(&images).unwrap();
-        fake_vmm::install(&dir.path().join("assets"));
+        let program = dir.path().join("assets/bin/ark-vmm");
+        std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(fake_vmm(), &program).unwrap();
         for name in IMAGES {
             std::fs::write(images.join(format!("{name}.erofs")), name).unwrap();
             let digest: String = sha2::Sha256::digest(name).iter().map(|b| format!("{b:02x}")).collect();
@@ -219,4 +230,42 @@ pub(crate) async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool)
 /// Whether a process runs (and is no zombie).
 pub(crate) fn runs(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Signals a process that is there.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
+/// A command that runs the real program in `place`.
+pub(crate) fn arkd(place: &Place, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arkd"));
+    command
+        .args(arguments)
+        .env("ARK_ASSETS", place.path("assets"))
+        .env("ARK_STATE", place.path("state"))
+        .env("ARK_RUN", place.path("run"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// An `arkd` in a process of its own. A test that fails half-way ends it too, in good order, so that its VMMs go with it.
+pub(crate) struct Process(pub(crate) Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            signal(self.0.id(), Signal::SIGTERM);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// The real program, once it listens.
+pub(crate) async fn started(place: &Place, arguments: &[&str]) -> (Process, Client) {
+    let child = Process(arkd(place, arguments).stderr(Stdio::null()).spawn().unwrap());
+    let socket = place.run().api_socket();
+    eventually("arkd listens", async || tokio::net::UnixStream::connect(&socket).await.is_ok()).await;
+    (child, Client::unix(&socket))
 }

@@ -3,7 +3,6 @@
 mod agents;
 mod bad_input;
 mod exec;
-mod fake_vmm;
 mod faults;
 mod files;
 mod harness;

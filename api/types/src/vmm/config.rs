@@ -97,16 +97,6 @@ pub enum ConfigError {
 }
 
 impl VmConfig {
-    /// Parses and checks a configuration against bounds that do not depend on files.
-    ///
-    /// # Errors
-    /// [`ConfigError`] names the field.
-    pub fn from_json(text: &str, host_memory_mib: u64) -> Result<Self, ConfigError> {
-        let config: Self = serde_json::from_str(text).map_err(|e| ConfigError::Json(e.to_string()))?;
-        config.check(host_memory_mib)?;
-        Ok(config)
-    }
-
     /// Checks every bound that does not depend on files.
     ///
     /// # Errors
