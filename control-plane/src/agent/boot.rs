@@ -8,6 +8,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ark_types::layout::AgentDir;
 use ark_types::vmm::{ControlReply, ControlRequest, ExitReason};
 
 use super::BootError;
@@ -31,6 +32,14 @@ pub(super) fn is_worth_another(error: &BootError) -> bool {
         BootError::Standstill { .. } => true,
         BootError::Ended { record, .. } => record.reason == ExitReason::GuestCrash,
         _ => false,
+    }
+}
+
+/// Removes what a killed VMM left in the agent's directory and the next one would stumble over.
+pub(super) fn clear(dir: &AgentDir) {
+    for left in [dir.vsock(), dir.control_socket(), dir.exit_file()] {
+        // Not there when the VMM ended by itself; anything else the next VMM reports with its reason.
+        let _ = std::fs::remove_file(left);
     }
 }
 
@@ -82,6 +91,19 @@ mod tests {
         assert!(!is_worth_another(&ended(ExitReason::GuestPanic)));
         assert!(!is_worth_another(&ended(ExitReason::BadConfig)));
         assert!(!is_worth_another(&BootError::Removed));
+    }
+
+    #[test]
+    fn a_killed_vmms_sockets_make_room_and_the_guests_hello_stays_open() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = AgentDir(scratch.path().to_owned());
+        let hello = scratch.path().join("v.sock_1024");
+        for file in [dir.vsock(), dir.control_socket(), dir.exit_file(), hello.clone(), dir.console()] {
+            std::fs::write(file, "").unwrap();
+        }
+        clear(&dir);
+        assert!(!dir.vsock().exists() && !dir.control_socket().exists() && !dir.exit_file().exists());
+        assert!(hello.exists() && dir.console().exists());
     }
 
     #[test]

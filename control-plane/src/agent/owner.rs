@@ -146,6 +146,7 @@ impl Owner {
                 return Err(error);
             }
             tracing::warn!(%error, attempts, "this host's processor is emulated, so the guest is booted again");
+            boot::clear(&self.dir);
             life.vmm = Some(self.start_vmm().await?);
         }
         Ok(life)
