@@ -19,6 +19,7 @@ need bison bison
 need bc bc
 need xz xz-utils
 need patch patch
+[ -e /usr/include/gelf.h ] || die "libelf's headers are missing. Install them with: apt-get install libelf-dev"
 
 fetch_source() {
     local file
