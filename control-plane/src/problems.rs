@@ -131,7 +131,6 @@ impl From<BootError> for Refusal {
             }
             BootError::Ended { .. }
             | BootError::Deadline { .. }
-            | BootError::Standstill { .. }
             | BootError::Hello(_)
             | BootError::Removed => ProblemKind::BootFailed,
         };
