@@ -19,7 +19,6 @@ need bison bison
 need bc bc
 need xz xz-utils
 need patch patch
-[ -e /usr/include/gelf.h ] || die "libelf's headers are missing. Install them with: apt-get install libelf-dev"
 
 fetch_source() {
     local file
@@ -33,7 +32,7 @@ fetch_source() {
         die "$file is not the $package $version that is pinned (SHA-256 differs). Delete the file and try again."
     # Less what no x86 guest's build reads, most of the tree: code of other architectures, and of drivers and file systems that are off.
     dpkg-deb --fsys-tarfile "$file" | tar -x -O --wildcards '*.tar.xz' |
-        tar -x -J --strip-components=1 -C "$1" --exclude='*/arch/[!Kx]*/*.[chS]' --exclude='*/arch/*.dts*' \
+        XZ_OPT=-T0 tar -x -J --strip-components=1 -C "$1" --exclude='*/arch/[!Kx]*/*.[chS]' --exclude='*/arch/*.dts*' \
             --exclude='*/Documentation/*/*' --exclude='*/tools/'{perf,power,net,testing} --exclude='*/samples/*/*.[ch]' --exclude='*/sound/*.[ch]' \
             --exclude='*/drivers/'{accel,ata,clk,comedi,crypto,dma,gpio,gpu,hid,hwmon,i2c,iio,infiniband,input,leds,md,media}'/*.[ch]' \
             --exclude='*/drivers/'{mfd,mmc,mtd,net/[ew]*,phy,pinctrl,platform,pmdomain,power,regulator}'/*.[ch]' \
