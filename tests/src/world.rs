@@ -12,7 +12,7 @@ use crate::procs::{Proc, processes_mentioning};
 use crate::run::{Output, Running, eventually};
 
 /// Time a command has when a test names none. Emulated hosts are slow; a hang is slower.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The assets under test: `ARK_ASSETS`, which `run.sh` sets.
 ///
