@@ -83,6 +83,19 @@ fn the_first_run_starts_the_machine_and_says_why() {
     assert_eq!(machine.qemu(), []);
 }
 
+/// Why: `HOUSEKEEPING_CPUS` in `api/cli/src/machine/qemu.rs`.
+#[test]
+fn no_program_and_so_no_guest_runs_on_the_first_processor() {
+    let machine = Machine::new();
+    let _ = machine.ark(["machine", "start", "--memory", "2048", "--cpus", "2"]).ok();
+    let _ = machine.ark(["create", "--image", "base", "--name", "a1"]).ok();
+    let look = "cat /sys/devices/system/cpu/online; nproc; pidof ark-vmm >/dev/null || echo no VMM
+        for pid in 1 $(pidof arkd ark-vmm); do cat /proc/$pid/task/*/status; done | grep ^Cpus_allowed_list | sort -u";
+    let said = machine.ark(["machine", "shell", "--", "sh", "-c", look]).ok();
+    assert_eq!(said.stdout, "0-2\n2\nCpus_allowed_list:\t1-2\n");
+    let _ = machine.ark(["machine", "stop"]).ok();
+}
+
 #[test]
 fn the_data_disk_lasts() {
     let machine = Machine::new();

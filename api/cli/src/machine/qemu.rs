@@ -107,7 +107,7 @@ impl Launch {
         args
     }
 
-    /// What the kernel would otherwise measure anew, for a quarter of a second, on each processor that init starts: its delay
+    /// What the kernel would otherwise measure anew, waiting for timer ticks, on each processor that init starts: its delay
     /// loop counts time stamps, Debian's kernels have 250 jiffies a second.
     fn loops_per_jiffy(&self) -> u64 {
         self.tsc_khz * 1000 / 250

@@ -30,8 +30,8 @@ const FIRST_ANSWER: Duration = Duration::from_millis(300);
 const LONGEST_ANSWER: Duration = Duration::from_secs(4);
 /// Pause between two questions.
 const POLL: Duration = Duration::from_millis(40);
-/// Longest that a dead QEMU is waited for to give up its port.
-const CLOSING: Duration = Duration::from_secs(5);
+/// Longest that a port is waited for which a machine killed just now may still hold.
+const CLOSING: Duration = Duration::from_secs(3);
 /// Most memory a machine gets unasked, MiB.
 const MAX_DEFAULT_MEMORY_MIB: u64 = 6 << 10;
 /// Least memory a machine can boot and run an agent with, MiB.
@@ -87,11 +87,11 @@ impl Machine {
             let console = fs::read(self.console()).unwrap_or_default();
             ui.note(&super::how_it_ended(record.identity.pid, &String::from_utf8_lossy(&console)));
             self.forget();
-            // The kernel gives back a killed QEMU's memory first, which takes a while, and closes its sockets after that.
-            let closing = Instant::now();
-            while free_port(record.port).is_err() && closing.elapsed() < CLOSING {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+        }
+        // The kernel takes a killed QEMU's memory back first, which takes a while, and closes its sockets after that.
+        let port = self.wanted_port();
+        while free_port(port).is_err() && begun.elapsed() < CLOSING {
+            tokio::time::sleep(POLL).await;
         }
         let launch = self.prepare(size)?;
         let spinner = Spinner::new(ui, "starting the emulated host");
