@@ -1,5 +1,6 @@
 //! The emulated host, on any host: started, used, stopped from outside, refused for a reason.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -42,7 +43,10 @@ impl Machine {
     }
 
     fn start(&self) {
-        let _ = self.ark(["machine", "start", "--memory", "2048"]).ok();
+        let said = self.ark(["machine", "start", "--memory", "2048"]);
+        let stuck =
+            std::fs::read_to_string(self.dir.path().join("state/machine/stuck.log")).unwrap_or_default();
+        assert_eq!(said.code, 0, "{}{stuck}", said.stderr);
     }
 
     fn status(&self) -> String {
@@ -93,6 +97,25 @@ fn no_program_and_so_no_guest_runs_on_the_first_processor() {
         for pid in 1 $(pidof arkd ark-vmm); do cat /proc/$pid/task/*/status; done | grep ^Cpus_allowed_list | sort -u";
     let said = machine.ark(["machine", "shell", "--", "sh", "-c", look]).ok();
     assert_eq!(said.stdout, "0-2\n2\nCpus_allowed_list:\t1-2\n");
+    let _ = machine.ark(["machine", "stop"]).ok();
+}
+
+#[test]
+fn a_machine_that_gets_stuck_is_started_once_more() {
+    let machine = Machine::new();
+    let bin = machine.dir.path().join("bin");
+    let program = "#!/bin/sh\n[ -e \"$0.ran\" ] && PATH=${PATH#*:} exec qemu-system-x86_64 \"$@\"\n: >\"$0.ran\"\nexec sleep 600\n";
+    std::fs::create_dir(&bin).expect("a directory");
+    std::fs::write(bin.join("qemu-system-x86_64"), program).expect("a program");
+    std::fs::set_permissions(bin.join("qemu-system-x86_64"), PermissionsExt::from_mode(0o755))
+        .expect("its mode");
+    let mut command = machine.command();
+    let path = std::env::var("PATH").expect("a PATH");
+    command.args(["machine", "start", "--memory", "2048"]).env("PATH", format!("{}:{path}", bin.display()));
+    let said = Running::start(command, LIMIT).wait().ok();
+    assert!(said.stderr.contains("It is started once more"), "{:?}", said.stderr);
+    assert!(machine.dir.path().join("state/machine/stuck.log").is_file(), "what its processors did is kept");
+    assert_eq!(machine.status(), "running");
     let _ = machine.ark(["machine", "stop"]).ok();
 }
 

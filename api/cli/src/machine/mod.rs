@@ -117,6 +117,21 @@ pub(crate) enum MachineError {
         /// Last lines of the console.
         quote: String,
     },
+    /// It was started, but arkd in it never answered.
+    #[error(
+        "arkd in the machine did not answer within {seconds} s of its start: {why}. The machine was ended; what its processors did then is in {}{quote}",
+        evidence.display()
+    )]
+    Stuck {
+        /// How long it was asked.
+        seconds: u64,
+        /// The last answer.
+        why: String,
+        /// File with the registers.
+        evidence: PathBuf,
+        /// Last lines of the console.
+        quote: String,
+    },
     /// The machine was started with another token than is here now.
     #[error(
         "the machine on port {0} does not take the token of this state directory: `ark machine stop`, then start it anew"
@@ -217,6 +232,11 @@ impl Machine {
     /// QEMU's own messages.
     fn qemu_log(&self) -> PathBuf {
         self.dirs.state.machine().join("qemu.log")
+    }
+
+    /// What the processors of a machine did that never came up.
+    fn evidence(&self) -> PathBuf {
+        self.dirs.state.machine().join("stuck.log")
     }
 
     fn data_disk(&self) -> PathBuf {

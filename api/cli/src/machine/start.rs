@@ -15,7 +15,7 @@ use ark_types::problem::ProblemKind;
 
 use super::cpio::{Archive, pad};
 use super::qemu::{Launch, tsc_khz};
-use super::{CONSOLE_LINES, Machine, MachineError, PROGRAM, Record, disk, file_error, find_program};
+use super::{CONSOLE_LINES, Machine, MachineError, PROGRAM, Record, disk, file_error, find_program, qmp};
 use crate::args::MachineSize;
 use crate::daemon::detach;
 use crate::dirs::{make_private_dir, token};
@@ -25,6 +25,13 @@ use crate::progress::Spinner;
 
 /// Longest wait for arkd in a machine that starts; software emulation on a busy host is slow.
 const START_DEADLINE: Duration = Duration::from_secs(120);
+/// How the machine's init begins each line on the console (guest-images/machine/init).
+const INIT_SAYS: &str = "ark: ";
+/// A machine of which nothing was heard by then, neither from arkd nor from init on the console, is ended and started once more: QEMU
+/// may get a kernel stuck (see `qemu.rs`). A start takes seconds, a quarter of this on a host with three times too much to do.
+const STUCK: Duration = Duration::from_secs(45);
+/// Longest wait for QEMU's monitor to say what the processors of such a machine do.
+const EVIDENCE_DEADLINE: Duration = Duration::from_secs(2);
 /// First and longest wait for one answer: QEMU takes connections before there is anybody to answer them.
 const FIRST_ANSWER: Duration = Duration::from_millis(300);
 const LONGEST_ANSWER: Duration = Duration::from_secs(4);
@@ -79,8 +86,15 @@ impl Machine {
         if let Some(record) = self.alive()? {
             let client = self.client(record.port)?;
             let spinner = Spinner::new(ui, "waiting for the emulated host");
-            let health = self.wait(&client, &record, begun, || record.identity.is_alive()).await?;
+            let late = || begun.elapsed() > START_DEADLINE;
+            let health = self.wait(&client, record.port, || record.identity.is_alive(), late).await?;
             drop(spinner);
+            let health = health.map_err(|why| MachineError::Silent {
+                pid: record.identity.pid,
+                seconds: begun.elapsed().as_secs(),
+                why,
+                quote: self.quote(),
+            })?;
             return Ok(Started { client, health, fresh: false, took: begun.elapsed() });
         }
         if let Some(record) = self.record() {
@@ -93,6 +107,25 @@ impl Machine {
         while free_port(port).is_err() && begun.elapsed() < CLOSING {
             tokio::time::sleep(POLL).await;
         }
+        let unheard = || fs::read_to_string(self.console()).is_ok_and(|said| !said.contains(INIT_SAYS));
+        let stuck = || begun.elapsed() > STUCK && unheard();
+        match self.boot(size, ui, begun, || stuck() || begun.elapsed() > START_DEADLINE).await {
+            Err(error @ MachineError::Stuck { .. }) if begun.elapsed() < START_DEADLINE => {
+                ui.note(&format!("{error}. It is started once more"));
+                self.boot(size, ui, begun, || begun.elapsed() > START_DEADLINE).await
+            }
+            other => other,
+        }
+    }
+
+    /// Starts a machine where none is.
+    async fn boot(
+        &self,
+        size: &MachineSize,
+        ui: Ui,
+        begun: Instant,
+        late: impl Fn() -> bool,
+    ) -> Result<Started, MachineError> {
         let launch = self.prepare(size)?;
         let spinner = Spinner::new(ui, "starting the emulated host");
         let mut guard = Guard { machine: self, child: self.spawn(&launch)?, armed: true };
@@ -103,7 +136,11 @@ impl Machine {
         self.remember(&record)?;
         let client = self.client(launch.port)?;
         let child = &mut guard.child;
-        let health = self.wait(&client, &record, begun, || matches!(child.try_wait(), Ok(None))).await?;
+        let health =
+            match self.wait(&client, launch.port, || matches!(child.try_wait(), Ok(None)), late).await? {
+                Ok(health) => health,
+                Err(why) => return Err(self.stuck(begun, why).await),
+            };
         guard.armed = false;
         drop(spinner);
         Ok(Started { client, health, fresh: true, took: begun.elapsed() })
@@ -173,32 +210,49 @@ impl Machine {
         command.spawn().map_err(file_error(format!("running {}", launch.program.display())))
     }
 
-    /// Asks for health until it is given, the machine ends, or the deadline passes.
+    /// Asks for health until it is given, the machine ends, or it is too late: then the last answer comes back.
     async fn wait(
         &self,
         client: &Client,
-        record: &Record,
-        begun: Instant,
+        port: u16,
         mut alive: impl FnMut() -> bool,
-    ) -> Result<Health, MachineError> {
+        late: impl Fn() -> bool,
+    ) -> Result<Result<Health, String>, MachineError> {
         let mut patience = FIRST_ANSWER;
-        let mut why = "nothing came".to_owned();
-        while begun.elapsed() < START_DEADLINE {
-            match tokio::time::timeout(patience, client.health()).await {
-                Ok(Ok(health)) => return Ok(health),
+        loop {
+            let why = match tokio::time::timeout(patience, client.health()).await {
+                Ok(Ok(health)) => return Ok(Ok(health)),
                 Ok(Err(e)) if e.problem().is_some_and(|p| p.kind == ProblemKind::Unauthorized) => {
-                    return Err(MachineError::OtherToken(record.port));
+                    return Err(MachineError::OtherToken(port));
                 }
-                Ok(Err(e)) => why = e.to_string(),
-                Err(_) => patience = (patience * 3 / 2).min(LONGEST_ANSWER),
-            }
+                Ok(Err(e)) => e.to_string(),
+                Err(_) => {
+                    patience = (patience * 3 / 2).min(LONGEST_ANSWER);
+                    "its port takes connections, but nothing answers".to_owned()
+                }
+            };
             if !alive() {
-                return Err(self.died(record.port));
+                return Err(self.died(port));
+            }
+            if late() {
+                return Ok(Err(why));
             }
             tokio::time::sleep(POLL).await;
         }
-        let quote = self.quote();
-        Err(MachineError::Silent { pid: record.identity.pid, seconds: START_DEADLINE.as_secs(), why, quote })
+    }
+
+    /// The error of a machine that never came up. What its processors do is kept: it is the only trace of why.
+    async fn stuck(&self, begun: Instant, why: String) -> MachineError {
+        let evidence = self.evidence();
+        let monitor = self.monitor();
+        let registers = match tokio::time::timeout(EVIDENCE_DEADLINE, qmp::registers(&monitor)).await {
+            Ok(Ok(registers)) => registers,
+            Ok(Err(error)) => format!("QEMU's monitor: {error}\n"),
+            Err(_) => "QEMU's monitor does not answer\n".to_owned(),
+        };
+        // The error tells what is known without it.
+        let _ = crate::dirs::write_private(&evidence, registers.as_bytes());
+        MachineError::Stuck { seconds: begun.elapsed().as_secs(), why, evidence, quote: self.quote() }
     }
 
     fn died(&self, port: u16) -> MachineError {
