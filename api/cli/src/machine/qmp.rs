@@ -50,26 +50,52 @@ async fn say(socket: &Path, commands: &[&str]) -> io::Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWrite;
+    use tokio::net::UnixListener;
+
     use super::*;
 
+    async fn tell(stream: &mut (impl AsyncWrite + Unpin), line: &str) {
+        stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+    }
+
+    /// A monitor that answers every command, with an event before each answer, until it is told to quit.
+    async fn monitor(listener: UnixListener) -> Vec<String> {
+        let (read, mut write) = listener.accept().await.unwrap().0.into_split();
+        let mut lines = BufReader::new(read).lines();
+        tell(&mut write, r#"{"QMP":{}}"#).await;
+        let mut said = Vec::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            tell(&mut write, r#"{"event":"RTC_CHANGE"}"#).await;
+            let info = line.contains("info registers");
+            tell(&mut write, if info { r#"{"return":"RIP=1\n"}"# } else { r#"{"return":{}}"# }).await;
+            let quit = line.contains("\"quit\"");
+            said.push(line);
+            if quit {
+                break;
+            }
+        }
+        said
+    }
+
     #[tokio::test]
-    async fn it_waits_for_the_greeting_and_for_the_end() {
+    async fn it_leaves_negotiation_first_and_waits_for_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp");
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let qemu = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            stream.write_all(b"{\"QMP\":{}}\n").await.unwrap();
-            let mut said = String::new();
-            let mut reader = BufReader::new(&mut stream);
-            while !said.contains("\"quit\"") {
-                reader.read_line(&mut said).await.unwrap();
-            }
-            stream.write_all(b"{\"return\":{}}\n{\"return\":{}}\n").await.unwrap();
-            said
-        });
-        tokio::time::timeout(std::time::Duration::from_secs(5), quit(&path)).await.unwrap().unwrap();
-        assert!(qemu.await.unwrap().starts_with("{\"execute\":\"qmp_capabilities\"}\n"));
+        let qemu = tokio::spawn(monitor(UnixListener::bind(&path).unwrap()));
+        tokio::time::timeout(Duration::from_secs(5), quit(&path)).await.unwrap().unwrap();
+        assert_eq!(qemu.await.unwrap(), [r#"{"execute":"qmp_capabilities"}"#, r#"{"execute":"quit"}"#]);
         assert!(quit(&dir.path().join("none")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn registers_come_twice_and_without_what_else_qemu_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let _qemu = tokio::spawn(monitor(UnixListener::bind(&path).unwrap()));
+        let said = tokio::time::timeout(Duration::from_secs(5), registers(&path)).await.unwrap().unwrap();
+        assert_eq!(said, "RIP=1\nRIP=1\n");
     }
 }
