@@ -10,8 +10,8 @@ const GUEST_API: &str = "10.0.2.15:7070";
 /// ciphers that nobody uses are half of the instructions before `/init`. The clock is this host's (see [`tsc_khz`]): one
 /// that the emulated kernel measures for itself on a busy host was seen to run a hundred times too fast.
 ///
-/// The kernel does not check that its timer interrupts, by counting ticks in a delay loop: where six machines started at once
-/// on two processors, QEMU was too late for that in 4 of 330 starts, which is a panic.
+/// The kernel does not check that its timer interrupts, by counting ticks in a delay loop: QEMU on a busy host may be too late
+/// for that, which is a panic. Seen where four to six machines started at once on two processors, 1 to 4 times in 330 starts.
 ///
 /// It boots on one processor. A kernel patches its own code (static branches and calls) by way of an INT3, and QEMU before
 /// 8.1 may translate that INT3 while another processor takes it away again (pages were not locked before translation): the
