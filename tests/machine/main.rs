@@ -104,7 +104,7 @@ fn no_program_and_so_no_guest_runs_on_the_first_processor() {
 fn a_machine_that_gets_stuck_is_started_once_more() {
     let machine = Machine::new();
     let bin = machine.dir.path().join("bin");
-    let program = "#!/bin/sh\n[ -e \"$0.ran\" ] && PATH=${PATH#*:} exec qemu-system-x86_64 \"$@\"\n: >\"$0.ran\"\nexec sleep 600\n";
+    let program = "#!/bin/sh\n[ -e \"$0.ran\" ] && PATH=${PATH#*:} exec qemu-system-x86_64 \"$@\"\n: >\"$0.ran\"\nexec tail -f \"$0\"\n";
     std::fs::create_dir(&bin).expect("a directory");
     std::fs::write(bin.join("qemu-system-x86_64"), program).expect("a program");
     std::fs::set_permissions(bin.join("qemu-system-x86_64"), PermissionsExt::from_mode(0o755))
@@ -113,7 +113,8 @@ fn a_machine_that_gets_stuck_is_started_once_more() {
     let path = std::env::var("PATH").expect("a PATH");
     command.args(["machine", "start", "--memory", "2048"]).env("PATH", format!("{}:{path}", bin.display()));
     let said = Running::start(command, LIMIT).wait().ok();
-    assert!(said.stderr.contains("It is started once more"), "{:?}", said.stderr);
+    assert!(said.stderr.contains("it is started once more"), "{:?}", said.stderr);
+    assert_eq!(processes_mentioning(bin.to_str().expect("text")), [], "the first one is gone");
     assert!(machine.dir.path().join("state/machine/stuck.log").is_file(), "what its processors did is kept");
     assert_eq!(machine.status(), "running");
     let _ = machine.ark(["machine", "stop"]).ok();

@@ -119,7 +119,7 @@ pub(crate) enum MachineError {
     },
     /// It was started, but arkd in it never answered.
     #[error(
-        "arkd in the machine did not answer within {seconds} s of its start: {why}. The machine was ended; what its processors did then is in {}{quote}",
+        "arkd in the machine did not answer within {seconds} s of its start: {why}. It was ended; its processors' state is in {}. Try again: `ark machine start`{quote}",
         evidence.display()
     )]
     Stuck {
@@ -127,7 +127,7 @@ pub(crate) enum MachineError {
         seconds: u64,
         /// The last answer.
         why: String,
-        /// File with the registers.
+        /// File with its processors' registers.
         evidence: PathBuf,
         /// Last lines of the console.
         quote: String,
@@ -234,7 +234,7 @@ impl Machine {
         self.dirs.state.machine().join("qemu.log")
     }
 
-    /// What the processors of a machine did that never came up.
+    /// The processors' registers of the last machine that never came up.
     fn evidence(&self) -> PathBuf {
         self.dirs.state.machine().join("stuck.log")
     }

@@ -81,8 +81,8 @@ impl Drop for Guard<'_> {
 impl Machine {
     /// Starts the machine, or waits for the one that is starting, until its arkd answers.
     pub(crate) async fn start(&self, size: &MachineSize, ui: Ui) -> Result<Started, MachineError> {
-        let begun = Instant::now();
         let _lock = self.lock().await?;
+        let begun = Instant::now();
         if let Some(record) = self.alive()? {
             let client = self.client(record.port)?;
             let spinner = Spinner::new(ui, "waiting for the emulated host");
@@ -102,16 +102,14 @@ impl Machine {
             ui.note(&super::how_it_ended(record.identity.pid, &String::from_utf8_lossy(&console)));
             self.forget();
         }
-        // The kernel takes a killed QEMU's memory back first, which takes a while, and closes its sockets after that.
-        let port = self.wanted_port();
-        while free_port(port).is_err() && begun.elapsed() < CLOSING {
-            tokio::time::sleep(POLL).await;
-        }
         let unheard = || fs::read_to_string(self.console()).is_ok_and(|said| !said.contains(INIT_SAYS));
         let stuck = || begun.elapsed() > STUCK && unheard();
         match self.boot(size, ui, begun, || stuck() || begun.elapsed() > START_DEADLINE).await {
-            Err(error @ MachineError::Stuck { .. }) if begun.elapsed() < START_DEADLINE => {
-                ui.note(&format!("{error}. It is started once more"));
+            Err(MachineError::Stuck { seconds, evidence, .. }) if begun.elapsed() < START_DEADLINE => {
+                ui.note(&format!(
+                    "nothing was heard of the emulated host for {seconds} s (its processors' state: {}); it is started once more",
+                    evidence.display()
+                ));
                 self.boot(size, ui, begun, || begun.elapsed() > START_DEADLINE).await
             }
             other => other,
@@ -126,6 +124,11 @@ impl Machine {
         begun: Instant,
         late: impl Fn() -> bool,
     ) -> Result<Started, MachineError> {
+        // The kernel takes a killed QEMU's memory back first, which takes a while, and closes its sockets after that.
+        let asked = Instant::now();
+        while free_port(self.wanted_port()).is_err() && asked.elapsed() < CLOSING {
+            tokio::time::sleep(POLL).await;
+        }
         let launch = self.prepare(size)?;
         let spinner = Spinner::new(ui, "starting the emulated host");
         let mut guard = Guard { machine: self, child: self.spawn(&launch)?, armed: true };
