@@ -50,7 +50,7 @@ async fn start(context: &Context, size: &MachineSize) -> Result<u8, Failure> {
     });
     context.ui.show(&report, |_| {
         let memory = crate::output::size(health.memory_mib << 20);
-        let what = format!("{} processors, {memory}, {}", health.cpus, client.endpoint());
+        let what = format!("{}, {memory}, {}", processors(health.cpus), client.endpoint());
         if fresh {
             format!("the emulated host runs after {}: {what}", span(millis))
         } else {
@@ -91,7 +91,7 @@ fn describe(ui: Ui, status: &Status) -> String {
         rows.push(("address", format!("127.0.0.1:{port}")));
     }
     if let (Some(memory), Some(cpus)) = (status.memory_mib, status.cpus) {
-        rows.push(("size", format!("{cpus} processors, {}", size(memory << 20))));
+        rows.push(("size", format!("{}, {}", processors(cpus), size(memory << 20))));
     }
     if let Some(started) = status.started_unix_ms {
         rows.push(("started", format!("{} ago", age(started.min(now_unix_ms())))));
@@ -168,4 +168,8 @@ async fn shell(context: &Context, command: Vec<String>) -> Result<u8, Failure> {
         context.ui.show(&reply, |_| String::new())?;
     }
     Ok(reply.exit_code)
+}
+
+fn processors(count: u32) -> String {
+    if count == 1 { "1 processor".to_owned() } else { format!("{count} processors") }
 }
