@@ -26,10 +26,14 @@ ARK_ASSETS="$root/build" target/x86_64-unknown-linux-gnu/release/ark-bench machi
 
 # The last complete `make run` from an empty clone, step by step: each step's time until the first program's output.
 echo "── fresh clone to the first program's output (the longest run of each step in build/steps.tsv)"
-awk -F '\t' '$2 == "first output" { exit } { if (!($2 in t)) order[++n] = $2; if ($3 > t[$2]) t[$2] = $3; }
-    END { for (i = 1; i <= n; i++) sum += t[order[i]];
-          for (i = 1; i <= n; i++) printf "%-32s %8.1f s %5.1f %%\n", order[i], t[order[i]], 100 * t[order[i]] / sum;
-          printf "%-32s %8.1f s\n", "together", sum }' build/steps.tsv | tee "$out/fresh.txt"
+if grep -q 'first output' build/steps.tsv; then
+    awk -F '\t' '$2 == "first output" { exit } { if (!($2 in t)) order[++n] = $2; if ($3 > t[$2]) t[$2] = $3; }
+        END { for (i = 1; i <= n; i++) sum += t[order[i]];
+              for (i = 1; i <= n; i++) printf "%-32s %8.1f s %5.1f %%\n", order[i], t[order[i]], 100 * t[order[i]] / sum;
+              printf "%-32s %8.1f s\n", "together", sum }' build/steps.tsv | tee "$out/fresh.txt"
+else
+    echo "none: \`make run\` was not done in this clone yet" | tee "$out/fresh.txt"
+fi
 
 python3 - "$out" <<'PY'
 import json, pathlib, sys, time
