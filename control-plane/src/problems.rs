@@ -131,6 +131,7 @@ impl From<BootError> for Refusal {
             }
             BootError::Ended { .. }
             | BootError::Deadline { .. }
+            | BootError::Standstill { .. }
             | BootError::Hello(_)
             | BootError::Removed => ProblemKind::BootFailed,
         };

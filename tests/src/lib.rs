@@ -9,4 +9,4 @@ mod world;
 
 pub use procs::{Proc, processes_mentioning};
 pub use run::{Output, Running, eventually};
-pub use world::{World, assets, require_kvm};
+pub use world::{World, assets, processor_is_emulated, require_kvm};

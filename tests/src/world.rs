@@ -39,6 +39,12 @@ pub fn require_kvm() {
     assert_eq!(said.code, 0, "no VM can run here, so no VM test can pass: {}{}", said.stdout, said.stderr);
 }
 
+/// Whether this host's processor is QEMU's emulation, where `arkd` boots a guest again that stands still.
+#[must_use]
+pub fn processor_is_emulated() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"))
+}
+
 /// Directories and environment of one `arkd`; the daemon starts with the first `ark` command.
 pub struct World {
     dir: tempfile::TempDir,

@@ -94,6 +94,28 @@ fn a_vmm_that_no_longer_answers_is_removed_all_the_same() {
     world.end();
 }
 
+/// Where the processor is emulated; a real one spoils no guests, and its agent fails at the boot's deadline.
+#[test]
+fn a_guest_that_stands_still_before_its_hello_is_booted_again() {
+    let world = World::new();
+    let _ = world.ark(["ps"]).ok();
+    let creating = world.start(["create", "--image", "base", "--name", "a1", "--memory", "128"]);
+    ark_tests::eventually("the VMM is there", Duration::from_secs(20), || world.vmms().len() == 1);
+    let first = world.vmms()[0].pid;
+    kill(Pid::from_raw(first), Signal::SIGSTOP).expect("the VMM is there");
+    let created = creating.wait();
+    if ark_tests::processor_is_emulated() {
+        let _ = created.ok();
+        assert_eq!(world.state("a1"), "running");
+        assert_ne!(world.vmms()[0].pid, first);
+        assert_eq!(world.vmms().len(), 1);
+    } else {
+        created.exits(125).complains_about(&["did not say hello within"]);
+        assert_eq!(world.vmms(), []);
+    }
+    world.end();
+}
+
 #[test]
 fn a_run_whose_ark_is_killed_leaves_no_agent() {
     let world = World::new();

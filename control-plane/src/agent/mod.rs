@@ -6,6 +6,7 @@
 //!     └──────── watch ◄──────┘
 //! ```
 
+mod boot;
 mod owner;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,14 @@ pub enum BootError {
     Deadline {
         /// How long it was waited for.
         limit: Duration,
+        /// The console's last lines.
+        words: String,
+    },
+    /// Its guest stopped on the way.
+    #[error("the agent's guest stands still since {} s and has not said hello{}", time.as_secs(), quote(words))]
+    Standstill {
+        /// For how long.
+        time: Duration,
         /// The console's last lines.
         words: String,
     },

@@ -4,10 +4,12 @@
 //!            hello                     Remove, or the first stream ended (auto_remove)
 //!  boot() ──────────► serve() ──────────────────────────────────────────────────────► stop() ──► gone
 //!     │                 │  ▲ heartbeats                                                ▲
-//!     │ no hello        └──┘ VMM ended: Stopped or Failed, still known until removed ──┘
+//!     │ no hello (1)    └──┘ VMM ended: Stopped or Failed, still known until removed ──┘
 //!     ▼
 //!   gone (directory, sockets, process and registry entry go with the guards of `Life`)
 //! ```
+//!
+//! (1) On an emulated processor a guest that it spoiled is booted again first: see [`boot`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use ark_types::vmm::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until};
 
-use super::{BootError, sentence};
+use super::{BootError, boot, sentence};
 use crate::cleanup;
 use crate::core::Core;
 use crate::guest::{Event, Greeter};
@@ -133,14 +135,21 @@ impl Owner {
         up: &mut oneshot::Sender<Result<Agent, BootError>>,
     ) -> Result<Life, BootError> {
         let mut life = self.start(seat).await?;
-        let booted = self.boot(&mut life, up).await;
-        if booted.is_err()
-            && let Some(vmm) = &mut life.vmm
-        {
-            vmm.kill();
-            vmm.wait().await;
+        let mut attempts = boot::attempts();
+        while let Err(error) = self.boot(&mut life, up).await {
+            if let Some(vmm) = &mut life.vmm {
+                vmm.kill();
+                vmm.wait().await;
+            }
+            attempts -= 1;
+            if attempts == 0 || !boot::is_worth_another(&error) {
+                return Err(error);
+            }
+            tracing::warn!(%error, attempts, "this host's processor is emulated, so the guest is booted again");
+            boot::clear(&self.dir);
+            life.vmm = Some(self.start_vmm().await?);
         }
-        booted.map(|()| life)
+        Ok(life)
     }
 
     /// Makes the directory and the sockets, and starts the VMM.
@@ -151,10 +160,15 @@ impl Owner {
         let mut hello_socket = self.dir.vsock().into_os_string();
         hello_socket.push(format!("_{HELLO_PORT}"));
         let greeter = Greeter::listen(&PathBuf::from(hello_socket)).map_err(directory)?;
+        let vmm = self.start_vmm().await?;
+        Ok(Life { vmm: Some(vmm), greeter, _home: home, _seat: seat })
+    }
+
+    async fn start_vmm(&self) -> Result<Vmm, BootError> {
         let program = self.core.config.assets.program("ark-vmm");
         let vmm = Vmm::start(&program, &self.config(), &self.dir).await?;
         self.state.send_modify(|agent| agent.vmm_pid = Some(vmm.pid()));
-        Ok(Life { vmm: Some(vmm), greeter, _home: home, _seat: seat })
+        Ok(vmm)
     }
 
     fn config(&self) -> VmConfig {
@@ -183,7 +197,9 @@ impl Owner {
         let started = Instant::now();
         let limit = self.core.config.timing.boot;
         let deadline = sleep(limit);
-        tokio::pin!(deadline);
+        let control = self.dir.control_socket();
+        let standstill = boot::standstill(&control);
+        tokio::pin!(deadline, standstill);
         loop {
             tokio::select! {
                 biased;
@@ -206,6 +222,9 @@ impl Owner {
                     Some(Request::Remove { .. }) | None => return Err(BootError::Removed),
                     Some(Request::StreamBegan | Request::StreamEnded) => {}
                 },
+                time = &mut standstill => {
+                    return Err(BootError::Standstill { time, words: tail_text(&self.dir.console()) });
+                }
                 () = &mut deadline => {
                     return Err(BootError::Deadline { limit, words: tail_text(&self.dir.console()) });
                 }
