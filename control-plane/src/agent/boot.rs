@@ -29,7 +29,8 @@ pub(super) fn attempts() -> u32 {
 /// Whether booting again can help.
 pub(super) fn is_worth_another(error: &BootError) -> bool {
     match error {
-        BootError::Standstill { .. } => true,
+        // At the deadline something moves, but never to a hello.
+        BootError::Standstill { .. } | BootError::Deadline { .. } => true,
         BootError::Ended { record, .. } => record.reason == ExitReason::GuestCrash,
         _ => false,
     }
@@ -89,6 +90,7 @@ mod tests {
     fn only_what_an_emulated_processor_can_spoil_is_tried_again() {
         assert!(is_worth_another(&ended(ExitReason::GuestCrash)));
         assert!(is_worth_another(&BootError::Standstill { time: STANDSTILL, words: String::new() }));
+        assert!(is_worth_another(&BootError::Deadline { limit: STANDSTILL, words: String::new() }));
         assert!(!is_worth_another(&ended(ExitReason::GuestPanic)));
         assert!(!is_worth_another(&ended(ExitReason::BadConfig)));
         assert!(!is_worth_another(&BootError::Removed));
