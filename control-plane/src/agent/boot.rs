@@ -6,6 +6,7 @@
 //! repeating anything. On a real processor a guest that fails so would only fail again, so there nothing is booted again.
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use ark_types::layout::AgentDir;
@@ -32,7 +33,7 @@ pub(super) fn is_worth_another(error: &BootError) -> bool {
         // At the deadline something moves, but never to a hello.
         BootError::Standstill { .. } | BootError::Deadline { .. } => true,
         BootError::Ended { record, .. } => record.reason == ExitReason::GuestCrash,
-        _ => false,
+        BootError::Directory { .. } | BootError::Spawn(_) | BootError::Hello(_) | BootError::Removed => false,
     }
 }
 
@@ -66,9 +67,12 @@ pub(super) async fn standstill(control: &Path) -> Duration {
     }
 }
 
-/// QEMU names the processors that it emulates in software.
+/// QEMU names the processors that it emulates in software. Looked at once: on a host with many processors the kernel takes
+/// its time to describe them.
 fn processor_is_emulated() -> bool {
-    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| is_emulated(&text))
+    static IS_EMULATED: LazyLock<bool> =
+        LazyLock::new(|| std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| is_emulated(&text)));
+    *IS_EMULATED
 }
 
 fn is_emulated(cpuinfo: &str) -> bool {

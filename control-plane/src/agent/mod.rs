@@ -66,7 +66,7 @@ pub enum BootError {
         words: String,
     },
     /// Its guest stopped on the way.
-    #[error("the agent's guest stands still since {} s and has not said hello{}", time.as_secs(), quote(words))]
+    #[error("the agent's guest has stood still for {} s and not said hello{}", time.as_secs(), quote(words))]
     Standstill {
         /// For how long.
         time: Duration,

@@ -145,7 +145,7 @@ impl Owner {
             if attempts == 0 || !boot::is_worth_another(&error) {
                 return Err(error);
             }
-            tracing::warn!(%error, attempts, "this host's processor is emulated, so the guest is booted again");
+            tracing::warn!(%error, attempts_left = attempts, "this host's processor is emulated, so the guest is booted again");
             boot::clear(&self.dir);
             life.vmm = Some(self.start_vmm().await?);
         }
