@@ -82,14 +82,21 @@ pub struct CreateAgent {
     /// Name, unique among living agents; `arkd` makes one up when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<AgentName>,
-    /// Image to boot.
-    pub image: ImageName,
-    /// Virtual processors, 1 to 32.
-    #[serde(default = "default_vcpus")]
-    pub vcpus: u32,
-    /// Memory in MiB, 64 or more, bounded by the host's.
-    #[serde(default = "default_memory_mib")]
-    pub memory_mib: u64,
+    /// Image to boot. Without `cold`, an agent of default size is forked from the image's default template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageName>,
+    /// Template to fork from, instead of `image`; processors and memory are the template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<AgentName>,
+    /// Boot, even where a template is at hand.
+    #[serde(default)]
+    pub cold: bool,
+    /// Virtual processors, 1 to 32; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// Memory in MiB, 64 or more, bounded by the host's; 256 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
     /// Environment variables every program of the agent starts with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -98,12 +105,29 @@ pub struct CreateAgent {
     pub auto_remove: bool,
 }
 
-const fn default_vcpus() -> u32 {
-    DEFAULT_VCPUS
-}
-
-const fn default_memory_mib() -> u64 {
-    DEFAULT_MEMORY_MIB
+/// Where an agent comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "from")]
+pub enum Origin {
+    /// It was booted.
+    Boot,
+    /// It was forked from a template.
+    Template {
+        /// The template's name.
+        name: AgentName,
+    },
+    /// It was restored from a snapshot, or rewound to it.
+    Snapshot {
+        /// The snapshot's name.
+        name: AgentName,
+    },
+    /// It was forked from a living agent.
+    Fork {
+        /// That agent's name.
+        name: AgentName,
+        /// That agent's id.
+        id: String,
+    },
 }
 
 /// An agent as `arkd` reports it.
@@ -113,7 +137,9 @@ pub struct Agent {
     pub id: String,
     /// Name; wherever a path has `{agent}` both name and id are accepted.
     pub name: AgentName,
-    /// Image it was booted from.
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Image it, or what it was forked from, was booted from.
     pub image: ImageName,
     /// Digest of that image (`sha256:` and 64 hexadecimal digits).
     pub image_digest: String,
@@ -134,7 +160,7 @@ pub struct Agent {
     pub vmm_pid: Option<u32>,
     /// Creation time, milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
-    /// From the start of `ark-vmm` to the guest's hello, milliseconds.
+    /// From the start of `ark-vmm` to the guest's hello; of a fork, from the request to the last check; milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_ms: Option<u64>,
     /// What the guest said last, seconds apart.
@@ -160,17 +186,22 @@ pub struct AgentHeartbeat {
 /// Life of an agent. Legal moves are in [`AgentState::may_become`].
 ///
 /// ```text
-///  creating ──► running ──► stopping ──► stopped
-///      │           │            │
-///      └───────────┴────────────┴──────► failed
+///      ┌────────────── rewind ──────────────┐
+///      ▼                                    │
+///  creating ──► running ◄──► paused ────────┤
+///      │           │            │           │
+///      │           └──► stopping ◄┘──► stopped
+///      └───────────────────┴─────────► failed
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentState {
-    /// Its VMM was started; the guest has not said hello.
+    /// Its VMM was started; the guest has not said hello or, restored, not passed every check.
     Creating,
-    /// The guest said hello and takes commands.
+    /// The guest takes commands.
     Running,
+    /// Its processors stand still. Its memory is on disk, so it outlasts its VMM and `arkd`.
+    Paused,
     /// Shutting down on request.
     Stopping,
     /// Ended on request, or the guest powered itself off.
@@ -184,12 +215,17 @@ impl AgentState {
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         match (self, next) {
-            (Self::Creating, Self::Running | Self::Stopping | Self::Failed)
-            | (Self::Running, Self::Stopping | Self::Stopped | Self::Failed)
+            (Self::Creating, Self::Running | Self::Paused | Self::Stopping | Self::Failed)
+            | (
+                Self::Running,
+                Self::Creating | Self::Paused | Self::Stopping | Self::Stopped | Self::Failed,
+            )
+            | (Self::Paused, Self::Creating | Self::Running | Self::Stopping | Self::Failed)
             | (Self::Stopping, Self::Stopped | Self::Failed) => true,
             (Self::Creating, Self::Creating | Self::Stopped)
-            | (Self::Running, Self::Creating | Self::Running)
-            | (Self::Stopping, Self::Creating | Self::Running | Self::Stopping)
+            | (Self::Running, Self::Running)
+            | (Self::Paused, Self::Paused | Self::Stopped)
+            | (Self::Stopping, Self::Creating | Self::Running | Self::Paused | Self::Stopping)
             | (Self::Stopped | Self::Failed, _) => false,
         }
     }
@@ -200,6 +236,7 @@ impl fmt::Display for AgentState {
         f.pad(match self {
             Self::Creating => "creating",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",

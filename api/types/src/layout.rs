@@ -3,7 +3,7 @@
 //! | directory | environment | default | holds |
 //! |---|---|---|---|
 //! | assets | `ARK_ASSETS` | `..` of the program's own directory | `bin/`, `kernel/`, `images/`, `machine/`: read-only, made by `make` |
-//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, machine's data disk and logs |
+//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, templates, snapshots, paused agents, machine's data disk and logs |
 //! | run | `ARK_RUN` | `/run/ark` (root), `$XDG_RUNTIME_DIR/ark` | sockets, `agents/<id>/`: gone with the host |
 
 use std::path::{Path, PathBuf};
@@ -87,6 +87,24 @@ impl StateDir {
     #[must_use]
     pub fn machine(&self) -> PathBuf {
         self.0.join("machine")
+    }
+
+    /// Directory of templates, `<digest>/` each.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        self.0.join("templates")
+    }
+
+    /// Directory of snapshots, `<id>/` each: those that users named, and the branch points of forks.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+
+    /// Directory of paused agents, `<agent id>/` each.
+    #[must_use]
+    pub fn paused(&self) -> PathBuf {
+        self.0.join("paused")
     }
 
     /// Log of an `arkd` that `ark` started.

@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`exec`], [`files`], [`image`], [`health`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
 //! | [`plain`] | programs ↔ people: error messages |
@@ -12,6 +12,7 @@
 //! `schema/`; a test fails when one of them changes without its snapshot.
 
 pub mod agent;
+pub mod eval;
 pub mod exec;
 pub mod files;
 pub mod guest;
@@ -20,4 +21,7 @@ pub mod image;
 pub mod layout;
 pub mod plain;
 pub mod problem;
+pub mod receipt;
+pub mod snapshot;
+pub mod template;
 pub mod vmm;

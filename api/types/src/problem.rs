@@ -61,6 +61,12 @@ problem_kinds! {
     AgentNotFound = "/problems/agent-not-found", 404, "No such agent";
     /// No image of that name.
     ImageNotFound = "/problems/image-not-found", 404, "No such image";
+    /// No template of that name.
+    TemplateNotFound = "/problems/template-not-found", 404, "No such template";
+    /// No snapshot of that name.
+    SnapshotNotFound = "/problems/snapshot-not-found", 404, "No such snapshot";
+    /// The agent was booted, so nothing was checked.
+    NoReceipt = "/problems/no-receipt", 404, "The agent has no receipt";
     /// No such file in the agent.
     FileNotFound = "/problems/file-not-found", 404, "No such file in the agent";
     /// The route exists with another method.
@@ -69,12 +75,20 @@ problem_kinds! {
     NameTaken = "/problems/name-taken", 409, "The name is taken";
     /// The agent is not running.
     AgentNotRunning = "/problems/agent-not-running", 409, "The agent is not running";
+    /// Agents or snapshots need it.
+    InUse = "/problems/in-use", 409, "It is in use";
     /// The body is larger than allowed.
     TooLarge = "/problems/too-large", 413, "The request is too large";
     /// A field has a value outside its bounds.
     InvalidValue = "/problems/invalid-value", 422, "A value is outside its bounds";
     /// The image file is corrupt or does not match its manifest.
     ImageCorrupt = "/problems/image-corrupt", 422, "The image is corrupt";
+    /// The snapshot is damaged, of another release or of another kind of processor.
+    SnapshotUnusable = "/problems/snapshot-unusable", 422, "The snapshot cannot be used";
+    /// The template's guest or warm-up failed.
+    TemplateFailed = "/problems/template-failed", 422, "The template cannot be built";
+    /// The image has no evaluator of that language.
+    NoEvaluator = "/problems/no-evaluator", 422, "The image has no evaluator";
     /// The program to run does not exist in the agent.
     ProgramNotFound = "/problems/program-not-found", 422, "No such program in the agent";
     /// The program exists but cannot be run.
@@ -89,12 +103,16 @@ problem_kinds! {
     AgentGone = "/problems/agent-gone", 502, "The agent ended while the request ran";
     /// The agent did not come up.
     BootFailed = "/problems/boot-failed", 502, "The agent did not start";
+    /// A fork did not pass a check, or a snapshot could not be taken, and nothing of it is left.
+    ForkFailed = "/problems/fork-failed", 502, "The fork did not come to be";
     /// The guest did something the protocol does not allow.
     GuestMisbehaved = "/problems/guest-misbehaved", 502, "The agent's answer could not be understood";
     /// The host has too little memory or disk, or cannot run VMs.
     HostUnable = "/problems/host-unable", 503, "The host cannot do this now";
     /// A deadline of `arkd` passed.
     DeadlinePassed = "/problems/deadline-passed", 504, "The deadline passed";
+    /// No room on disk.
+    DiskFull = "/problems/disk-full", 507, "There is no room on disk";
     /// A defect of `arkd`.
     Internal = "/problems/internal", 500, "arkd failed";
 }
@@ -110,7 +128,9 @@ impl From<ErrorCode> for ProblemKind {
             ErrorCode::UnknownUser => Self::UnknownUser,
             ErrorCode::FileNotFound => Self::FileNotFound,
             ErrorCode::FileError => Self::FileError,
+            ErrorCode::NoEvaluator => Self::NoEvaluator,
             ErrorCode::Exhausted => Self::HostUnable,
+            ErrorCode::DeadlinePassed => Self::DeadlinePassed,
             ErrorCode::Internal => Self::GuestMisbehaved,
         }
     }

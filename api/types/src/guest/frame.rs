@@ -78,12 +78,20 @@ kinds! {
     Data = 0x30,
     /// Either way: the stream or list is complete.
     End = 0x31,
-    /// Host → guest: [`super::ClockSet`].
+    /// Either way: [`super::ClockSet`].
     ClockSet = 0x40,
     /// Host → guest: sync and power off.
     PowerOff = 0x41,
     /// Guest → host: done.
     Ok = 0x42,
+    /// Host → guest: [`super::Renew`].
+    Renew = 0x43,
+    /// Guest → host: [`super::Renewed`].
+    Renewed = 0x44,
+    /// Host → guest: [`crate::eval::EvalRequest`].
+    Eval = 0x50,
+    /// Guest → host: [`crate::eval::EvalEnd`].
+    Evaluated = 0x51,
     /// Guest → host: [`super::GuestError`].
     Error = 0x7f,
 }

@@ -93,8 +93,12 @@ pub enum ErrorCode {
     FileNotFound,
     /// Another error of the file system.
     FileError,
+    /// The image has no evaluator of that language.
+    NoEvaluator,
     /// The guest lacks memory, processes or descriptors.
     Exhausted,
+    /// What was asked for took longer than it was given.
+    DeadlinePassed,
     /// A defect of guestd or a system call that should not fail.
     Internal,
 }

@@ -11,7 +11,9 @@
 //! | `FileWrite` ([`FileWrite`]) | `Data`*, `End` | `Ok` after `End`; or `Error` at any point |
 //! | `FileStat` ([`PathRequest`]) | | `FileInfo`; or `Error` |
 //! | `FileList` ([`PathRequest`]) | | `FileInfo`*, `End`; or `Error` |
-//! | `ClockSet` ([`ClockSet`]) | | `Ok`; or `Error` |
+//! | `ClockSet` ([`ClockSet`]) | | `ClockSet` with the guest's clock after it was set; or `Error` |
+//! | `Renew` ([`Renew`]) | | `Renewed` ([`Renewed`]); or `Error` |
+//! | `Eval` ([`crate::eval::EvalRequest`]) | | (`Stdout` or `Stderr`)*, `Evaluated` ([`crate::eval::EvalEnd`]); or `Error` |
 //! | `PowerOff` | | `Ok`, then the guest shuts down |
 //!
 //! A connection carries one operation at a time. After an operation's last frame the host may name the next one within ten
@@ -22,12 +24,14 @@
 mod encoded;
 mod frame;
 mod messages;
+mod renew;
 
 pub use encoded::EncodedFrame;
 pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION, header};
 pub use messages::{
     ClockSet, ErrorCode, FileWrite, GuestError, Heartbeat, Hello, PathRequest, SignalRequest, Started,
 };
+pub use renew::{Renew, Renewed};
 
 /// Host port (CID 2) the guest says hello on.
 pub const HELLO_PORT: u32 = 1024;

@@ -1,5 +1,6 @@
 //! What `ark-vmm run` is told: one JSON object, from a file or standard input.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,9 @@ pub struct VmConfig {
     /// File that receives the [`super::ExitRecord`] (written beside and renamed, so never half there).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_file: Option<PathBuf>,
+    /// Words that mean nothing to the VMM and go into the manifest of every snapshot of this VM.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// One block device.

@@ -2,13 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::VmState;
+use std::path::PathBuf;
+
+use super::{SnapshotReport, VmState};
 
 /// Most bytes of one line; a longer one is refused and the connection closed.
 pub const MAX_CONTROL_LINE: usize = 64 << 10;
 
 /// What a VMM can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do")]
 pub enum ControlRequest {
     /// Where the VM is in its life.
@@ -24,6 +26,18 @@ pub enum ControlRequest {
     },
     /// Counters.
     Metrics,
+    /// Take a snapshot, of a running VM or a paused one, into the directory `dir`, which must not exist. A running VM stands
+    /// still for a moment only; the reply comes when every byte is on disk. One at a time.
+    Snapshot {
+        /// Directory to make, absolute.
+        dir: PathBuf,
+    },
+    /// Give the memory of a paused VM back to the host: from here on it is read from the snapshot in `dir`, which must have
+    /// been taken since the VM was paused.
+    Reclaim {
+        /// Directory of the snapshot.
+        dir: PathBuf,
+    },
 }
 
 /// What it answers.
@@ -37,6 +51,8 @@ pub enum ControlReply {
     },
     /// Counters.
     Metrics(VmMetrics),
+    /// The snapshot is on disk.
+    Snapshot(SnapshotReport),
     /// The request was not carried out.
     Refused {
         /// Why, as a sentence.
@@ -49,9 +65,13 @@ pub enum ControlReply {
 pub struct VmMetrics {
     /// From the VMM's start to the first guest instruction, microseconds.
     pub start_us: u64,
+    /// From the configuration's arrival to the first guest instruction, microseconds: what is left of `start_us` where the VMM
+    /// was prepared ahead of it.
+    pub claim_us: u64,
     /// VM exits handled in user space, all vCPUs.
     pub exits: u64,
-    /// Bytes of guest memory that is resident on the host.
+    /// Bytes of guest memory that the host holds for this VM alone, in RAM or swap; what a restored VM shares with its
+    /// snapshot's file is not counted.
     pub guest_resident_bytes: u64,
     /// One entry per device.
     pub devices: Vec<DeviceMetrics>,

@@ -27,6 +27,8 @@ pub enum ExitReason {
     Killed,
     /// The configuration, kernel or an image could not be used; no guest ran.
     BadConfig,
+    /// The snapshot could not be used: damaged, of another release or of another kind of processor; no guest ran.
+    BadSnapshot,
     /// The host could not make the VM (KVM, memory, files); no guest ran.
     HostError,
     /// The VMM failed while the guest ran.
@@ -47,6 +49,7 @@ impl ExitReason {
             Self::BadConfig => 20,
             Self::HostError => 21,
             Self::Internal => 22,
+            Self::BadSnapshot => 23,
             Self::Killed => 137,
         }
     }
@@ -64,6 +67,7 @@ impl fmt::Display for ExitReason {
             Self::Signal => "a signal asked the VMM to end",
             Self::Killed => "the VMM was killed",
             Self::BadConfig => "the configuration could not be used",
+            Self::BadSnapshot => "the snapshot could not be used",
             Self::HostError => "the host could not make the VM",
             Self::Internal => "the VMM failed",
         })
