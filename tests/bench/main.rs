@@ -6,6 +6,10 @@
 
 mod block;
 mod boot;
+mod branch;
+mod control;
+mod crowd;
+mod eval;
 mod exec;
 mod guest;
 mod machine;
@@ -13,6 +17,10 @@ mod many;
 mod memory;
 mod peers;
 mod report;
+mod rest;
+mod restore;
+mod restores;
+mod spawn;
 mod vsock;
 
 use std::path::PathBuf;
@@ -39,7 +47,8 @@ enum Suite {
         /// Takes fewer samples.
         #[arg(long)]
         quick: bool,
-        /// Measures these figures only: boot, memory, exec, vsock, block, many.
+        /// Measures these figures only: boot, memory, exec, vsock, block, many, spawn,
+        /// restore, eval, branch, crowd.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
@@ -57,13 +66,18 @@ fn main() {
         Suite::Vm { peer, quick, only } => {
             ark_tests::require_kvm();
             let bench = Bench::new(peer, quick);
-            let figures: [(&str, Measure); 6] = [
+            let figures: [(&str, Measure); 11] = [
                 ("boot", boot::measure),
                 ("memory", memory::measure),
                 ("exec", exec::measure),
                 ("vsock", vsock::measure),
                 ("block", block::measure),
                 ("many", many::measure),
+                ("spawn", spawn::measure),
+                ("restore", restore::measure),
+                ("eval", eval::measure),
+                ("branch", branch::measure),
+                ("crowd", crowd::measure),
             ];
             for (name, measure) in figures {
                 if only.is_empty() || only.iter().any(|o| o == name) {

@@ -8,7 +8,7 @@ use crate::peers::Bench;
 use crate::report::{Must, Report};
 
 /// Proportional set size of a process, MiB.
-fn pss_mib(pid: i32) -> f64 {
+pub(crate) fn pss_mib(pid: i32) -> f64 {
     let text =
         std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup is readable");
     let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).expect("a PSS");

@@ -40,8 +40,8 @@ pub(crate) enum Vmm {
 
 /// A guest that said hello.
 pub(crate) struct Guest {
-    child: Child,
-    dir: PathBuf,
+    pub(crate) child: Child,
+    pub(crate) dir: PathBuf,
     /// From the start of the VMM's process to the hello.
     pub(crate) boot: Duration,
     /// Its control port.
@@ -52,6 +52,11 @@ impl Guest {
     /// Process id of the VMM.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Control socket of our VMM.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.dir.join("vmm.sock")
     }
 }
 
@@ -109,6 +114,7 @@ impl Bench {
             console: Some(dir.join("console.log")),
             control_socket: Some(dir.join("vmm.sock")),
             exit_file: None,
+            labels: std::collections::BTreeMap::new(),
         };
         let file = dir.join("vm.json");
         std::fs::write(&file, serde_json::to_string(&config).expect("JSON")).expect("room for a file");
@@ -126,35 +132,40 @@ impl Bench {
     }
 
     fn boot_qemu(&self, vmm: Vmm, dir: PathBuf, image: &Path, memory_mib: u64, extra: &[&Path]) -> Guest {
-        // One guest of QEMU at a time on this context id.
-        let cid = 42;
-        let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-            .expect("vsock on this host (module vhost_vsock)");
-        bind(listener.as_raw_fd(), &VsockAddr::new(CID_ANY, HELLO_PORT)).expect("the hello port");
-        listen(&listener, Backlog::new(4).expect("small")).expect("listen");
+        let listener = listen_for_hello();
+        let mut command = self.qemu_guest(vmm, &dir, image, memory_mib, extra);
+        let begin = Instant::now();
+        let child = command.stdout(Stdio::null()).spawn().expect("QEMU starts");
+        wait_readable(listener.as_raw_fd(), &dir);
+        let stream = accept(listener.as_raw_fd()).expect("a connection");
+        // SAFETY: `accept` just made the descriptor; this is its one owner.
+        read_hello(unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(stream) });
+        Guest { child, dir, boot: begin.elapsed(), address: Address::Kernel { cid: QEMU_CID } }
+    }
+
+    /// QEMU with our kernel, guestd and `image`, to be started.
+    pub(crate) fn qemu_guest(
+        &self,
+        vmm: Vmm,
+        dir: &Path,
+        image: &Path,
+        memory_mib: u64,
+        extra: &[&Path],
+    ) -> Command {
         let machine = match vmm {
             Vmm::QemuBare => "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off",
             _ => "microvm,accel=kvm",
         };
         let mut command = self.qemu();
-        command.args([
-            "-M",
-            machine,
-            "-cpu",
-            "host",
-            "-smp",
-            "1",
-            "-nodefaults",
-            "-no-user-config",
-            "-nographic",
-        ]);
+        command.args(["-M", machine, "-cpu", "host", "-smp", "1"]);
+        command.args(["-nodefaults", "-no-user-config", "-nographic"]);
         command.args(["-no-reboot", "-m", &memory_mib.to_string()]);
         command.arg("-kernel").arg(assets().kernel()).arg("-initrd").arg(assets().initrd());
         command
             .args(["-append", CMDLINE, "-serial"])
             .arg(format!("file:{}", dir.join("console.log").display()));
         command.args(["-device", "virtio-rng-device"]);
-        command.args(["-device", &format!("vhost-vsock-device,guest-cid={cid}")]);
+        command.args(["-device", &format!("vhost-vsock-device,guest-cid={QEMU_CID}")]);
         let all = std::iter::once((image, true)).chain(extra.iter().map(|p| (*p, false)));
         for (index, (path, read_only)) in all.enumerate() {
             let flag = if read_only { "on" } else { "off" };
@@ -162,13 +173,7 @@ impl Bench {
             command.args(["-drive", &format!("id=d{index},file={path},format=raw,if=none,readonly={flag}")]);
             command.args(["-device", &format!("virtio-blk-device,drive=d{index}")]);
         }
-        let begin = Instant::now();
-        let child = command.stdout(Stdio::null()).spawn().expect("QEMU starts");
-        wait_readable(listener.as_raw_fd(), &dir);
-        let stream = accept(listener.as_raw_fd()).expect("a connection");
-        // SAFETY: `accept` just made the descriptor; this is its one owner.
-        read_hello(unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(stream) });
-        Guest { child, dir, boot: begin.elapsed(), address: Address::Kernel { cid } }
+        command
     }
 
     /// Debian's QEMU: the host's own, or the peer directory's with its own loader and libraries.
@@ -190,10 +195,22 @@ impl Bench {
     }
 }
 
+/// Context id of QEMU's guests; one of them runs at a time.
+pub(crate) const QEMU_CID: u32 = 42;
+
+/// A listener of the host's own vsock, where QEMU's guests say hello.
+pub(crate) fn listen_for_hello() -> std::os::fd::OwnedFd {
+    let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .expect("vsock on this host (module vhost_vsock)");
+    bind(listener.as_raw_fd(), &VsockAddr::new(CID_ANY, HELLO_PORT)).expect("the hello port");
+    listen(&listener, Backlog::new(4).expect("small")).expect("listen");
+    listener
+}
+
 /// What `ark-vmm` gives the kernel, word for word.
 const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 8250.nr_uarts=1 tsc=reliable no_timer_check max_loop=0 random.trust_cpu=on";
 
-fn wait_readable(fd: std::os::fd::RawFd, dir: &Path) {
+pub(crate) fn wait_readable(fd: std::os::fd::RawFd, dir: &Path) {
     // SAFETY: the caller's listener stays open throughout the call.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];

@@ -49,6 +49,9 @@ pub fn processor_is_emulated() -> bool {
 pub struct World {
     dir: tempfile::TempDir,
     assets: Assets,
+    /// VMMs that are prepared ahead of need, and forks of recently used templates: none unless a test is about them, so that
+    /// every VMM is an agent's.
+    pool: (u32, u32),
 }
 
 impl Default for World {
@@ -75,7 +78,14 @@ impl World {
     #[must_use]
     pub fn with_assets(assets: Assets) -> Self {
         let dir = tempfile::Builder::new().prefix("ark-").tempdir().expect("a temporary directory");
-        Self { dir, assets }
+        Self { dir, assets, pool: (0, 0) }
+    }
+
+    /// The same with `prepared` VMMs and `standbys` of each template kept ahead of need.
+    #[must_use]
+    pub fn with_pool(mut self, prepared: u32, standbys: u32) -> Self {
+        self.pool = (prepared, standbys);
+        self
     }
 
     /// Its directory.
@@ -99,6 +109,8 @@ impl World {
             .env("ARK_RUN", self.run_dir().0)
             .env("ARK_STATE", self.path().join("state"))
             .env("ARK_HOST", "native")
+            .env("ARK_POOL", self.pool.0.to_string())
+            .env("ARK_STANDBY", self.pool.1.to_string())
             .env("HOME", self.path())
             .current_dir(self.path());
         command
@@ -138,6 +150,44 @@ impl World {
     /// When it does not come up.
     pub fn create(&self, name: &str) {
         let _ = self.ark(["create", "--image", "base", "--name", name, "--memory", "128"]).ok();
+    }
+
+    /// Creates the agent `name` as a fork of the image's default template.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn create_fork(&self, image: &str, name: &str) {
+        let _ = self.ark(["create", "--image", image, "--name", name]).ok();
+    }
+
+    /// Forks the agent `name` and gives the forks' names.
+    ///
+    /// # Panics
+    /// When one of them does not come up.
+    #[must_use]
+    pub fn fork(&self, name: &str, count: usize) -> Vec<String> {
+        let said = self.ark(["fork", name, "-n", &count.to_string()]).ok();
+        let names: Vec<String> = said.stdout.lines().map(str::to_owned).collect();
+        assert_eq!(names.len(), count, "{said:?}");
+        names
+    }
+
+    /// The receipt of an agent.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn receipt(&self, name: &str) -> serde_json::Value {
+        self.ark(["receipt", name, "--json"]).ok().json()
+    }
+
+    /// Directories below `state/<kind>` (templates, snapshots, paused), by name.
+    #[must_use]
+    pub fn stored(&self, kind: &str) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.path().join("state").join(kind));
+        let mut dirs: Vec<_> = entries.into_iter().flatten().flatten().map(|e| e.path()).collect();
+        dirs.sort();
+        dirs
     }
 
     /// What `ark inspect` says of an agent.
