@@ -15,7 +15,8 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
         let body = "{\"argv\":[\"python3\",\"-c\",\"print(6*7)\"]}";
         rest.call("POST", "/v1/agents/bench/exec", body).1
     };
-    (eval(&mut rest), exec(&mut rest));
+    eval(&mut rest);
+    exec(&mut rest);
     let (mut warm, mut cold) = (Vec::new(), Vec::new());
     for _ in 0..bench.samples(40) {
         cold.push(exec(&mut rest));
