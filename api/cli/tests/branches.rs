@@ -2,7 +2,9 @@
 
 mod host;
 
+use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ark_types::problem::{Problem, ProblemKind};
 use axum::body::Bytes;
@@ -74,7 +76,7 @@ fn evaluated(code: &str) -> Response {
 fn forked(count: u64) -> Value {
     let (mut agents, mut failed) = (Vec::new(), Vec::new());
     for n in 1..=count {
-        // Numbers that end in 3 are unlucky where there is more than one fork of that kind to be had.
+        // Of many forks, those whose number ends in 3 fail.
         if count > 10 && n % 10 == 3 {
             failed.push(json!({ "name": format!("a1-{n}"), "why": "its clock is 80 ms off" }));
         } else {
@@ -96,6 +98,7 @@ async fn answer(State(asked): State<Asked>, method: Method, uri: Uri, body: Byte
         }
         ("POST", ["agents"]) => return (StatusCode::CREATED, Json(agent(name))).into_response(),
         (_, ["agents", "nobody", ..]) => return problem(ProblemKind::AgentNotFound, "no agent nobody"),
+        ("POST", ["agents", _, "eval"]) if body["code"] == "hang" => std::future::pending().await,
         ("POST", ["agents", _, "eval"]) => return evaluated(body["code"].as_str().unwrap()),
         ("POST", ["agents", _, "fork"]) => forked(body["count"].as_u64().unwrap()),
         ("POST", ["agents", name, "pause" | "resume" | "rewind"]) => agent(name),
@@ -191,6 +194,24 @@ fn an_agent_made_for_code_goes_with_it() {
     let (code, _, err) = host.run(&["eval", "--template", "none", "6*7"], "");
     assert_eq!((code, err.as_str()), (125, "ark: there is no template none\n"));
     assert_eq!(only(&asked).0, "POST /v1/agents", "nothing was made, so nothing is removed");
+}
+
+#[test]
+fn an_interrupt_ends_the_code_and_its_agent() {
+    let (host, asked) = start();
+    for (place, last) in
+        [("--template=py", "DELETE /v1/agents/eval-"), ("--agent=a1", "POST /v1/agents/a1/eval")]
+    {
+        let child = host.command(&["eval", place, "hang"]).spawn().unwrap();
+        let evaluates = || asked.lock().unwrap().last().is_some_and(|(target, _)| target.ends_with("/eval"));
+        while !evaluates() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(told(child.wait_with_output().unwrap()), (130, String::new(), String::new()));
+        let all = std::mem::take(&mut *asked.lock().unwrap());
+        assert!(all.last().unwrap().0.starts_with(last), "{all:?}");
+    }
 }
 
 #[test]

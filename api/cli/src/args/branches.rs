@@ -27,7 +27,7 @@ pub(crate) enum TemplateAction {
 /// `ark template build`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A template that is there already, unchanged, is not built again. One whose kernel, image, warm-up, processors or memory
+A template that is there already, unchanged, is not built again. One whose kernel, image, warm-up, processors or memory \
 changed is, and takes the old one's place.")]
 pub(crate) struct BuildArgs {
     /// Name of the template
@@ -55,7 +55,8 @@ pub(crate) struct BuildArgs {
 /// `ark eval`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("place").required(true).args(["agent", "template", "image"])), after_help = "\
-What the code writes is written as it is; then comes the value of its last line, when that is an expression and not None.
+What the code writes is written as it is; then comes the value of its last statement, where that is an expression whose \
+value is not None.
 Names that it binds stay for the agent's next `ark eval`.
 Exit codes: 0; 1 an exception, whose traceback goes to standard error; 124 --timeout passed; 125 ark failed.")]
 pub(crate) struct EvalArgs {
@@ -78,8 +79,9 @@ pub(crate) struct EvalArgs {
 /// `ark fork`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The agent goes on. The forks are called AGENT-1, AGENT-2 and so on; numbers in use are passed over. Each was checked to
-be its own before its name is written: `ark receipt` shows how. Exit code 125 when one of them did not come to be.")]
+The agent goes on. The forks are called AGENT-1, AGENT-2 and so on; numbers in use are passed over.
+Each was checked to be its own before its name is written: `ark receipt` shows how.
+Exit code 125 when one of them did not come to be.")]
 pub(crate) struct ForkArgs {
     /// Name or id
     pub(crate) agent: String,
@@ -97,8 +99,8 @@ ark snapshot [OPTIONS] <AGENT> <NAME>
        ark snapshot [OPTIONS] --agent <AGENT> <NAME>
        ark snapshot [OPTIONS] <COMMAND>",
     after_help = "\
-`ark snapshot a1 before-edit` takes a snapshot of a1 while it runs. Where the agent is called like one of the commands,
-give it as --agent."
+`ark snapshot a1 before-edit` takes a snapshot of a1 while it runs. Where the agent is called like one of the \
+commands, give it as --agent."
 )]
 pub(crate) struct SnapshotArgs {
     /// Agent to take a snapshot of: name or id
