@@ -1,14 +1,20 @@
 //! The command line, as clap reads it.
 
+mod branches;
+
 use std::time::Duration;
 
-use ark_types::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
+use ark_types::agent::AgentName;
 use ark_types::image::ImageName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::commands::cp::Place;
 use crate::parse;
+
+pub(crate) use branches::{
+    BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, TemplateAction,
+};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -68,6 +74,35 @@ pub(crate) enum Verb {
     /// Run a program in an agent
     #[command(after_help = INTERRUPT_HELP)]
     Exec(ExecArgs),
+    /// Run code in the interpreter that an agent keeps warm
+    Eval(EvalArgs),
+    /// Branch a running agent: forks of it begin where it stands, and it goes on
+    Fork(ForkArgs),
+    /// Let agents stand still, their memory on disk
+    Pause {
+        /// Names or ids
+        #[arg(required = true, value_name = "AGENT")]
+        agents: Vec<String>,
+    },
+    /// Let paused agents go on
+    Resume {
+        /// Names or ids
+        #[arg(required = true, value_name = "AGENT")]
+        agents: Vec<String>,
+    },
+    /// Take a snapshot of an agent; list, remove and compact them
+    Snapshot(SnapshotArgs),
+    /// List snapshots
+    Snapshots,
+    /// Make a new agent that goes on from a snapshot
+    Restore(RestoreArgs),
+    /// Take an agent back to a snapshot of it; what happened since is lost
+    Rewind(RewindArgs),
+    /// Show what a fork was asked to prove that it is its own, and what it answered
+    Receipt {
+        /// Name or id
+        agent: String,
+    },
     /// Copy files between this machine and an agent
     Cp(CpArgs),
     /// Show an agent's serial console
@@ -83,6 +118,13 @@ pub(crate) enum Verb {
     Rm(RmArgs),
     /// List images
     Images,
+    /// Templates: agents that were booted and warmed once, to be forked from
+    Template {
+        #[command(subcommand)]
+        action: TemplateAction,
+    },
+    /// List templates
+    Templates,
     /// Check what this machine needs to run agents, and say what to do about what is missing
     Doctor,
     /// Stop everything: agents, arkd, and the emulated host
@@ -104,18 +146,24 @@ pub(crate) enum Verb {
 /// Size and shape of a new agent.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AgentArgs {
-    /// Image to boot
+    /// Image to make it of
     #[arg(long, default_value = "base")]
     pub(crate) image: ImageName,
+    /// Template to fork it from, instead of an image
+    #[arg(long, conflicts_with = "image")]
+    pub(crate) template: Option<AgentName>,
+    /// Boot the image, even where a template of it is at hand
+    #[arg(long)]
+    pub(crate) cold: bool,
     /// Name of the agent; made up when absent
     #[arg(long)]
     pub(crate) name: Option<AgentName>,
-    /// Virtual processors, 1 to 32
-    #[arg(long, default_value_t = DEFAULT_VCPUS, value_name = "N")]
-    pub(crate) vcpus: u32,
-    /// Memory, MiB (or with a unit: 512M, 2G)
-    #[arg(long, short, default_value_t = DEFAULT_MEMORY_MIB, value_parser = parse::memory_mib, value_name = "MIB")]
-    pub(crate) memory: u64,
+    /// Virtual processors, 1 to 32 [default: 1, or the template's]
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpus: Option<u32>,
+    /// Memory, MiB (or with a unit: 512M, 2G) [default: 256, or the template's]
+    #[arg(long, short, value_parser = parse::memory_mib, value_name = "MIB")]
+    pub(crate) memory: Option<u64>,
     /// Environment variable; without a value, this shell's
     #[arg(long, short, value_parser = parse::environment, value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<(String, String)>,

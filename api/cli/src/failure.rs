@@ -8,6 +8,7 @@ use ark_types::problem::{Problem, ProblemKind};
 use crate::commands::cp::CopyError;
 use crate::daemon::DaemonError;
 use crate::machine::MachineError;
+use crate::output::{Ui, print_error};
 use crate::probe::ProbeError;
 
 /// Exit code when ark itself failed.
@@ -35,6 +36,9 @@ pub(crate) enum Failure {
         /// What to do.
         hint: String,
     },
+    /// Code ran longer than its `--timeout`.
+    #[error(transparent)]
+    Expired(ark_client::Error),
     /// The host probe could not be run.
     #[error(transparent)]
     Probe(#[from] ProbeError),
@@ -69,12 +73,26 @@ pub(crate) enum Failure {
     },
 }
 
+/// What becomes of failures of several things of which each was tried: none is fine, one speaks for itself, and more are
+/// reported here and counted. `what` says what `total` things had to do: `agents were not removed`.
+pub(crate) fn summed_up(ui: Ui, mut failures: Vec<Failure>, total: usize, what: &str) -> Result<(), Failure> {
+    if failures.len() < 2 {
+        return failures.pop().map_or(Ok(()), Err);
+    }
+    let all: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    if !ui.json {
+        all.iter().for_each(|message| print_error(message));
+    }
+    let details = if ui.json { format!(": {}", all.join("; ")) } else { String::new() };
+    Err(Failure::Partly(format!("{} of {total} {what}{details}", all.len())))
+}
+
 impl Failure {
     /// Exit code of `ark`.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
-            Self::Timeout => TIMED_OUT,
+            Self::Timeout | Self::Expired(_) => TIMED_OUT,
             Self::Api(error) | Self::Hinted { error, .. } => api_code(error),
             _ => ARK_FAILED,
         }
@@ -88,7 +106,7 @@ impl Failure {
     /// The problem that `--json` writes to standard error: `arkd`'s own, or one of the same form.
     pub(crate) fn problem(&self) -> Problem {
         let kind = match self {
-            Self::Api(error) | Self::Hinted { error, .. } => match error {
+            Self::Api(error) | Self::Hinted { error, .. } | Self::Expired(error) => match error {
                 ark_client::Error::Problem(problem) => problem.kind,
                 ark_client::Error::Guest(e) => ProblemKind::from(e.code),
                 ark_client::Error::Connect { .. } => ProblemKind::HostUnable,
@@ -138,6 +156,7 @@ mod tests {
             (problem(ProblemKind::BadWorkingDirectory), 126),
             (problem(ProblemKind::NameTaken), 125),
             (Failure::Timeout, 124),
+            (Failure::Expired(Problem::new(ProblemKind::DeadlinePassed, "").into()), 124),
             (Failure::Output(io::ErrorKind::BrokenPipe.into()), 141),
             (Failure::Output(io::ErrorKind::StorageFull.into()), 125),
             (Failure::Usage(String::new()), 125),

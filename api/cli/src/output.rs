@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use serde_json::json;
 
 use crate::failure::Failure;
 
@@ -57,6 +58,11 @@ impl Ui {
         }
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
+    }
+
+    /// Writes the names of what was removed.
+    pub(crate) fn show_removed(self, names: &[&String]) -> Result<(), Failure> {
+        self.show(&json!({ "removed": names }), |_| names.iter().map(|name| format!("{name}\n")).collect())
     }
 
     /// Writes a line for the user to standard error, unless it is to be for machines.
@@ -182,6 +188,15 @@ pub(crate) fn span(millis: u64) -> String {
     }
 }
 
+/// A span of microseconds: `850 µs`, `1.2 ms`, and like [`span`] from 10 ms on.
+pub(crate) fn micros(micros: u64) -> String {
+    match micros {
+        0..1_000 => format!("{micros} µs"),
+        1_000..10_000 => format!("{}.{} ms", micros / 1_000, micros % 1_000 / 100),
+        _ => span(micros / 1_000),
+    }
+}
+
 /// How long ago `unix_ms` was; clocks that disagree give zero.
 pub(crate) fn age(unix_ms: u64) -> String {
     span(now_unix_ms().saturating_sub(unix_ms))
@@ -252,6 +267,20 @@ längerer-name  failed
             (172_800_000, "2 d"),
         ] {
             assert_eq!(span(millis), text);
+        }
+    }
+
+    #[test]
+    fn short_spans_keep_a_digit() {
+        for (us, text) in [
+            (0, "0 µs"),
+            (999, "999 µs"),
+            (1_250, "1.2 ms"),
+            (9_999, "9.9 ms"),
+            (10_000, "10 ms"),
+            (2_500_000, "2 s"),
+        ] {
+            assert_eq!(micros(us), text);
         }
     }
 

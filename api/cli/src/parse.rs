@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ark_types::agent::AgentName;
+use ark_types::snapshot::MAX_FORKS;
 
 use crate::commands::cp::Place;
 
@@ -50,6 +51,14 @@ pub(crate) fn memory_mib(text: &str) -> Result<u64, String> {
         Some(mib) if mib <= MAX_MEMORY_MIB => Ok(mib),
         _ => Err(format!("{text} is more memory than any machine has")),
     }
+}
+
+/// How many forks: 1 to [`MAX_FORKS`].
+pub(crate) fn forks(text: &str) -> Result<u32, String> {
+    text.parse::<u32>()
+        .ok()
+        .filter(|count| (1..=MAX_FORKS).contains(count))
+        .ok_or_else(|| format!("{text:?} forks cannot be had at once: ask for 1 to {MAX_FORKS}"))
 }
 
 /// `KEY=VALUE`, or `KEY` for the value it has here.
@@ -149,7 +158,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_a_parser_panic(text in "\\PC{0,24}") {
-            let _ = (duration(&text), memory_mib(&text), environment(&text), place(&text));
+            let _ = (duration(&text), memory_mib(&text), environment(&text), place(&text), forks(&text));
         }
 
         #[test]

@@ -1,8 +1,8 @@
 //! The program `ark` as users run it, against a small server on a Unix socket that answers as `arkd` would.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod host;
+
+use std::process::Command;
 
 use ark_types::agent::CreateAgent;
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
@@ -11,24 +11,11 @@ use ark_types::problem::{Problem, ProblemKind};
 use axum::extract::Path as Segment;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use host::{Host, agent, ark, problem, told};
 use serde_json::{Value, json};
-
-fn problem(kind: ProblemKind, detail: &str) -> Response {
-    let body = serde_json::to_vec(&Problem::new(kind, detail)).unwrap();
-    let status = StatusCode::from_u16(kind.status()).unwrap();
-    (status, [(CONTENT_TYPE, ark_types::problem::PROBLEM_JSON)], body).into_response()
-}
-
-fn agent(name: &str) -> Value {
-    json!({
-        "id": "0011223344556677", "name": name, "image": "base", "image_digest": "sha256:00", "vcpus": 1,
-        "memory_mib": 256, "state": "running", "created_unix_ms": 0, "auto_remove": true,
-    })
-}
 
 fn message(kind: Kind, value: &impl serde::Serialize) -> Message {
     Message::Binary(Frame::json(kind, value).unwrap().encode().into())
@@ -83,10 +70,6 @@ async fn create(Json(request): Json<CreateAgent>) -> Response {
 }
 
 fn routes() -> Router {
-    let health = json!({
-        "status": "ok", "version": "0.1.0", "pid": 1, "host": "native", "cpus": 2, "memory_mib": 1024, "agents": 1,
-        "uptime_ms": 1, "kvm": { "usable": true, "reason": "a guest ran", "duration_us": 1 },
-    });
     let remove = |Segment(name): Segment<String>| async move {
         if name == "a1" {
             StatusCode::NO_CONTENT.into_response()
@@ -95,7 +78,6 @@ fn routes() -> Router {
         }
     };
     Router::new()
-        .route("/v1/health", get(|| async move { Json(health) }))
         .route("/v1/agents", post(create).get(|| async { Json(json!({ "agents": [agent("a1")] })) }))
         .route("/v1/agents/{agent}", delete(remove))
         .route("/v1/agents/{agent}/logs", get(|| async { "line one\nline two\n" }))
@@ -105,54 +87,9 @@ fn routes() -> Router {
         )
 }
 
-/// Directories for one test, with a server behind the socket.
-struct Host {
-    dir: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Host {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("run")).unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let socket: PathBuf = dir.path().join("run/arkd.sock");
-        let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket).unwrap() });
-        runtime.spawn(async move { axum::serve(listener, routes()).await });
-        Self { dir, _runtime: runtime }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        ark(self.dir.path(), args)
-    }
-
-    /// Runs `ark` with `input`; its exit code, standard output and standard error.
-    fn run(&self, args: &[&str], input: &str) -> (i32, String, String) {
-        let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        told(child.wait_with_output().unwrap())
-    }
-}
-
-fn ark(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ark"));
-    for name in ["assets", "state", "run"] {
-        command.env(format!("ARK_{}", name.to_uppercase()), dir.join(name));
-    }
-    command.env("ARK_HOST", "native").env_remove("ARK_PORT").args(args);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn told(output: Output) -> (i32, String, String) {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
 #[test]
 fn a_programs_streams_and_exit_code_are_arks() {
-    let host = Host::start();
+    let host = Host::start(routes());
     assert_eq!(host.run(&["run", "--", "cat"], "hello\n"), (0, "hello\n".into(), String::new()));
     assert_eq!(
         host.run(&["run", "cat"], ""),
@@ -174,7 +111,7 @@ fn a_programs_streams_and_exit_code_are_arks() {
 #[test]
 fn a_signal_reaches_the_program_and_its_answer_comes_back() {
     use std::io::{BufRead, BufReader};
-    let host = Host::start();
+    let host = Host::start(routes());
     let mut child = host.command(&["exec", "a1", "--", "trap"]).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -186,10 +123,12 @@ fn a_signal_reaches_the_program_and_its_answer_comes_back() {
 
 #[test]
 fn lists_and_errors_come_for_people_and_for_machines() {
-    let host = Host::start();
+    let host = Host::start(routes());
     let (code, out, _) = host.run(&["ps"], "");
     assert!(
-        code == 0 && out.starts_with("NAME  ID") && out.contains("\na1    0011223344556677  base   running"),
+        code == 0
+            && out.starts_with("NAME  ID")
+            && out.contains("\na1    0011223344556677  base   boot    running"),
         "{out}"
     );
     let (_, out, _) = host.run(&["ps", "--json"], "");

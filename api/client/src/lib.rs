@@ -11,6 +11,7 @@
 //! # Ok(()) }
 //! ```
 
+mod branches;
 mod connect;
 mod error;
 mod exec;

@@ -1,4 +1,4 @@
-//! One method per route.
+//! The client, and one method per route of health, images, agents, programs and files; the others are in `branches`.
 
 use std::time::Duration;
 
@@ -216,12 +216,18 @@ impl Client {
         Ok(ByteStream::new(&self.endpoint, response.into_body()))
     }
 
-    async fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, Error> {
+    /// Asks for a value.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, Error> {
         let response = self.send(Method::GET, target, &[], empty()).await?;
         self.parse(response).await
     }
 
-    async fn post<T: DeserializeOwned>(&self, target: &str, body: &impl Serialize) -> Result<T, Error> {
+    /// Sends a value, for another.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
         let json = serde_json::to_vec(body).map_err(|e| Error::Request(e.to_string()))?;
         let headers = [(CONTENT_TYPE, "application/json")];
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
@@ -229,8 +235,14 @@ impl Client {
         self.parse(response).await
     }
 
+    /// `POST` without a body: the path says all there is.
+    pub(crate) async fn order<T: DeserializeOwned>(&self, target: &str) -> Result<T, Error> {
+        let response = self.send(Method::POST, target, &[], empty()).await?;
+        self.parse(response).await
+    }
+
     /// Sends one request and sorts its answer into success and error.
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         target: &str,
@@ -305,6 +317,7 @@ pub(crate) fn refusal(endpoint: &Endpoint, status: u16, body: &[u8]) -> Error {
     }
 }
 
-fn empty() -> RequestBody {
+/// No body.
+pub(crate) fn empty() -> RequestBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }

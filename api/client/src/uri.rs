@@ -29,6 +29,16 @@ pub(crate) fn image(image: &str) -> String {
     format!("/v1/images/{}", encode(image, false))
 }
 
+/// `/v1/snapshots/<snapshot><rest>`.
+pub(crate) fn snapshot(snapshot: &str, rest: &str) -> String {
+    format!("/v1/snapshots/{}{rest}", encode(snapshot, false))
+}
+
+/// `/v1/templates/<template>`.
+pub(crate) fn template(template: &str) -> String {
+    format!("/v1/templates/{}", encode(template, false))
+}
+
 /// `/v1/agents/<agent>/files<rest>?path=<path>`.
 pub(crate) fn files(name: &str, rest: &str, path: &str) -> String {
     format!("{}?path={}", agent(name, &format!("/files{rest}")), encode(path, true))
@@ -42,6 +52,8 @@ mod tests {
     fn what_users_type_cannot_leave_its_segment_or_its_parameter() {
         assert_eq!(agent("a1", "/exec"), "/v1/agents/a1/exec");
         assert_eq!(agent("../x?y", ""), "/v1/agents/..%2Fx%3Fy");
+        assert_eq!(snapshot("s/..", "?orphans=true"), "/v1/snapshots/s%2F..?orphans=true");
+        assert_eq!(template("a?b"), "/v1/templates/a%3Fb");
         assert_eq!(image("a b"), "/v1/images/a%20b");
         assert_eq!(
             files("a", "/stat", "/tmp/ü&mode=7#%"),

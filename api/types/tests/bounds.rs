@@ -3,7 +3,10 @@
 use ark_types::agent::AgentName;
 use ark_types::exec::ExitStatus;
 use ark_types::image::ImageName;
-use ark_types::vmm::{ConfigError, DiskConfig, MAX_CMDLINE, MAX_DISKS, VmConfig, VsockConfig, check_size};
+use ark_types::vmm::{
+    ConfigError, DiskConfig, Generation, MAX_CMDLINE, MAX_DISKS, RunConfig, SnapshotManifest, VmConfig,
+    VsockConfig, check_size,
+};
 use proptest::prelude::*;
 
 proptest! {
@@ -21,6 +24,17 @@ proptest! {
     fn no_text_makes_a_name_or_a_configuration_panic(text in "\\PC{0,80}") {
         let _ = text.parse::<AgentName>();
         let _ = serde_json::from_str::<VmConfig>(&text);
+        let _ = serde_json::from_str::<RunConfig>(&text);
+        let _ = serde_json::from_str::<SnapshotManifest>(&text);
+    }
+
+    #[test]
+    fn ids_are_their_hexadecimal_digits(id in any::<[u8; 16]>(), text in "[0-9a-fA-F]{30,34}") {
+        let id = Generation(id);
+        prop_assert_eq!(id.to_string().parse::<Generation>(), Ok(id));
+        let valid = text.len() == 32 && !text.bytes().any(|b| b.is_ascii_uppercase());
+        prop_assert_eq!(text.parse::<Generation>().is_ok(), valid);
+        prop_assert_eq!(serde_json::from_value::<Generation>(text.into()).is_ok(), valid);
     }
 
     #[test]

@@ -1,66 +1,26 @@
 //! Every wire format, frozen: a change that others would notice fails here until its snapshot under `schema/` is renewed
 //! with `ARK_BLESS=1 cargo test -p ark-types` and reviewed with it. Each value also survives the way there and back.
 
-use std::collections::BTreeMap;
-use std::fmt::{Debug, Write as _};
-use std::path::Path;
+mod frozen;
 
-use ark_types::agent::{Agent, AgentHeartbeat, AgentList, AgentState, CreateAgent};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use ark_types::agent::{Agent, AgentHeartbeat, AgentList, AgentState, CreateAgent, Origin};
 use ark_types::exec::{Encoding, ExecEnd, ExecReply, ExecRequest, ExitStatus, TtySize};
 use ark_types::files::{FileKind, FileList, FileStat};
 use ark_types::guest::{
-    ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, SignalRequest,
-    Started,
+    ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
+    SignalRequest, Started,
 };
 use ark_types::health::{Health, HealthStatus, HostKind, ProbeReport};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::problem::{Problem, ProblemKind};
 use ark_types::vmm::{
-    ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, VmConfig, VmMetrics,
-    VmState, VsockConfig,
+    ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, Generation, SnapshotId,
+    SnapshotReport, VmConfig, VmMetrics, VmState, VsockConfig,
 };
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
-
-/// A snapshot under construction: named values of one boundary.
-#[derive(Default)]
-struct Snapshot(Map<String, Value>);
-
-impl Snapshot {
-    /// Adds a value that is both written and read.
-    fn with<T: Serialize + DeserializeOwned + PartialEq + Debug>(mut self, name: &str, value: &T) -> Self {
-        let json = serde_json::to_value(value).unwrap();
-        let text = serde_json::to_string(value).unwrap();
-        assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value, "{name} there and back");
-        assert!(self.0.insert(name.to_owned(), json).is_none(), "{name} is there twice");
-        self
-    }
-
-    /// Compares with `schema/<file>.json`.
-    fn check(self, file: &str) {
-        let mut text = serde_json::to_string_pretty(&Value::Object(self.0)).unwrap();
-        text.push('\n');
-        check_text(&format!("{file}.json"), &text);
-    }
-}
-
-fn check_text(file: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema").join(file);
-    if std::env::var_os("ARK_BLESS").is_some_and(|v| v == "1") {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-    }
-    let frozen = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        frozen == text,
-        "{file} is not what is frozen; if the change is meant: ARK_BLESS=1 cargo test -p ark-types\nnow:\n{text}"
-    );
-}
-
-fn digest() -> String {
-    format!("sha256:{}", "0123456789abcdef".repeat(4))
-}
+use frozen::{Frozen, check_text, digest};
 
 fn variables() -> BTreeMap<String, String> {
     BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())])
@@ -87,6 +47,7 @@ fn vm_config() {
         console: None,
         control_socket: None,
         exit_file: None,
+        labels: BTreeMap::new(),
     };
     let most = VmConfig {
         initrd: Some("/k/guestd.cpio".into()),
@@ -99,9 +60,10 @@ fn vm_config() {
         console: Some("/r/console.log".into()),
         control_socket: Some("/r/vmm.sock".into()),
         exit_file: Some("/r/exit.json".into()),
+        labels: BTreeMap::from([("image".to_owned(), digest())]),
         ..least.clone()
     };
-    Snapshot::default().with("least", &least).with("most", &most).check("vm-config");
+    Frozen::default().with("least", &least).with("most", &most).check("vm-config");
 }
 
 #[test]
@@ -110,31 +72,48 @@ fn control_socket() {
         name: "block0".to_owned(),
         counters: BTreeMap::from([("read_bytes".to_owned(), 4096), ("reads".to_owned(), 1)]),
     };
-    let metrics =
-        VmMetrics { start_us: 40_000, exits: 1000, guest_resident_bytes: 30 << 20, devices: vec![device] };
-    let mut snapshot = Snapshot::default()
+    let metrics = VmMetrics {
+        start_us: 40_000,
+        claim_us: 2_000,
+        exits: 1000,
+        guest_resident_bytes: 30 << 20,
+        devices: vec![device],
+    };
+    let full = SnapshotReport {
+        id: snapshot_id(),
+        base: None,
+        pause_us: 900,
+        durable_us: 120_000,
+        written_bytes: 60 << 20,
+    };
+    let diff = SnapshotReport { base: Some(snapshot_id()), ..full.clone() };
+    let mut frozen = Frozen::default()
         .with("request state", &ControlRequest::State)
         .with("request pause", &ControlRequest::Pause)
         .with("request resume", &ControlRequest::Resume)
         .with("request stop", &ControlRequest::Stop { grace_ms: 5000 })
         .with("request metrics", &ControlRequest::Metrics)
+        .with("request snapshot", &ControlRequest::Snapshot { dir: "/s/x".into() })
+        .with("request reclaim", &ControlRequest::Reclaim { dir: "/s/x".into() })
         .with("reply metrics", &ControlReply::Metrics(metrics))
+        .with("reply snapshot full", &ControlReply::Snapshot(full))
+        .with("reply snapshot diff", &ControlReply::Snapshot(diff))
         .with("reply refused", &ControlReply::Refused { why: "the VM has ended".to_owned() });
     for state in VmState::ALL {
-        snapshot = snapshot.with(&format!("reply {state}"), &ControlReply::State { state });
+        frozen = frozen.with(&format!("reply {state}"), &ControlReply::State { state });
     }
-    snapshot.check("control");
+    frozen.check("control");
 }
 
 /// Every reason. The match has no `_` arm: a new reason does not compile before it is added to the list.
-fn exit_reasons() -> [ExitReason; 11] {
+fn exit_reasons() -> [ExitReason; 12] {
     use ExitReason::{
-        BadConfig, GuestCrash, GuestPanic, GuestPoweroff, GuestReboot, HostError, Internal, Killed, Signal,
-        StopDeadline, Stopped,
+        BadConfig, BadSnapshot, GuestCrash, GuestPanic, GuestPoweroff, GuestReboot, HostError, Internal,
+        Killed, Signal, StopDeadline, Stopped,
     };
     match GuestPoweroff {
         GuestPoweroff | GuestReboot | GuestPanic | GuestCrash | Stopped | StopDeadline | Signal | Killed
-        | BadConfig | HostError | Internal => {}
+        | BadConfig | BadSnapshot | HostError | Internal => {}
     }
     [
         GuestPoweroff,
@@ -146,6 +125,7 @@ fn exit_reasons() -> [ExitReason; 11] {
         Signal,
         Killed,
         BadConfig,
+        BadSnapshot,
         HostError,
         Internal,
     ]
@@ -153,20 +133,47 @@ fn exit_reasons() -> [ExitReason; 11] {
 
 #[test]
 fn exit_records_and_codes() {
-    let mut snapshot = Snapshot::default();
+    let mut frozen = Frozen::default();
     let mut codes = String::new();
     for reason in exit_reasons() {
         let record = ExitRecord { reason, detail: None, at_unix_ms: 1_700_000_000_000 };
-        snapshot = snapshot.with(&format!("{reason:?}"), &record);
+        frozen = frozen.with(&format!("{reason:?}"), &record);
         writeln!(codes, "{:>3} {reason:?}: {reason}", reason.exit_code()).unwrap();
     }
-    snapshot.with("with detail", &exit_record()).check("exit-record");
+    frozen.with("with detail", &exit_record()).check("exit-record");
     check_text("exit-codes.txt", &codes);
+}
+
+fn generation() -> Generation {
+    "00112233445566778899aabbccddeeff".parse().unwrap()
+}
+
+fn snapshot_id() -> SnapshotId {
+    "ffeeddccbbaa99887766554433221100".parse().unwrap()
 }
 
 #[test]
 fn guest_messages() {
-    let mut snapshot = Snapshot::default()
+    let renew = Renew {
+        generation: generation(),
+        nonce: "ab".repeat(16),
+        hostname: "a1-3".to_owned(),
+        machine_id: "cd".repeat(16),
+        seed: "ef".repeat(32),
+        unix_ns: 1_700_000_000_000_000_000,
+    };
+    let renewed = Renewed {
+        nonce: renew.nonce.clone(),
+        renewals: 2,
+        random: "01".repeat(32),
+        evaluator_random: Some("23".repeat(16)),
+        hostname: renew.hostname.clone(),
+        machine_id: renew.machine_id.clone(),
+        boot_id: "5e0b1c9e-4a3d-4f7e-9a55-0d1b8f8f3c11".to_owned(),
+        dropped_secrets: 1,
+        unix_ns: 1_700_000_000_001_000_000,
+    };
+    let mut frozen = Frozen::default()
         .with("hello", &Hello { guestd: "0.1.0".into(), kernel: "6.12.117".into(), uptime_ms: 800, cpus: 2 })
         .with(
             "heartbeat",
@@ -176,6 +183,9 @@ fn guest_messages() {
         .with("signal", &SignalRequest { signal: 15 })
         .with("path", &PathRequest { path: "/tmp/x".to_owned() })
         .with("file write", &FileWrite { path: "/tmp/x".to_owned(), mode: 0o644 })
+        .with("renew", &renew)
+        .with("renewed", &renewed)
+        .with("renewed without an evaluator", &Renewed { evaluator_random: None, ..renewed.clone() })
         .with("clock set", &ClockSet { unix_ns: 1_700_000_000_000_000_000 });
     for code in [
         ErrorCode::BadRequest,
@@ -185,13 +195,15 @@ fn guest_messages() {
         ErrorCode::UnknownUser,
         ErrorCode::FileNotFound,
         ErrorCode::FileError,
+        ErrorCode::NoEvaluator,
+        ErrorCode::DeadlinePassed,
         ErrorCode::Exhausted,
         ErrorCode::Internal,
     ] {
         let error = GuestError { code, message: "why".to_owned() };
-        snapshot = snapshot.with(&format!("error {code:?}"), &error);
+        frozen = frozen.with(&format!("error {code:?}"), &error);
     }
-    snapshot.check("guest-messages");
+    frozen.check("guest-messages");
 }
 
 /// The bytes of a frame of every kind, without and with content.
@@ -227,7 +239,7 @@ fn exec() {
         truncated: false,
         duration_us: 12_000,
     };
-    Snapshot::default()
+    Frozen::default()
         .with("least", &least)
         .with("most", &most)
         .with("end", &ExecEnd { status: ExitStatus::Exited { code: 0 }, duration_us: 12_000 })
@@ -249,49 +261,65 @@ fn images() {
         created_unix: 1_700_000_000,
     };
     let list = ImageList { images: vec![manifest.clone()] };
-    Snapshot::default().with("manifest", &manifest).with("list", &list).check("images");
+    Frozen::default().with("manifest", &manifest).with("list", &list).check("images");
 }
 
 #[test]
 fn problems() {
-    let mut snapshot = Snapshot::default();
+    let mut frozen = Frozen::default();
     for &kind in ProblemKind::ALL {
-        snapshot = snapshot.with(&format!("{kind:?}"), &Problem::new(kind, "what failed, why, what next"));
+        frozen = frozen.with(&format!("{kind:?}"), &Problem::new(kind, "what failed, why, what next"));
     }
-    snapshot.check("problems");
+    frozen.check("problems");
 }
 
 /// Every state. The match has no `_` arm: a new state does not compile before it is added to the list.
-fn agent_states() -> [AgentState; 5] {
+fn agent_states() -> [AgentState; 6] {
     match AgentState::Creating {
         AgentState::Creating
         | AgentState::Running
+        | AgentState::Paused
         | AgentState::Stopping
         | AgentState::Stopped
         | AgentState::Failed => {}
     }
-    [AgentState::Creating, AgentState::Running, AgentState::Stopping, AgentState::Stopped, AgentState::Failed]
+    [
+        AgentState::Creating,
+        AgentState::Running,
+        AgentState::Paused,
+        AgentState::Stopping,
+        AgentState::Stopped,
+        AgentState::Failed,
+    ]
 }
 
 #[test]
 fn agents() {
     let create = CreateAgent {
         name: None,
-        image: "base".parse().unwrap(),
-        vcpus: 1,
-        memory_mib: 256,
+        image: None,
+        template: None,
+        cold: false,
+        vcpus: None,
+        memory_mib: None,
         env: BTreeMap::new(),
         auto_remove: false,
     };
-    let named = CreateAgent {
+    let booted = CreateAgent {
         name: Some("a1".parse().unwrap()),
+        image: Some("base".parse().unwrap()),
+        cold: true,
+        vcpus: Some(2),
+        memory_mib: Some(512),
         env: variables(),
         auto_remove: true,
         ..create.clone()
     };
+    let forked = CreateAgent { template: Some("py".parse().unwrap()), ..create.clone() };
     let agent = Agent {
         id: "0123456789abcdef".to_owned(),
         name: "a1".parse().unwrap(),
+        origin: Origin::Boot,
         image: "base".parse().unwrap(),
         image_digest: digest(),
         vcpus: 2,
@@ -311,9 +339,10 @@ fn agents() {
         mem_available_kib: 90_000,
         load1_x100: 7,
     };
-    let mut snapshot = Snapshot::default()
+    let mut frozen = Frozen::default()
         .with("create least", &create)
-        .with("create most", &named)
+        .with("create booted", &booted)
+        .with("create from a template", &forked)
         .with("list", &AgentList { agents: vec![agent.clone()] });
     for state in agent_states() {
         let full = Agent {
@@ -325,11 +354,19 @@ fn agents() {
             heartbeat: Some(beat.clone()),
             ..agent.clone()
         };
-        snapshot = snapshot.with(&format!("agent {state}"), &full);
+        frozen = frozen.with(&format!("agent {state}"), &full);
     }
-    snapshot.check("agents");
+    let name = || "x".parse().unwrap();
+    for (from, origin) in [
+        ("a template", Origin::Template { name: name() }),
+        ("a snapshot", Origin::Snapshot { name: name() }),
+        ("an agent", Origin::Fork { name: name(), id: "fedcba9876543210".to_owned() }),
+    ] {
+        frozen = frozen.with(&format!("agent from {from}"), &Agent { origin, ..agent.clone() });
+    }
+    frozen.check("agents");
     // What a caller may leave out has the documented default.
-    let short: CreateAgent = serde_json::from_str(r#"{"image":"base"}"#).unwrap();
+    let short: CreateAgent = serde_json::from_str("{}").unwrap();
     assert_eq!(short, create);
     assert!(
         serde_json::from_str::<CreateAgent>(r#"{"image":"base","colour":"red"}"#).is_err(),
@@ -349,7 +386,7 @@ fn files() {
         mtime_unix_ms: -1,
         target: target.map(str::to_owned),
     };
-    Snapshot::default()
+    Frozen::default()
         .with("file", &stat(FileKind::File, None))
         .with("directory", &stat(FileKind::Directory, None))
         .with("symlink", &stat(FileKind::Symlink, Some("/y")))
@@ -373,7 +410,7 @@ fn health() {
     };
     let kvm = ProbeReport { usable: false, reason: "no /dev/kvm".to_owned(), duration_us: 3 };
     let degraded = Health { status: HealthStatus::Degraded, host: HostKind::Machine, kvm, ..health.clone() };
-    Snapshot::default().with("ok", &health).with("degraded", &degraded).check("health");
+    Frozen::default().with("ok", &health).with("degraded", &degraded).check("health");
 }
 
 /// The transition tables, as a matrix: row may become column.

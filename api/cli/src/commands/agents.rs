@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use ark_client::{Client, Error};
-use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent};
+use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent, Origin};
 use ark_types::problem::ProblemKind;
-use serde_json::json;
 
 use crate::args::{AgentArgs, RmArgs};
-use crate::failure::Failure;
+use crate::failure::{Failure, summed_up};
 use crate::host::Context;
-use crate::output::{Colour, Ui, age, print_error, printable, size, span, table};
+use crate::output::{Colour, Ui, age, printable, size, span, table};
 
 /// Names an error lists at most.
 const MAX_LISTED: usize = 10;
@@ -18,21 +17,37 @@ const MAX_LISTED: usize = 10;
 const REASON_WIDTH: usize = 60;
 
 /// The request that options stand for.
-pub(crate) fn create_request(args: &AgentArgs) -> CreateAgent {
-    CreateAgent {
+///
+/// # Errors
+/// Options that say two things about the same: a template has its size, and is never booted again.
+pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
+    if args.template.is_some() && (args.vcpus.is_some() || args.memory.is_some()) {
+        let why = "an agent has the processors and the memory of its template: leave --vcpus and --memory out, or name an \
+                   --image instead of the --template";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    if args.template.is_some() && args.cold {
+        let why =
+            "--cold boots an image, and a template is no image: name an --image instead of the --template";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    Ok(CreateAgent {
         name: args.name.clone(),
-        image: args.image.clone(),
+        image: args.template.is_none().then(|| args.image.clone()),
+        template: args.template.clone(),
+        cold: args.cold,
         vcpus: args.vcpus,
         memory_mib: args.memory,
         env: args.env.iter().cloned().collect(),
         auto_remove: false,
-    }
+    })
 }
 
 /// `ark create`: writes the new agent's name.
 pub(crate) async fn create(context: &Context, args: &AgentArgs) -> Result<(), Failure> {
+    let request = create_request(args)?;
     let client = context.client_to_boot().await?;
-    match client.create(&create_request(args)).await {
+    match client.create(&request).await {
         Ok(agent) => context.ui.show(&agent, |agent| agent.name.to_string()),
         Err(error) => Err(explain(&client, error).await),
     }
@@ -66,26 +81,8 @@ pub(crate) async fn rm(context: &Context, args: &RmArgs) -> Result<(), Failure> 
             Err(error) => failures.push(explain(&client, error).await),
         }
     }
-    context
-        .ui
-        .show(&json!({ "removed": removed }), |_| removed.iter().map(|name| format!("{name}\n")).collect())?;
-    let last = failures.pop();
-    match last {
-        None => Ok(()),
-        Some(only) if failures.is_empty() => Err(only),
-        Some(last) => {
-            let all: Vec<String> = failures.iter().chain([&last]).map(ToString::to_string).collect();
-            if !context.ui.json {
-                all.iter().for_each(|message| print_error(message));
-            }
-            let details = if context.ui.json { format!(": {}", all.join("; ")) } else { String::new() };
-            Err(Failure::Partly(format!(
-                "{} of {} agents were not removed{details}",
-                all.len(),
-                args.agents.len()
-            )))
-        }
-    }
+    context.ui.show_removed(&removed)?;
+    summed_up(context.ui, failures, args.agents.len(), "agents were not removed")
 }
 
 /// Adds to an error what arkd itself does not say: a name that is no agent's is mostly a slip, and the right one is among
@@ -110,7 +107,7 @@ fn listed(names: &[String]) -> String {
 /// Whether an agent is not over.
 const fn is_living(state: AgentState) -> bool {
     match state {
-        AgentState::Creating | AgentState::Running | AgentState::Stopping => true,
+        AgentState::Creating | AgentState::Running | AgentState::Paused | AgentState::Stopping => true,
         AgentState::Stopped | AgentState::Failed => false,
     }
 }
@@ -118,8 +115,20 @@ const fn is_living(state: AgentState) -> bool {
 const fn colour(state: AgentState) -> Colour {
     match state {
         AgentState::Running => Colour::Green,
-        AgentState::Creating | AgentState::Stopping | AgentState::Stopped => Colour::Yellow,
+        AgentState::Creating | AgentState::Paused | AgentState::Stopping | AgentState::Stopped => {
+            Colour::Yellow
+        }
         AgentState::Failed => Colour::Red,
+    }
+}
+
+/// Where an agent comes from, in two words.
+fn origin(agent: &Agent) -> String {
+    match &agent.origin {
+        Origin::Boot => "boot".to_owned(),
+        Origin::Template { name } => format!("template {name}"),
+        Origin::Snapshot { name } => format!("snapshot {name}"),
+        Origin::Fork { name, .. } => format!("fork of {name}"),
     }
 }
 
@@ -129,6 +138,7 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
             agent.name.to_string(),
             agent.id.clone(),
             agent.image.to_string(),
+            origin(agent),
             ui.paint(colour(agent.state), &agent.state.to_string()),
             agent.vcpus.to_string(),
             size(agent.memory_mib << 20),
@@ -136,7 +146,7 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
             agent.boot_ms.map(span).unwrap_or_default(),
         ]
     };
-    let headings = ["NAME", "ID", "IMAGE", "STATE", "VCPUS", "MEMORY", "AGE", "BOOT"];
+    let headings = ["NAME", "ID", "IMAGE", "ORIGIN", "STATE", "VCPUS", "MEMORY", "AGE", "START"];
     let rows: Vec<_> = list.agents.iter().map(row).collect();
     if !all {
         return table(headings, &rows);
@@ -145,27 +155,32 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
         let text = printable(agent.reason.as_deref().unwrap_or_default()).replace('\n', " ");
         text.chars().take(REASON_WIDTH).collect::<String>()
     };
-    let [a, b, c, d, e, f, g, h] = headings;
+    let [a, b, c, d, e, f, g, h, i] = headings;
     let rows: Vec<_> = rows
         .into_iter()
         .zip(&list.agents)
-        .map(|([a, b, c, d, e, f, g, h], agent)| [a, b, c, d, e, f, g, h, reason(agent)])
+        .map(|([a, b, c, d, e, f, g, h, i], agent)| [a, b, c, d, e, f, g, h, i, reason(agent)])
         .collect();
-    table([a, b, c, d, e, f, g, h, "REASON"], &rows)
+    table([a, b, c, d, e, f, g, h, i, "REASON"], &rows)
 }
 
 fn details(ui: Ui, agent: &Agent) -> String {
+    let from = match &agent.origin {
+        Origin::Fork { id, .. } => format!("{} ({id})", origin(agent)),
+        _ => origin(agent),
+    };
     let mut rows = vec![
         ("name", agent.name.to_string()),
         ("id", agent.id.clone()),
         ("state", ui.paint(colour(agent.state), &agent.state.to_string())),
+        ("origin", from),
         ("image", format!("{} ({})", agent.image, agent.image_digest)),
         ("vcpus", agent.vcpus.to_string()),
         ("memory", size(agent.memory_mib << 20)),
         ("created", format!("{} ago", age(agent.created_unix_ms))),
     ];
     if let Some(millis) = agent.boot_ms {
-        rows.push(("boot", span(millis)));
+        rows.push(("start", format!("took {}", span(millis))));
     }
     if let Some(pid) = agent.vmm_pid {
         rows.push(("VMM's pid", pid.to_string()));
@@ -191,12 +206,14 @@ fn details(ui: Ui, agent: &Agent) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn agent() -> Agent {
         let json = json!({
-            "id": "00112233aabbccdd", "name": "a1", "image": "base", "image_digest": "sha256:00", "vcpus": 2,
-            "memory_mib": 256, "state": "failed", "reason": "the guest\u{1b}[2J panicked", "created_unix_ms": 0,
+            "id": "00112233aabbccdd", "name": "a1", "origin": { "from": "fork", "name": "a0", "id": "ff" },
+            "image": "base", "image_digest": "sha256:00", "vcpus": 2, "memory_mib": 256, "state": "failed", "reason": "the guest\u{1b}[2J panicked", "created_unix_ms": 0,
             "boot_ms": 870, "auto_remove": false,
         });
         serde_json::from_value(json).unwrap()
@@ -208,8 +225,12 @@ mod tests {
         let list = AgentList { agents: vec![agent()] };
         let years = age(0);
         let short = agent_table(ui, &list, false);
-        assert!(short.starts_with("NAME  ID                IMAGE  STATE   VCPUS  MEMORY   AGE"), "{short}");
-        let line = format!("a1    00112233aabbccdd  base   failed  2      256 MiB  {years}  870 ms\n");
+        assert!(
+            short.starts_with("NAME  ID                IMAGE  ORIGIN      STATE   VCPUS  MEMORY   AGE"),
+            "{short}"
+        );
+        let line =
+            format!("a1    00112233aabbccdd  base   fork of a0  failed  2      256 MiB  {years}  870 ms\n");
         assert!(short.ends_with(&line), "{short}");
         let long = agent_table(ui, &list, true);
         assert!(long.contains("REASON") && long.contains("the guest\\u{1b}[2J panicked"), "{long}");

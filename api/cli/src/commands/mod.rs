@@ -1,13 +1,18 @@
 //! The verbs.
 
 mod agents;
+mod branches;
+mod code;
 pub(crate) mod cp;
 mod doctor;
+mod eval;
 mod images;
 mod logs;
 mod machine;
 mod program;
+mod snapshots;
 mod stop;
+mod templates;
 
 use clap::CommandFactory;
 use serde_json::json;
@@ -22,12 +27,23 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Run(args) => program::run(context, &args).await,
         Verb::Exec(args) => program::exec(context, &args).await,
         Verb::Create(args) => done(agents::create(context, &args.agent).await),
+        Verb::Eval(args) => eval::eval(context, &args).await,
+        Verb::Fork(args) => done(branches::fork(context, &args).await),
+        Verb::Pause { agents } => done(branches::pause(context, &agents).await),
+        Verb::Resume { agents } => done(branches::resume(context, &agents).await),
+        Verb::Snapshot(args) => done(snapshots::perform(context, &args).await),
+        Verb::Snapshots => done(snapshots::ls(context).await),
+        Verb::Restore(args) => done(snapshots::restore(context, &args).await),
+        Verb::Rewind(args) => done(snapshots::rewind(context, &args).await),
+        Verb::Receipt { agent } => done(branches::receipt(context, &agent).await),
         Verb::Cp(args) => done(cp::cp(context, args.source, args.target).await),
         Verb::Logs(args) => done(logs::logs(context, &args).await),
         Verb::Ps(args) => done(agents::ps(context, args.all).await),
         Verb::Inspect { agent } => done(agents::inspect(context, &agent).await),
         Verb::Rm(args) => done(agents::rm(context, &args).await),
         Verb::Images => done(images::images(context).await),
+        Verb::Template { action } => done(templates::perform(context, action).await),
+        Verb::Templates => done(templates::ls(context).await),
         Verb::Doctor => doctor::doctor(context).await,
         Verb::Stop => done(stop::stop(context).await),
         Verb::Machine { action } => machine::perform(context, action).await,

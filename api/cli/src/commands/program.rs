@@ -34,18 +34,18 @@ struct Report<'a> {
 /// Creates an agent, runs the program in it, and leaves the removal to arkd, which sees the stream's end even if this
 /// process is killed.
 pub(crate) async fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
+    let mut request = create_request(&args.agent)?;
     let wiring = wiring(context, &args.program);
     let mut signals = Signals::listen()?;
     let client = tokio::select! {
         client = context.client_to_boot() => client?,
         signal = signals.next() => return Ok(interrupted(signal)),
     };
-    let mut request = create_request(&args.agent);
     request.auto_remove = !args.keep;
     // Named here, so that an agent whose creation is interrupted can be removed.
     let name = match request.name.clone() {
         Some(name) => name,
-        None => made_up_name()?,
+        None => made_up_name("run")?,
     };
     request.name = Some(name.clone());
     let agent = tokio::select! {
@@ -109,13 +109,16 @@ fn report(context: &Context, agent: &str, reply: &ExecReply, wiring: Wiring) -> 
 }
 
 /// Exit code of an ark that was interrupted before its program ran, as shells have it.
-fn interrupted(signal: u8) -> u8 {
+pub(super) fn interrupted(signal: u8) -> u8 {
     128u8.saturating_add(signal)
 }
 
-fn made_up_name() -> Result<AgentName, Failure> {
+/// A name that no agent has, beginning with `verb`.
+pub(super) fn made_up_name(verb: &str) -> Result<AgentName, Failure> {
     let random = random_hex(4).map_err(|source| Failure::System { what: "cannot make up a name", source })?;
-    format!("run-{random}").parse().map_err(|e: ark_types::agent::InvalidName| Failure::Usage(e.to_string()))
+    format!("{verb}-{random}")
+        .parse()
+        .map_err(|e: ark_types::agent::InvalidName| Failure::Usage(e.to_string()))
 }
 
 /// Which streams are connected. A pipe or file is input without being asked for, except where the program has a terminal:
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn made_up_names_are_names_and_differ() {
-        assert_ne!(made_up_name().unwrap(), made_up_name().unwrap());
+        assert_ne!(made_up_name("run").unwrap(), made_up_name("run").unwrap());
         assert_eq!(interrupted(2), 130);
     }
 }

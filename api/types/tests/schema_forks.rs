@@ -1,0 +1,256 @@
+//! The wire formats of snapshots, templates, forks, evaluation and receipts, frozen like those of `schema.rs`.
+
+mod frozen;
+
+use std::collections::BTreeMap;
+
+use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::eval::{EvalEnd, EvalException, EvalReply, EvalRequest, Language};
+use ark_types::receipt::{Check, CheckKind, Evidence, Receipt};
+use ark_types::snapshot::{
+    CreateSnapshot, FailedFork, ForkAgent, Forked, RestoreSnapshot, RewindAgent, Snapshot, SnapshotKind,
+    SnapshotList,
+};
+use ark_types::template::{CreateTemplate, DEFAULT_WARM_UP_MS, Template, TemplateList};
+use ark_types::vmm::{
+    DiskConfig, Generation, ProcessorModel, RestoreConfig, RunConfig, SNAPSHOT_VERSION, SnapshotBase,
+    SnapshotId, SnapshotManifest,
+};
+use frozen::{Frozen, digest};
+
+fn name(text: &str) -> AgentName {
+    text.parse().unwrap()
+}
+
+fn id(digits: &str) -> SnapshotId {
+    digits.repeat(16).parse().unwrap()
+}
+
+fn generation() -> Generation {
+    "00112233445566778899aabbccddeeff".parse().unwrap()
+}
+
+fn sha256() -> String {
+    "0123456789abcdef".repeat(4)
+}
+
+#[test]
+fn snapshot_manifests() {
+    let full = SnapshotManifest {
+        version: SNAPSHOT_VERSION,
+        id: id("a1"),
+        base: None,
+        created_unix_ms: 1_700_000_000_000,
+        vcpus: 2,
+        memory_mib: 512,
+        processor: ProcessorModel {
+            vendor: "AuthenticAMD".to_owned(),
+            family: 25,
+            model: 1,
+            stepping: 1,
+            brand: "AMD EPYC 7R13 Processor".to_owned(),
+        },
+        disks: vec![DiskConfig { path: "/i/python.erofs".into(), read_only: true }],
+        guest_cid: Some(3),
+        labels: BTreeMap::from([("image".to_owned(), digest())]),
+        state_bytes: 20_000,
+        state_sha256: sha256(),
+        sums_bytes: 4096,
+        sums_sha256: sha256(),
+        written_bytes: 60 << 20,
+    };
+    let base = SnapshotBase { id: id("a1"), path: "/s/a1".into() };
+    let diff = SnapshotManifest { id: id("b2"), base: Some(base), guest_cid: None, ..full.clone() };
+    Frozen::default().with("full", &full).with("diff", &diff).check("snapshot-manifest");
+    // A manifest that says more than this release understands is not half understood.
+    let mut newer = serde_json::to_value(&full).unwrap();
+    newer["encrypted"] = true.into();
+    assert!(serde_json::from_value::<SnapshotManifest>(newer).unwrap_err().to_string().contains("encrypted"));
+}
+
+#[test]
+fn restore_config() {
+    let least = RestoreConfig {
+        snapshot: "/s/a1".into(),
+        generation: generation(),
+        disks: Vec::new(),
+        uds_path: None,
+        console: None,
+        control_socket: None,
+        exit_file: None,
+    };
+    let most = RestoreConfig {
+        disks: vec!["/i/python.erofs".into()],
+        uds_path: Some("/r/v.sock".into()),
+        console: Some("/r/console.log".into()),
+        control_socket: Some("/r/vmm.sock".into()),
+        exit_file: Some("/r/exit.json".into()),
+        ..least.clone()
+    };
+    assert_eq!(RunConfig::Restore(most.clone()).exit_file(), most.exit_file.as_ref());
+    Frozen::default()
+        .with("least", &RunConfig::Restore(least))
+        .with("most", &RunConfig::Restore(most))
+        .check("restore-config");
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot {
+        name: name("before-edit"),
+        id: id("b2").to_string(),
+        kind: SnapshotKind::Diff,
+        base: Some("template py".to_owned()),
+        agent: name("a1"),
+        image: "python".parse().unwrap(),
+        vcpus: 1,
+        memory_mib: 256,
+        bytes: 9 << 20,
+        pause_us: 900,
+        durable_us: 40_000,
+        created_unix_ms: 1_700_000_000_000,
+        children: 1,
+        agents: 2,
+    }
+}
+
+#[test]
+fn snapshots() {
+    let full = Snapshot { kind: SnapshotKind::Full, base: None, ..snapshot() };
+    Frozen::default()
+        .with("create", &CreateSnapshot { name: name("before-edit") })
+        .with("diff", &snapshot())
+        .with("full", &full)
+        .with("list", &SnapshotList { snapshots: vec![snapshot()] })
+        .with("restore least", &RestoreSnapshot::default())
+        .with("restore most", &RestoreSnapshot { name: Some(name("a2")) })
+        .with("rewind", &RewindAgent { snapshot: name("before-edit") })
+        .check("snapshots");
+}
+
+#[test]
+fn forks() {
+    let agent = Agent {
+        id: "0123456789abcdef".to_owned(),
+        name: name("a1-1"),
+        origin: Origin::Fork { name: name("a1"), id: "fedcba9876543210".to_owned() },
+        image: "python".parse().unwrap(),
+        image_digest: digest(),
+        vcpus: 1,
+        memory_mib: 256,
+        state: AgentState::Running,
+        reason: None,
+        exit: None,
+        vmm_pid: Some(4242),
+        created_unix_ms: 1_700_000_000_000,
+        boot_ms: Some(40),
+        heartbeat: None,
+        auto_remove: false,
+    };
+    let forked = Forked {
+        agents: vec![agent],
+        failed: vec![FailedFork { name: name("a1-2"), why: "its clock is 80 ms off".to_owned() }],
+        pause_us: 900,
+        durable_us: 40_000,
+    };
+    Frozen::default().with("request", &ForkAgent { count: 2 }).with("reply", &forked).check("forks");
+    // What a caller may leave out has the documented default.
+    assert_eq!(serde_json::from_str::<ForkAgent>("{}").unwrap(), ForkAgent { count: 1 });
+    assert!(serde_json::from_str::<ForkAgent>(r#"{"n":10}"#).is_err(), "unknown fields are refused");
+}
+
+#[test]
+fn templates() {
+    let least: CreateTemplate = serde_json::from_str(r#"{"name":"py","image":"python"}"#).unwrap();
+    assert_eq!(
+        (least.vcpus, least.memory_mib, least.timeout_ms, least.warm.as_deref()),
+        (1, 256, DEFAULT_WARM_UP_MS, None)
+    );
+    let most = CreateTemplate { warm: Some("import numpy".to_owned()), vcpus: 2, ..least.clone() };
+    let plain = Template {
+        name: name("default-python"),
+        image: "python".parse().unwrap(),
+        digest: digest(),
+        vcpus: 1,
+        memory_mib: 256,
+        warm: None,
+        bytes: 60 << 20,
+        build_ms: 2500,
+        created_unix_ms: 1_700_000_000_000,
+        used_unix_ms: 1_700_000_060_000,
+        agents: 3,
+    };
+    let warm = Template { name: name("py"), warm: most.warm.clone(), ..plain.clone() };
+    Frozen::default()
+        .with("create least", &least)
+        .with("create most", &most)
+        .with("template plain", &plain)
+        .with("template warm", &warm)
+        .with("list", &TemplateList { templates: vec![plain] })
+        .check("templates");
+}
+
+#[test]
+fn evaluation() {
+    let least = EvalRequest { code: "6*7".to_owned(), ..EvalRequest::default() };
+    assert_eq!(serde_json::from_str::<EvalRequest>(r#"{"code":"6*7"}"#).unwrap(), least);
+    let most = EvalRequest { language: Language::Python, timeout_ms: Some(30_000), ..least.clone() };
+    let exception = EvalException {
+        kind: "ZeroDivisionError".to_owned(),
+        message: "division by zero".to_owned(),
+        traceback: "Traceback (most recent call last):\n…".to_owned(),
+    };
+    let value = EvalEnd { value: Some("42".to_owned()), exception: None, duration_us: 12 };
+    let raised = EvalEnd { value: None, exception: Some(exception.clone()), duration_us: 12 };
+    let reply = EvalReply {
+        stdout: "hello\n".to_owned(),
+        stderr: String::new(),
+        value: value.value.clone(),
+        exception: None,
+        truncated: false,
+        duration_us: 12,
+    };
+    let failed = EvalReply { value: None, exception: Some(exception), truncated: true, ..reply.clone() };
+    Frozen::default()
+        .with("least", &least)
+        .with("most", &most)
+        .with("end with a value", &value)
+        .with("end with an exception", &raised)
+        .with("reply with a value", &reply)
+        .with("reply with an exception", &failed)
+        .check("eval");
+}
+
+/// Every check. The match has no `_` arm: a new one does not compile before it is added to the list.
+fn check_kinds() -> [CheckKind; 9] {
+    use CheckKind::{
+        Clock, EvaluatorRandom, Hostname, MachineId, Random, Renewals, Secrets, VsockToGuest, VsockToHost,
+    };
+    match Random {
+        Random | EvaluatorRandom | Clock | MachineId | Hostname | VsockToGuest | VsockToHost | Renewals
+        | Secrets => {}
+    }
+    [Random, EvaluatorRandom, Clock, MachineId, Hostname, VsockToGuest, VsockToHost, Renewals, Secrets]
+}
+
+#[test]
+fn receipts() {
+    let check = |(at, check): (usize, CheckKind)| Check {
+        check,
+        evidence: if at % 2 == 0 { Evidence::HostObserved } else { Evidence::GuestReported },
+        answer: "what it said".to_owned(),
+        sha256: sha256(),
+        passed: true,
+    };
+    let receipt = Receipt {
+        agent_id: "0123456789abcdef".to_owned(),
+        name: name("a1-3"),
+        snapshot: id("b2").to_string(),
+        generation: generation(),
+        nonce: "ab".repeat(16),
+        at_unix_ms: 1_700_000_000_000,
+        took_ms: 40,
+        checks: check_kinds().into_iter().enumerate().map(check).collect(),
+        sha256: sha256(),
+    };
+    Frozen::default().with("receipt", &receipt).check("receipts");
+}
