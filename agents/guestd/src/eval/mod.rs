@@ -178,7 +178,9 @@ pub(crate) fn serve(
     }
     let slot = evaluators.slot(request.language)?;
     let mut held = slot.take(|| gone(connection)).ok_or_else(reset)?;
-    let end = evaluate(connection, request, &mut held, children);
+    // Whoever closed while it waited wants nothing evaluated any more.
+    let end =
+        if gone(connection) { Err(reset()) } else { evaluate(connection, request, &mut held, children) };
     // The next may begin while this host reads.
     drop(held);
     let end = end?;
@@ -286,4 +288,54 @@ fn reset() -> Failure {
 fn gone(connection: &Connection) -> bool {
     let mut fds = [entry(Some(connection.stream().as_fd()), libc::POLLRDHUP)];
     poll(&mut fds, Some(Instant::now())).is_ok() && fds.iter().any(|fd| fd.revents != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+
+    use ark_link::Stream;
+
+    use super::*;
+
+    /// Evaluates `code` in the interpreter that images have.
+    fn eval(evaluators: &Evaluators, children: &'static Children, code: &str) -> EvalEnd {
+        let (a, b) = UnixStream::pair().unwrap();
+        let [mut guest, mut host] = [a, b].map(|s| Connection::new(Stream::from(OwnedFd::from(s))));
+        let request = EvalRequest { code: code.to_owned(), ..EvalRequest::default() };
+        serve(&mut guest, &request, evaluators, children).unwrap();
+        host.recv().unwrap().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn reseeding_gives_an_interpreter_random_numbers_of_its_own_or_ends_it() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-images/python/evaluator.py");
+        let (evaluators, children) = (Evaluators::new(Some(file)), &*Box::leak(Box::default()));
+        let seed = "5a".repeat(32);
+        assert_eq!(evaluators.reseed(&seed).unwrap(), None, "none runs");
+        let draw = "import random, ssl\nrandom.random()";
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            eval(&evaluators, children, "import random\nrandom.seed(1)\nkept = 1");
+            seen.extend([evaluators.reseed(&seed).unwrap(), eval(&evaluators, children, draw).value]);
+        }
+        eval(&evaluators, children, "random.seed(1)");
+        seen.push(eval(&evaluators, children, draw).value);
+        assert!(seen.iter().all(Option::is_some));
+        for (at, one) in seen.iter().enumerate() {
+            assert!(!seen.iter().skip(at + 1).any(|other| other == one), "{seen:?}");
+        }
+        let broken = "import sys\nclass Broken:\n    def seed(self, _): raise OSError('no seed')\n\
+                      sys.modules['numpy.random'] = Broken()\nkept";
+        assert_eq!(eval(&evaluators, children, broken).value.as_deref(), Some("1"));
+        let error = evaluators.reseed(&seed).unwrap_err();
+        assert!(error.message.contains("no seed"), "{}", error.message);
+        let gone = eval(&evaluators, children, "kept").exception.unwrap();
+        assert_eq!(gone.kind, "NameError");
+        eval(&evaluators, children, "import os, threading\nthreading.Timer(0.1, os._exit, [1]).start()");
+        std::thread::sleep(Duration::from_millis(600));
+        assert_eq!(evaluators.reseed(&seed).unwrap(), None, "what has ended has no generators");
+    }
 }
