@@ -313,6 +313,18 @@ fn a_host_that_closes_interrupts_its_request_or_gives_up_its_turn() {
 }
 
 #[test]
+fn an_interpreter_that_is_ended_for_a_closed_host_is_told_to_the_next() {
+    let guestd = Guestd::with_evaluator();
+    let stubborn = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('begun')\nwhile True: time.sleep(60)";
+    let mut first = guestd.ask(Kind::Eval, &code(stubborn));
+    assert_eq!(first.recv().unwrap().unwrap().kind, Kind::Stdout);
+    drop(first);
+    let error = eval(&guestd, "1").error();
+    assert!(error.message.contains("host closed") && error.message.contains("new one"), "{}", error.message);
+    assert_eq!(value(&guestd, "1").as_deref(), Some("1"));
+}
+
+#[test]
 fn a_guest_without_an_evaluator_says_so() {
     let guestd = Guestd::start();
     let error = eval(&guestd, "1").error();

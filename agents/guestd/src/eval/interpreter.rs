@@ -43,6 +43,8 @@ pub(super) struct Interpreter {
     pub(super) last: u64,
     /// Whether it has said that it takes requests.
     pub(super) ready: bool,
+    /// Whether guestd has ended it for a host that closed, which therefore was not told.
+    pub(super) untold: bool,
 }
 
 impl Interpreter {
@@ -83,6 +85,7 @@ impl Interpreter {
             line: Vec::new(),
             last: 0,
             ready: false,
+            untold: false,
         })
     }
 }

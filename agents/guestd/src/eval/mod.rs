@@ -199,13 +199,7 @@ fn evaluate(
         None => Interpreter::start(&held.slot.launch, children)?,
         Some(interpreter) => match interpreter.child.try_wait() {
             None => interpreter,
-            Some(status) => {
-                let how = told(status);
-                let message = format!(
-                    "the interpreter {how} after its last request, and what it had bound is gone; {NEXT_IS_NEW}"
-                );
-                return Err(failure(ended_code(status), message).into());
-            }
+            Some(status) => return Err(ended_before(&interpreter, status).into()),
         },
     };
     connection.stream().set_nonblocking(true).map_err(|e| Failure::Link(e.into()))?;
@@ -231,8 +225,26 @@ fn evaluate(
                 }
             }
         }
-        Outcome::Ended(status) => Err(ended(status, finished.cause, request.timeout_ms.unwrap_or_default())),
+        Outcome::Ended(status) => {
+            if finished.cause == Some(Cause::HostGone) && interpreter.ready {
+                // The next request is told what this host cannot be.
+                interpreter.untold = true;
+                held.interpreter = Some(interpreter);
+            }
+            Err(ended(status, finished.cause, request.timeout_ms.unwrap_or_default()))
+        }
     }
+}
+
+/// What the host is told of an interpreter that has ended before its request came.
+fn ended_before(interpreter: &Interpreter, status: ExitStatus) -> GuestError {
+    let (code, how) = if interpreter.untold {
+        let how = "did not let itself be interrupted when the host closed its last request, and was ended";
+        (ErrorCode::Internal, how.to_owned())
+    } else {
+        (ended_code(status), format!("{} after its last request", told(status)))
+    };
+    failure(code, format!("the interpreter {how}; what it had bound is gone, and {NEXT_IS_NEW}"))
 }
 
 /// What the host is told of an interpreter that ended during its request.
