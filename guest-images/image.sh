@@ -39,7 +39,7 @@ build_image() {
 
 # A UUID that follows from the content, in the form of version 8 (RFC 9562, 5.8: custom).
 image_uuid() {
-    { cat "$recipe/recipe.sh" && printf '%s' "$1"; } | sha256sum |
+    { cat "$recipe"/* && printf '%s' "$1"; } | sha256sum |
         sed -E 's/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/\1-\2-8\3-8\4-\5/'
 }
 

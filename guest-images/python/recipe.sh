@@ -18,6 +18,8 @@ compose() {
     # What the packages' alternatives would point at.
     ln -sf blas/libblas.so.3 "$root/$arch/libblas.so.3"
     ln -sf lapack/liblapack.so.3 "$root/$arch/liblapack.so.3"
+    # What ark-guestd keeps warm for an agent's code.
+    install -D -m 644 "${BASH_SOURCE[0]%/*}/evaluator.py" "$root/usr/lib/ark/evaluator.py"
     # An agent's system belongs to the agent: pip may install into it.
     rm -f "$lib/EXTERNALLY-MANAGED"
     # Hooks that run at every start: Debian's crash reporter, and setuptools' own distutils (Python 3.11 still brings one).

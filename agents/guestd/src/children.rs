@@ -111,6 +111,13 @@ impl Child<'_> {
         }
     }
 
+    /// Sends `signal` to the process alone.
+    pub(crate) fn signal(&self, signal: c_int) {
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: without a siginfo, pidfd_send_signal reads no memory. Its only error here is that the process has ended.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, info, 0) };
+    }
+
     /// Kills what the child, collected already, left behind in its process group. A group's number stays taken while it
     /// has members; without members the number is not given out again before the whole range has been used up.
     pub(crate) fn kill_left_behind(&self) {

@@ -3,7 +3,7 @@
 //! | called as | does |
 //! |---|---|
 //! | PID 1 without arguments | makes the guest usable ([`boot`]), says hello, serves operations over vsock |
-//! | `ark-guestd serve --listen PATH` | serves the same operations over a Unix socket, without touching the system |
+//! | `ark-guestd serve --listen PATH` | serves the same operations over a Unix socket, without touching the system; with `--evaluator FILE`, that evaluates Python |
 //!
 //! Either way it collects orphans where the kernel gives it any. Threads, no runtime:
 //!
@@ -25,19 +25,22 @@ use ark_link::{Address, Listener, Stream};
 
 mod boot;
 mod children;
+mod eval;
 mod exec;
 mod failure;
 mod files;
+mod poll;
+mod renew;
 mod server;
 mod system;
 mod user;
 
+use eval::Evaluators;
 use server::Server;
 
 /// Version told in hello.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const USAGE: &str =
-    "usage: ark-guestd serve --listen PATH\n       (without arguments it is the PID 1 of a guest)";
+const USAGE: &str = "usage: ark-guestd serve --listen PATH [--evaluator FILE]\n       (without arguments it is the PID 1 of a guest)";
 
 fn main() -> ExitCode {
     one_heap();
@@ -45,10 +48,12 @@ fn main() -> ExitCode {
     children::block_sigchld();
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
     match arguments.as_slice() {
-        [serve, listen, path] if serve == "serve" && listen == "--listen" => match serve_unix(path.into()) {
-            Ok(never) => match never {},
-            Err(message) => fail(&message),
-        },
+        [serve, listen, path] if serve == "serve" && listen == "--listen" => serve_unix(path.into(), None),
+        [serve, listen, path, evaluator, file]
+            if serve == "serve" && listen == "--listen" && evaluator == "--evaluator" =>
+        {
+            serve_unix(path.into(), Some(file.into()))
+        }
         [version] if version == "--version" => {
             println!("ark-guestd {VERSION}");
             ExitCode::SUCCESS
@@ -76,12 +81,17 @@ fn keep_descriptors() {
     unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
 }
 
-/// Serves operations over a Unix socket at `path`, for ever.
-fn serve_unix(path: PathBuf) -> Result<std::convert::Infallible, String> {
+/// Serves operations over a Unix socket at `path`, for ever; `evaluator` is what evaluates Python if not the image's own.
+fn serve_unix(path: PathBuf, evaluator: Option<PathBuf>) -> ExitCode {
     children::default_signals();
-    let listener = listen_unix(&path)?;
-    let server = Server::new(listener);
-    server.start().map_err(|e| format!("no thread could be started: {}", plain(&e)))?;
+    let listener = match listen_unix(&path) {
+        Ok(listener) => listener,
+        Err(message) => return fail(&message),
+    };
+    let server = Server::new(listener, Evaluators::new(evaluator));
+    if let Err(e) = server.start() {
+        return fail(&format!("no thread could be started: {}", plain(&e)));
+    }
     if system::is_init() || is_subreaper() {
         server.children.reap();
     }

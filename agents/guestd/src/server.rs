@@ -14,8 +14,10 @@ use ark_link::{Connection, LinkError, Listener};
 use ark_types::guest::{ErrorCode, Frame, GuestError, Kind, PathRequest};
 
 use crate::children::Children;
+use crate::eval::Evaluators;
 use crate::failure::{Failure, failure};
-use crate::{exec, files, system};
+use crate::renew::Renewals;
+use crate::{eval, exec, files, system};
 
 /// Most operations at once.
 const MAX_OPERATIONS: usize = 256;
@@ -44,8 +46,10 @@ pub(crate) struct Server {
     threads: AtomicUsize,
     waiting: AtomicUsize,
     operations: AtomicUsize,
-    /// Children of this process.
-    pub(crate) children: Children,
+    /// Children of this process, for as long as it lives: interpreters outlive the operations that start them.
+    pub(crate) children: &'static Children,
+    evaluators: Evaluators,
+    renewals: Renewals,
 }
 
 /// Counts one more for as long as it lives.
@@ -65,15 +69,17 @@ impl Drop for Counted<'_> {
 }
 
 impl Server {
-    /// A server of `listener`'s connections.
-    pub(crate) fn new(listener: Listener) -> Arc<Self> {
+    /// A server of `listener`'s connections. There is one in a process.
+    pub(crate) fn new(listener: Listener, evaluators: Evaluators) -> Arc<Self> {
         Arc::new(Self {
             listener,
             turn: Mutex::new(()),
             threads: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             operations: AtomicUsize::new(0),
-            children: Children::default(),
+            children: Box::leak(Box::default()),
+            evaluators,
+            renewals: Renewals::default(),
         })
     }
 
@@ -153,15 +159,20 @@ impl Server {
             return Err(failure(ErrorCode::Exhausted, message).into());
         }
         match first.kind {
-            Kind::Exec => exec::serve(connection, first.parse()?, &self.children),
+            Kind::Exec => exec::serve(connection, first.parse()?, self.children),
             Kind::FileRead => files::read(connection, &first.parse::<PathRequest>()?.path),
             Kind::FileWrite => files::write(connection, &first.parse()?),
             Kind::FileStat => files::stat(connection, &first.parse::<PathRequest>()?.path),
             Kind::FileList => files::list(connection, &first.parse::<PathRequest>()?.path),
             Kind::ClockSet => {
                 system::set_clock(first.parse()?)?;
-                Ok(connection.send(&Frame::empty(Kind::Ok))?)
+                Ok(connection.send(&Frame::json(Kind::ClockSet, &system::clock())?)?)
             }
+            Kind::Renew => {
+                let renewed = self.renewals.renew(&first.parse()?, &self.evaluators)?;
+                Ok(connection.send(&Frame::json(Kind::Renewed, &renewed)?)?)
+            }
+            Kind::Eval => eval::serve(connection, &first.parse()?, &self.evaluators, self.children),
             kind => {
                 Err(failure(ErrorCode::BadRequest, format!("a {kind:?} frame begins no operation")).into())
             }

@@ -2,7 +2,7 @@
 
 use std::process;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ark_types::guest::{ClockSet, ErrorCode, GuestError};
 use nix::errno::Errno;
@@ -28,6 +28,12 @@ pub(crate) fn set_clock(to: ClockSet) -> Result<(), GuestError> {
         let code = if e == Errno::EINVAL { ErrorCode::BadRequest } else { ErrorCode::Internal };
         failure(code, format!("the clock could not be set: {}", e.desc()))
     })
+}
+
+/// What the wall clock says.
+pub(crate) fn clock() -> ClockSet {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    ClockSet { unix_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) }
 }
 
 /// Whether this process decides about the whole system.

@@ -3,8 +3,12 @@
 //! ```text
 //!   connect ──► Hello ──► Heartbeat every 2 s ──┐
 //!      ▲                        ▲───────────────┘
-//!      └── wait (0.1 s, doubled up to 5 s) ◄── the host closed, or nobody listens
+//!      ├───────── at once ◄─────┴── the host closed, or the guest was restored from a snapshot
+//!      └── wait (20 ms, doubled up to 5 s) ◄── that failed, too
 //! ```
+//!
+//! A restored guest finds its connection reset (`VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`), and whoever restored it waits for this
+//! hello: hence the first attempt without a pause.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,8 +22,8 @@ use crate::framed::{Connection, LinkError};
 use crate::socket::{Address, Connecting, Stream};
 use crate::vitals;
 
-/// First wait after a failed connection.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Wait after the second failed attempt; after the first there is none.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
 /// How long connecting may take; vsock itself gives up after 2 s (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
 const LONGEST_CONNECT: Duration = Duration::from_secs(3);
 /// Longest wait between two attempts.
@@ -55,26 +59,28 @@ pub fn keep_heard(address: &Address, guestd: &str, first: Option<Connection>) ->
     let interval = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
     let mut connection = first;
     let mut sequence = 0;
-    let mut wait = FIRST_WAIT;
+    let mut wait = Duration::ZERO;
     loop {
         if connection.is_none() {
             connection = call(address).ok().and_then(|call| call.say_hello(guestd).ok());
         }
-        let Some(open) = &mut connection else {
-            thread::sleep(wait);
-            wait = (wait * 2).min(LONGEST_WAIT);
-            continue;
-        };
-        sequence += 1;
-        let beat = Frame::json(Kind::Heartbeat, &vitals::heartbeat(sequence)).map_err(LinkError::from);
-        if beat.and_then(|beat| open.send(&beat)).is_ok() && stays_open(open, interval) {
-            wait = FIRST_WAIT;
-        } else {
-            connection = None;
-            thread::sleep(wait);
-            wait = (wait * 2).min(LONGEST_WAIT);
+        if let Some(open) = &mut connection {
+            sequence += 1;
+            if beat(open, sequence) && stays_open(open, interval) {
+                wait = Duration::ZERO;
+                continue;
+            }
         }
+        connection = None;
+        thread::sleep(wait);
+        wait = (wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);
     }
+}
+
+/// Sends heartbeat number `sequence`; whether it could.
+fn beat(connection: &mut Connection, sequence: u64) -> bool {
+    let beat = Frame::json(Kind::Heartbeat, &vitals::heartbeat(sequence)).map_err(LinkError::from);
+    beat.and_then(|beat| connection.send(&beat)).is_ok()
 }
 
 /// Waits for `time`, but no longer than until the host closes; whether it is still there. The host never sends on this

@@ -1,7 +1,7 @@
 //! From the kernel's first process to a guest that takes operations.
 //!
 //! ```text
-//!   call the host ──► mount the root ──► listen ──► hello ──► mount the rest, loopback, host name, limits ──► serve
+//!   call the host ──► mount the root ──► listen ──► hello ──► mount the rest, loopback, names, limits ──► serve
 //!                     └───── before hello: what a       └── after it: the host is on its way meanwhile, and its
 //!                            broken image can fail           connections wait in the listener's queue
 //! ```
@@ -13,6 +13,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -28,6 +29,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::{Mode, umask};
 
 use crate::VERSION;
+use crate::eval::Evaluators;
+use crate::renew::{identity, secrets};
 use crate::server::Server;
 use crate::system;
 
@@ -40,6 +43,8 @@ const HELLO_STACK: usize = 128 << 10;
 const OPEN_FILES: (u64, u64) = (65_536, 524_288);
 /// Kernel parameter that names the host.
 const HOSTNAME_KEY: &str = "ark.hostname=";
+/// Kernel parameter that carries the machine-id, 32 hexadecimal digits.
+const MACHINE_ID_KEY: &str = "ark.machine_id=";
 
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,10 +89,11 @@ fn start() -> Result<Arc<Server>, BootError> {
     let hello = call.and_then(|call| call.say_hello(VERSION).ok());
     mounts::rest(&scratch)?;
     loopback_up().map_err(at("bringing up the loopback interface"))?;
-    name_host()?;
+    name_machine()?;
+    secrets::make_dir(Path::new("/")).map_err(at("making /run/secrets"))?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
         .map_err(at("setting the limit of open files"))?;
-    let server = Server::new(listener);
+    let server = Server::new(listener, Evaluators::new(None));
     server.start().map_err(at("starting threads"))?;
     stay_heard(host, hello).map_err(at("starting the hello thread"))?;
     Ok(server)
@@ -99,13 +105,24 @@ fn stay_heard(host: Address, hello: Option<Connection>) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the host name that the kernel's command line carries, if it does.
-fn name_host() -> Result<(), BootError> {
+/// Sets the host name and the machine-id that the kernel's command line carries, if it does.
+fn name_machine() -> Result<(), BootError> {
     let line = fs::read_to_string("/proc/cmdline").map_err(at("reading /proc/cmdline"))?;
-    match parameter(&line, HOSTNAME_KEY) {
-        Some(name) => nix::unistd::sethostname(name).map_err(at(format!("setting the host name {name:?}"))),
-        None => Ok(()),
+    let root = Path::new("/");
+    if let Some(name) = parameter(&line, HOSTNAME_KEY) {
+        let step = || format!("setting the host name {name:?}");
+        nix::unistd::sethostname(name).map_err(at(step()))?;
+        identity::write_hostname(root, name).map_err(at(step()))?;
     }
+    if let Some(id) = parameter(&line, MACHINE_ID_KEY) {
+        let step = || format!("setting the machine-id {id:?}");
+        if !identity::is_hex(id, identity::MACHINE_ID_DIGITS) {
+            let wrong = io::Error::new(io::ErrorKind::InvalidInput, "it is not 32 hexadecimal digits");
+            return Err(at(step())(wrong));
+        }
+        identity::write_machine_id(root, id).map_err(at(step()))?;
+    }
+    Ok(())
 }
 
 /// Value of the parameter `key` (with its `=`) of a kernel command line; the last one counts, as in the kernel.

@@ -16,10 +16,10 @@ use ark_types::exec::ExecRequest;
 use crate::children::Children;
 use crate::failure::{Failure, system_failure};
 
-mod plan;
+pub(crate) mod plan;
 mod session;
-mod spawn;
-mod stdio;
+pub(crate) mod spawn;
+pub(crate) mod stdio;
 
 /// Serves one `Exec` operation to its end.
 pub(crate) fn serve(

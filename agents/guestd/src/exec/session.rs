@@ -13,7 +13,7 @@
 //!   [`KILL_AFTER`] to react to their SIGHUP.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ark_link::{Connection, LinkError, Outbox, Received};
@@ -23,6 +23,7 @@ use nix::errno::Errno;
 
 use super::stdio::{Ours, Took, read_into, resize, waiting, widen};
 use crate::children::Child;
+use crate::poll::{entry, poll, raw_entry};
 
 /// Most output of one frame: with its header it fits four vsock packets (64 KiB each, `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`), and
 /// whole pages leave the pipe at once.
@@ -458,30 +459,5 @@ impl Input {
         self.waiting.clear();
         self.written = 0;
         self.terminal || !self.ends
-    }
-}
-
-fn entry(fd: Option<BorrowedFd<'_>>, events: i16) -> libc::pollfd {
-    raw_entry(fd.map(|fd| fd.as_raw_fd()), events)
-}
-
-/// poll(2) passes over negative descriptors.
-fn raw_entry(fd: Option<i32>, events: i16) -> libc::pollfd {
-    libc::pollfd { fd: fd.unwrap_or(-1), events, revents: 0 }
-}
-
-/// ppoll(2) until `deadline`, to the nanosecond.
-fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
-    let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-    let left = left.map(|l| libc::timespec {
-        tv_sec: i64::try_from(l.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(l.subsec_nanos()),
-    });
-    let timeout = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    let count = libc::nfds_t::try_from(fds.len()).unwrap_or(0);
-    // SAFETY: `fds` has as many entries as said, `timeout` is null or a live timespec, and no mask is given.
-    match Errno::result(unsafe { libc::ppoll(fds.as_mut_ptr(), count, timeout, std::ptr::null()) }) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(e) => Err(e.into()),
     }
 }

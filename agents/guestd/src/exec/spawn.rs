@@ -26,6 +26,8 @@ const STACK: usize = 32 << 10;
 pub(crate) struct ChildStdio<'a> {
     /// Descriptors that become 0, 1 and 2.
     pub(crate) fds: [BorrowedFd<'a>; 3],
+    /// Descriptors above 2 that it keeps, under their numbers.
+    pub(crate) kept: &'a [BorrowedFd<'a>],
     /// Whether descriptor 0 becomes the controlling terminal.
     pub(crate) terminal: bool,
 }
@@ -50,6 +52,7 @@ struct Orders {
     /// User, group and supplementary groups to take on.
     ids: Option<(u32, u32, Vec<u32>)>,
     fds: [RawFd; 3],
+    kept: Vec<RawFd>,
     terminal: bool,
     failed: Option<(Step, Errno)>,
 }
@@ -80,6 +83,7 @@ pub(crate) fn spawn<'a>(
         dirs: pointers(&plan.dirs),
         ids: plan.user.as_ref().map(|u| (u.uid, u.gid, u.groups.clone())),
         fds: stdio.fds.map(|fd| fd.as_raw_fd()),
+        kept: stdio.kept.iter().map(AsRawFd::as_raw_fd).collect(),
         terminal: stdio.terminal,
         failed: None,
     };
@@ -120,6 +124,10 @@ fn follow(orders: &Orders) -> Result<std::convert::Infallible, (Step, Errno)> {
         // SAFETY: no memory effects. guestd's own 0, 1 and 2 are always open, so `from` is above them, and the copy is
         // not close-on-exec.
         Errno::result(unsafe { libc::dup2(from, to) }).map_err(at(Step::Descriptors))?;
+    }
+    for &fd in &orders.kept {
+        // SAFETY: no memory effects. The child has a descriptor table of its own: guestd's stays close-on-exec.
+        Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map_err(at(Step::Descriptors))?;
     }
     if orders.terminal {
         // SAFETY: takes no pointer.

@@ -46,8 +46,10 @@ impl Theirs {
     /// As the child takes them.
     pub(crate) fn child_stdio(&self) -> ChildStdio<'_> {
         match self {
-            Self::Pipes(fds) => ChildStdio { fds: fds.each_ref().map(AsFd::as_fd), terminal: false },
-            Self::Terminal(slave) => ChildStdio { fds: [slave.as_fd(); 3], terminal: true },
+            Self::Pipes(fds) => {
+                ChildStdio { fds: fds.each_ref().map(AsFd::as_fd), kept: &[], terminal: false }
+            }
+            Self::Terminal(slave) => ChildStdio { fds: [slave.as_fd(); 3], kept: &[], terminal: true },
         }
     }
 }

@@ -26,11 +26,27 @@ impl Guestd {
         Self::start_after(|_| Ok(()))
     }
 
+    /// One with the evaluator that images have.
+    pub fn with_evaluator() -> Self {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-images/python/evaluator.py");
+        Self::launch(Some(&file), |_| Ok(()))
+    }
+
     /// Starts it after `prepare` has run in its process, with the test's directory.
     pub fn start_after(prepare: impl Fn(&Path) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
+        Self::launch(None, prepare)
+    }
+
+    fn launch(
+        evaluator: Option<&Path>,
+        prepare: impl Fn(&Path) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ark-guestd"));
         command.args(["serve", "--listen"]).arg(dir.path().join("s")).stdin(Stdio::null());
+        if let Some(file) = evaluator {
+            command.arg("--evaluator").arg(file);
+        }
         let place = dir.path().to_owned();
         let prepare = move || {
             nix::sys::prctl::set_child_subreaper(true)?;
@@ -117,6 +133,9 @@ impl Drop for Guestd {
         for child in self.children() {
             let pid = child.split_whitespace().next().unwrap_or_default().to_owned();
             let _ = Command::new("kill").args(["-9", "--", &pid]).stderr(Stdio::null()).status();
+            // A child of guestd leads a session; what it started goes with it.
+            let _ =
+                Command::new("kill").args(["-9", "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
