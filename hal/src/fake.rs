@@ -576,6 +576,64 @@ mod tests {
     }
 
     #[test]
+    fn a_restored_vcpu_goes_on_where_the_saved_one_was() {
+        let script = [Script::IoIn { port: 0x3f8, size: 1 }, Script::Halt, Script::Shutdown];
+        let source = FakeHypervisor::new().script(1, script.clone());
+        let made = vm(&source);
+        let mut vcpu = made.create_vcpu(1).unwrap();
+        vcpu.boot(2, ENTRY).unwrap();
+        let Exit::IoIn { data, .. } = vcpu.run().unwrap() else { panic!("not the read") };
+        data.fill(9);
+        let state = vcpu.save().unwrap();
+        let machine = (made.save().unwrap(), made.save().unwrap()).1;
+        // The read is over, and nothing runs before somebody has looked around.
+        assert_eq!(source.log().lock().answers, [(1, vec![9])]);
+        assert_eq!(vcpu.run().unwrap(), Exit::Interrupted);
+        vcpu.set_immediate_exit(false);
+        assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+        assert_eq!(source.log().lock().saves, [state.clone()]);
+
+        let bytes = postcard::to_stdvec(&(&state, &machine)).unwrap();
+        let (state, machine): (VcpuState, VmState) = postcard::from_bytes(&bytes).unwrap();
+        let target = FakeHypervisor::new().script(1, script);
+        target.check_processor(&state).unwrap();
+        let made = vm(&target);
+        assert!(made.create_vcpu(0).unwrap().restore(&state).is_err());
+        let mut vcpu = made.create_vcpu(1).unwrap();
+        vcpu.restore(&state).unwrap();
+        made.restore(&machine).unwrap();
+        assert_eq!(vcpu.run().unwrap(), Exit::Halt);
+        assert_eq!(vcpu.save().unwrap().regs.rip, 2);
+        assert_eq!(made.save().unwrap().clock.clock, 3);
+        let log = target.log();
+        let log = log.lock();
+        assert_eq!((log.restores.as_slice(), log.vm_restores.len()), (&[state][..], 1));
+    }
+
+    #[test]
+    fn memory_is_given_once_and_before_a_vcpu_gets_anything() {
+        let hypervisor = FakeHypervisor::new();
+        let vm = hypervisor.create_vm().unwrap();
+        let mut vcpu = vm.create_vcpu(0).unwrap();
+        assert!(vcpu.boot(1, ENTRY).is_err());
+        assert!(vcpu.restore(&VcpuState::default()).is_err());
+        vm.set_memory(create(4096, HugePages::Never).unwrap()).unwrap();
+        vcpu.boot(1, ENTRY).unwrap();
+        assert!(vm.set_memory(create(4096, HugePages::Never).unwrap()).is_err());
+        assert_eq!(hypervisor.log().lock().memories.len(), 1);
+    }
+
+    #[test]
+    fn another_vendors_state_is_foreign() {
+        let source = FakeHypervisor::new();
+        let state = vm(&source).create_vcpu(0).unwrap().save().unwrap();
+        let other = FakeHypervisor::new().vendor("OtherVendor");
+        let error = other.check_processor(&state).unwrap_err().to_string();
+        assert!(error.contains(VENDOR) && error.contains("OtherVendor"), "{error}");
+        assert_eq!(other.processor().vendor, "OtherVendor");
+    }
+
+    #[test]
     fn a_named_step_fails_and_the_others_do_not() {
         let hypervisor = FakeHypervisor::new()
             .failing(Step::CreateVcpu(1), libc::EEXIST)
