@@ -97,7 +97,7 @@ fn a_restored_vcpu_goes_on_where_the_saved_one_was() {
     assert_eq!(vcpu.run().unwrap(), Exit::Interrupted);
     vcpu.set_immediate_exit(false);
     assert_eq!(vcpu.run().unwrap(), Exit::Halt);
-    assert_eq!(source.log().lock().saves, [state.clone()]);
+    assert_eq!(source.log().lock().saves.as_slice(), std::slice::from_ref(&state));
 
     let bytes = postcard::to_stdvec(&(&state, &machine)).unwrap();
     let (state, machine): (VcpuState, VmState) = postcard::from_bytes(&bytes).unwrap();
