@@ -115,7 +115,7 @@ pub(crate) fn only_queue(
     device: &str,
     queues: Vec<queue::DeviceQueue>,
 ) -> Result<queue::DeviceQueue, ActivateError> {
-    let queue = queues.into_iter().next().filter(queue::DeviceQueue::is_ready);
+    let queue = queues.into_iter().next().filter(queue::DeviceQueue::is_set_up);
     queue.ok_or_else(|| ActivateError {
         device: device.to_owned(),
         why: "the driver did not set its queue up".to_owned(),
