@@ -219,6 +219,17 @@ fn a_hundred_clients_wait_until_the_guest_has_handled_the_reset() {
     }
 }
 
+/// The ring is full of buffers that came before the event, so the device must ask for a kick at the one behind them.
+#[test]
+fn the_driver_kicks_when_it_has_handled_the_reset() {
+    let mut fork = Guest::with_events().fork();
+    assert_eq!(fork.event(), Some(0));
+    let before = fork.events.avail_idx();
+    fork.events.add(&[Buf::Write { addr: EVENTS_AT, len: 4 }]);
+    assert!(fork.events.kicks_after(before));
+    assert_eq!(fork.events.line.count(), 1, "and was interrupted for the event");
+}
+
 #[test]
 fn a_guest_that_connects_before_it_handles_the_reset_is_answered_after() {
     let guest = Guest::with_events();

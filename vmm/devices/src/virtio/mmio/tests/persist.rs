@@ -108,6 +108,29 @@ fn a_disk_is_read_on() {
 }
 
 #[test]
+fn a_socket_device_resets_the_transport_when_it_wakes() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [source, target] = dirs.each_ref().map(|dir| Vsock::new(3, &dir.path().join("v")).unwrap());
+    let f = Fixture::of(Box::new(source), memory(0x20000));
+    let mut drivers = [RINGS, 0x4000, 0x7000].map(|base| DriverQueue::new(&f.memory, base, 8));
+    f.negotiate(TRANSPORT_FEATURES | 1);
+    for (index, driver) in (0..).zip(&drivers) {
+        f.set_up_queue(index, 8, driver.addresses());
+    }
+    f.write(STATUS, 15);
+    let head = drivers[2].add(&[Buf::Write { addr: DATA, len: 4 }]);
+    f.transport.wake();
+    assert_eq!(f.line.count(), 0, "nothing to tell on a machine that was never restored");
+    let (fork, mut driver) = forked(&f, &drivers[2], Box::new(target));
+    assert_eq!(driver.used(), None);
+    fork.transport.wake();
+    assert_eq!(driver.used(), Some((head, 4)));
+    assert_eq!((fork.line.count() > 0, fork.read(INTERRUPT_STATUS)), (true, 1));
+    assert_eq!(drivers[2].used(), None, "the source's connections stay");
+    assert!(fork.transport.kicks().iter().all(|kick| kick.read().is_ok()));
+}
+
+#[test]
 fn an_interrupt_on_its_way_is_raised_again() {
     let (f, mut driver) = booted(Box::new(Rng::new()));
     let (fork, _) = forked(&f, &driver, Box::new(Rng::new()));
@@ -217,13 +240,15 @@ fn a_device_that_refuses_leaves_the_transport_as_it_was() {
     assert_eq!(fork.read(STATUS), 15 | 0x40);
 }
 
+type Change<'a> = &'a dyn Fn(&mut TransportState);
+
 /// Each change to a good state is told by name.
 #[test]
 fn states_that_cannot_be_are_refused() {
     let (f, _) = booted(Box::new(Rng::new()));
     let good = f.transport.save().unwrap();
     let vsock = VsockState { guest_cid: 3, next_host_port: 0, awaited: None };
-    let cases: [(&dyn Fn(&mut TransportState), &str); 18] = [
+    let cases: [(Change, &str); 18] = [
         (&|s| s.device_id = 2, "has virtio device 2 where this machine has 4"),
         (&|s| s.status = 7, "status 0x7"),
         (&|s| s.status = 0x10f, "status 0x10f"),
