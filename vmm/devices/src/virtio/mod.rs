@@ -95,6 +95,9 @@ pub enum RestoreError {
         /// Of the device.
         present: u32,
     },
+    /// More connections than a device has.
+    #[error("it names {0} connections, more than there can be; the snapshot is damaged")]
+    Connections(usize),
 }
 
 /// A device as its transport and the event loop share it.

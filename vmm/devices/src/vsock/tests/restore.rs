@@ -95,6 +95,15 @@ impl Guest {
         self.give_event_buffer();
     }
 
+    /// Every connection of before gets a RST, even where the guest had not yet heard that it was accepted.
+    fn expect_resets(&mut self, connections: &[Ports]) {
+        let mut told: Vec<_> = connections.iter().map(|_| self.expect(Op::Rst).header).collect();
+        told.sort_by_key(|header| header.src_port);
+        let told: Vec<_> =
+            told.iter().map(|header| Ports { host: header.src_port, guest: header.dst_port }).collect();
+        assert_eq!(told, connections);
+    }
+
     /// What is used of the guest's packets.
     fn taken_packets(&mut self) -> usize {
         std::iter::from_fn(|| self.tx.used()).count()
@@ -135,7 +144,9 @@ fn the_source_keeps_its_connections_and_the_fork_gets_new_ones() {
     talk(&mut guest, &mut stream, &mut by_guest);
     assert!(guest.event().is_none(), "nothing was reset");
 
+    fork.expect_nothing();
     fork.handle_reset();
+    fork.expect_resets(&[by_guest.ports, by_host.ports]);
     assert_eq!(fork.counter("streams"), 0);
     for mut stale in [stale_host, stale_guest] {
         stale.send(&mut fork, Op::Rw, 0, b"of before");
@@ -167,6 +178,7 @@ fn packets_on_their_way_are_taken_and_traffic_goes_on() {
         assert_eq!((refusal.src_port, refusal.dst_port), (socket.ports.host, socket.ports.guest));
     }
     fork.handle_reset();
+    fork.expect_resets(&[socket.ports]);
     let (mut stream, mut socket) = fork.connect_from_host(1025, 1 << 16);
     talk(&mut fork, &mut stream, &mut socket);
 
@@ -189,6 +201,7 @@ fn an_answer_of_before_does_not_harm_a_connection_of_now() {
     stale.send(&mut fork, Op::Response, 0, &[]);
     assert_eq!(fork.expect(Op::Rst).header.src_port, request.src_port);
     fork.handle_reset();
+    fork.expect_resets(&[stale.ports]);
     let socket = fork.accept(1025);
     assert_ne!(socket.ports.host, request.src_port);
     assert_eq!(read_line(&client), format!("OK {}\n", socket.ports.host));
@@ -198,7 +211,7 @@ fn an_answer_of_before_does_not_harm_a_connection_of_now() {
 fn a_hundred_clients_wait_until_the_guest_has_handled_the_reset() {
     for (event_idx, clients) in [(true, 1), (false, 1), (true, 100)] {
         let mut guest = Guest::with_events();
-        guest.connect_from_host(1025, 1 << 16);
+        let (_client, stale) = guest.connect_from_host(1025, 1 << 16);
         let mut fork = guest.asleep(event_idx);
         let early = fork.client(b"CONNECT 7\n");
         fork.settle();
@@ -210,6 +223,7 @@ fn a_hundred_clients_wait_until_the_guest_has_handled_the_reset() {
         assert_eq!(fork.event(), Some(0));
         fork.expect_nothing();
         fork.give_event_buffer();
+        fork.expect_resets(&[stale.ports]);
         let mut sockets: Vec<_> = (0..clients).map(|_| fork.accept(7)).collect();
         for stream in &mut waiting {
             let port: u32 = read_line(stream).trim().strip_prefix("OK ").unwrap().parse().unwrap();
@@ -243,6 +257,42 @@ fn a_guest_that_connects_before_it_handles_the_reset_is_answered_after() {
     let mut stream = service.accept().unwrap().0;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     talk(&mut fork, &mut stream, &mut socket);
+}
+
+/// A connection of before whose ports the guest uses anew is not ended in the name of the old one.
+#[test]
+fn ports_may_be_used_anew_at_once() {
+    let mut guest = Guest::with_events();
+    let service = guest.service(1024);
+    let (_stream, stale) = guest.connect_to_host(&service, PORTS, 1 << 16);
+    let mut fork = guest.fork();
+    let service = fork.service(1024);
+    let mut socket = Socket::new(stale.ports.host, stale.ports.guest, 1 << 16);
+    socket.send(&mut fork, Op::Request, 0, &[]);
+    fork.handle_reset();
+    socket.heard(&fork.expect(Op::Response).header);
+    let mut stream = service.accept().unwrap().0;
+    talk(&mut fork, &mut stream, &mut socket);
+}
+
+/// What the guest was to be told and had no buffer for: a refusal, and an acceptance.
+#[test]
+fn answers_that_were_not_sent_become_resets() {
+    let mut guest = Guest::with(true, 0);
+    (0..8).for_each(|_| guest.give_event_buffer());
+    let _service = guest.service(1024);
+    let refused = Ports { host: 9, guest: 5001 };
+    for ports in [PORTS, refused] {
+        Socket::new(ports.host, ports.guest, 100).send(&mut guest, Op::Request, 0, &[]);
+    }
+    assert_eq!((guest.counter("refused"), guest.counter("guest_connects")), (1, 1));
+    // Over two snapshots, as nothing could be told in between.
+    let mut fork = guest.fork().fork();
+    fork.handle_reset();
+    fork.handle_reset();
+    fork.give_unused_buffers(8);
+    fork.expect_resets(&[refused, PORTS]);
+    fork.expect_nothing();
 }
 
 #[test]

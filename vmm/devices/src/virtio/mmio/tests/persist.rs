@@ -247,7 +247,7 @@ type Change<'a> = &'a dyn Fn(&mut TransportState);
 fn states_that_cannot_be_are_refused() {
     let (f, _) = booted(Box::new(Rng::new()));
     let good = f.transport.save().unwrap();
-    let vsock = VsockState { guest_cid: 3, next_host_port: 0, awaited: None };
+    let vsock = VsockState { guest_cid: 3, next_host_port: 0, gone: Vec::new(), awaited: None };
     let cases: [(Change, &str); 18] = [
         (&|s| s.device_id = 2, "has virtio device 2 where this machine has 4"),
         (&|s| s.status = 7, "status 0x7"),
@@ -266,7 +266,7 @@ fn states_that_cannot_be_are_refused() {
         (&|s| s.queues[0].driver = 0x20000, "not in guest memory"),
         (&|s| s.queues[0].device = !0xf, "not in guest memory"),
         (&|s| s.queues[0].ready = false, "did not set its queue up"),
-        (&|s| s.live.as_mut().unwrap().device = DeviceState::Vsock(vsock), "another kind"),
+        (&|s| s.live.as_mut().unwrap().device = DeviceState::Vsock(vsock.clone()), "another kind"),
     ];
     for (change, told) in cases {
         let mut state = good.clone();
@@ -280,14 +280,23 @@ fn states_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn the_guests_context_id_has_to_stay() {
+fn a_socket_device_checks_its_state() {
     let error = RestoreError::ContextId { saved: 3, present: 4 };
     assert!(error.to_string().contains("is 3, this machine's 4"));
     let dir = tempfile::tempdir().unwrap();
     let mut device = Vsock::new(4, &dir.path().join("v")).unwrap();
-    let saved = DeviceState::Vsock(VsockState { guest_cid: 3, next_host_port: 1 << 30, awaited: None });
+    let saved = DeviceState::Vsock(VsockState {
+        guest_cid: 3,
+        next_host_port: 1 << 30,
+        gone: Vec::new(),
+        awaited: None,
+    });
     assert_eq!(device.restore(&saved), Err(error));
     assert_eq!(device.restore(&DeviceState::Stateless), Err(RestoreError::OtherDevice));
+    let mut saved = VsockState { guest_cid: 4, next_host_port: 0, gone: vec![(1, 2); 2048], awaited: None };
+    assert_eq!(device.restore(&DeviceState::Vsock(saved.clone())), Ok(()));
+    saved.gone.push((1, 2));
+    assert_eq!(device.restore(&DeviceState::Vsock(saved)), Err(RestoreError::Connections(2049)));
 }
 
 fn address() -> impl Strategy<Value = u64> {
@@ -322,6 +331,7 @@ prop_compose! {
         interrupt_status in prop_oneof![20 => 0..4_u32, 1 => any::<u32>()],
         config_generation: u32,
         next_host_port: u32,
+        gone in prop::collection::vec(any::<(u32, u32)>(), 0..200),
         awaited: Option<u16>,
     ) -> TransportState {
         let positions = positions
@@ -330,7 +340,7 @@ prop_compose! {
                 QueuePosition { next_avail, next_used, unannounced, broken: broken && next_avail < 0x4000 }
             })
             .collect();
-        let vsock = VsockState { guest_cid: 3, next_host_port, awaited };
+        let vsock = VsockState { guest_cid: 3, next_host_port, gone, awaited };
         let device = if queues == 1 { DeviceState::Stateless } else { DeviceState::Vsock(vsock) };
         TransportState {
             device_id,
