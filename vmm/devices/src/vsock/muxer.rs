@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
@@ -16,11 +16,16 @@ use super::connection::{Connection, Phase};
 use super::host::{Client, Greeting, ListenError, Listener};
 use super::metrics::Metrics;
 use super::packet::{HOST_CID, Header, Op, Ports, TYPE_STREAM};
+use super::restore::VsockState;
 use super::segments::{ChainError, RxBuffer, TxPacket};
-use super::table::{Key, Place, Stream, Table};
+use super::table::{Key, MAX_STREAMS, Place, Stream, Table};
+use crate::virtio::RestoreError;
 
 /// Refusals that may wait for a guest buffer. While there are as many, no packets are taken from the guest.
 const MAX_REFUSALS: usize = 128;
+
+/// Connections of before a restore that are remembered: all that there can be, and those of an earlier snapshot.
+const MAX_GONE: usize = 2 * MAX_STREAMS;
 
 /// How exactly timeouts are kept.
 const TICK: Duration = Duration::from_millis(100);
@@ -62,8 +67,12 @@ pub(super) struct Muxer {
     listening: bool,
     /// The driver is there.
     started: bool,
+    /// Connections wait until the guest has heard that those of before are gone.
+    held: bool,
     table: Table,
     refusals: VecDeque<Header>,
+    /// Connections of before a restore, of which the guest has to hear once more; at most [`MAX_GONE`].
+    gone: VecDeque<Ports>,
     metrics: Metrics,
 }
 
@@ -85,8 +94,10 @@ impl Muxer {
             ticking: false,
             listening: false,
             started: false,
+            held: false,
             table: Table::new(),
             refusals: VecDeque::new(),
+            gone: VecDeque::new(),
             metrics: Metrics::default(),
         })
     }
@@ -126,8 +137,53 @@ impl Muxer {
     pub(super) fn stop(&mut self) {
         self.started = false;
         self.stop_listening();
+        self.held = false;
         self.table = Table::new();
         self.refusals.clear();
+        self.gone.clear();
+    }
+
+    /// From now on connections wait, and are opened after [`Self::release`]. Refusals do not wait: they are what packets of
+    /// connections of before are answered with.
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Opens the connections that waited.
+    pub(super) fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// What a snapshot keeps of it; see [`VsockState`].
+    pub(super) fn save(&self, awaited: Option<u16>) -> VsockState {
+        let refused =
+            self.refusals.iter().map(|refusal| Ports { host: refusal.src_port, guest: refusal.dst_port });
+        let gone = self.table.ports().chain(refused).chain(self.gone.iter().copied());
+        // Sorted, so that the same state gives the same bytes.
+        let gone: BTreeSet<_> = gone.map(|ports| (ports.host, ports.guest)).collect();
+        VsockState {
+            guest_cid: self.guest_cid,
+            next_host_port: self.table.next_host_port(),
+            gone: gone.into_iter().take(MAX_GONE).collect(),
+            awaited,
+        }
+    }
+
+    /// Takes over what [`Self::save`] kept.
+    ///
+    /// # Errors
+    /// [`RestoreError`]: another context id, or more connections than there can be.
+    pub(super) fn restore(&mut self, state: &VsockState) -> Result<(), RestoreError> {
+        let (saved, present) = (state.guest_cid, self.guest_cid);
+        if saved != present {
+            return Err(RestoreError::ContextId { saved, present });
+        }
+        if state.gone.len() > MAX_GONE {
+            return Err(RestoreError::Connections(state.gone.len()));
+        }
+        self.table.set_next_host_port(state.next_host_port);
+        self.gone = state.gone.iter().map(|&(host, guest)| Ports { host, guest }).collect();
+        Ok(())
     }
 
     /// Whether the guest's packets have to wait for it to take refusals first.
@@ -212,6 +268,16 @@ impl Muxer {
         if !self.refusals.is_empty() {
             return 1;
         }
+        if self.held {
+            return 0;
+        }
+        while let Some(&ports) = self.gone.front() {
+            if self.table.find(ports).is_none() {
+                return 1;
+            }
+            // The guest has used the ports anew.
+            self.gone.pop_front();
+        }
         while let Some(place) = self.table.front() {
             match self.table.connection(place) {
                 Some(connection) if connection.has_output() => return connection.wanted_buffers(),
@@ -226,6 +292,9 @@ impl Muxer {
         let Some(first) = buffers.first_mut() else { return 0 };
         let used = if let Some(refusal) = self.refusals.pop_front() {
             first.finish(&refusal);
+            1
+        } else if let Some(ports) = self.gone.pop_front() {
+            first.finish(&Header::reset(self.guest_cid.into(), ports));
             1
         } else {
             let Some(place) = self.table.front() else { return 0 };
