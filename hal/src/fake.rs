@@ -9,8 +9,10 @@
 //! let hypervisor = FakeHypervisor::new()
 //!     .script(0, [Script::IoIn { port: 0x3fd, size: 1 }, Script::IoOut { port: 0x600, data: vec![1] }]);
 //! let log = hypervisor.log();
-//! let vm = hypervisor.create_vm(memory::create(4096, memory::HugePages::Never).unwrap()).unwrap();
-//! let mut vcpu = vm.create_vcpu(0, 1, VcpuEntry { rip: 0x10_0000, boot_params: 0x7000 }).unwrap();
+//! let vm = hypervisor.create_vm().unwrap();
+//! vm.set_memory(memory::create(4096, memory::HugePages::Never).unwrap()).unwrap();
+//! let mut vcpu = vm.create_vcpu(0).unwrap();
+//! vcpu.boot(1, VcpuEntry { rip: 0x10_0000, boot_params: 0x7000 }).unwrap();
 //! if let Exit::IoIn { port: 0x3fd, data } = vcpu.run().unwrap() {
 //!     data.fill(0x60);
 //! }
@@ -18,16 +20,26 @@
 //! assert_eq!(log.lock().answers, [(0, vec![0x60])]);
 //! ```
 //!
-//! A vCPU whose script has ended waits as a halted guest does, until it is kicked.
+//! A vCPU whose script has ended waits as a halted guest does, until it is kicked. A vCPU that is restored goes on where the
+//! saved one was in its script: give both hypervisors the same one.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Exit, HalError, Hypervisor, Kick, SystemEvent, Vcpu, VcpuEntry, Vm};
+use crate::kvm::processor;
+use crate::{
+    Exit, ForeignProcessor, HalError, Hypervisor, Kick, Processor, SystemEvent, Vcpu, VcpuEntry, VcpuState,
+    Vm, VmState,
+};
+
+/// The vendor of the fake processor.
+pub const VENDOR: &str = "FakeHardware";
 
 /// One thing a vCPU does; each but the last two is the [`Exit`] of the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +85,20 @@ pub enum Script {
 pub enum Step {
     /// [`Hypervisor::create_vm`].
     CreateVm,
+    /// [`Vm::set_memory`].
+    SetMemory,
     /// [`Vm::create_vcpu`] of this index.
     CreateVcpu(u8),
+    /// [`Vcpu::boot`] of this index.
+    Boot(u8),
+    /// [`Vcpu::save`] of this index.
+    SaveVcpu(u8),
+    /// [`Vcpu::restore`] of this index.
+    RestoreVcpu(u8),
+    /// [`Vm::save`].
+    SaveVm,
+    /// [`Vm::restore`].
+    RestoreVm,
     /// [`Vm::register_irqfd`] of this line.
     RegisterIrqfd(u32),
     /// [`Vm::register_ioeventfd`] at this address.
@@ -82,19 +106,29 @@ pub enum Step {
 }
 
 impl Step {
+    fn refused(self, why: &str) -> HalError {
+        HalError { what: self.name(), source: io::Error::other(why.to_owned()) }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::CreateVm => "create the VM (fake)",
+            Self::SetMemory => "give the VM its memory (fake)",
             Self::CreateVcpu(_) => "create a processor (fake)",
+            Self::Boot(_) => "boot a processor (fake)",
+            Self::SaveVcpu(_) => "save a processor (fake)",
+            Self::RestoreVcpu(_) => "restore a processor (fake)",
+            Self::SaveVm => "save the VM (fake)",
+            Self::RestoreVm => "restore the VM (fake)",
             Self::RegisterIrqfd(_) => "connect an interrupt line (fake)",
             Self::RegisterIoeventfd(_) => "connect a doorbell (fake)",
         }
     }
 }
 
-/// A vCPU that was made.
+/// A vCPU that was booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MadeVcpu {
+pub struct Boot {
     /// Its index.
     pub index: u8,
     /// How many there were to be.
@@ -117,10 +151,22 @@ pub struct Ioeventfd {
 /// What the code under test has done.
 #[derive(Debug, Default)]
 pub struct Log {
-    /// The memory of each VM made.
-    pub vms: Vec<GuestMemoryMmap>,
-    /// The vCPUs made, in order.
-    pub vcpus: Vec<MadeVcpu>,
+    /// How many VMs were made.
+    pub vms: usize,
+    /// The memory each VM was given.
+    pub memories: Vec<GuestMemoryMmap>,
+    /// Indices of the vCPUs made, in order.
+    pub vcpus: Vec<u8>,
+    /// The vCPUs booted, in order.
+    pub boots: Vec<Boot>,
+    /// What was saved of vCPUs, in order.
+    pub saves: Vec<VcpuState>,
+    /// What vCPUs were restored from, in order.
+    pub restores: Vec<VcpuState>,
+    /// What was saved of VMs, in order.
+    pub vm_saves: Vec<VmState>,
+    /// What VMs were restored from, in order.
+    pub vm_restores: Vec<VmState>,
     /// The interrupt lines connected: line and the eventfd that raises it.
     pub irqfds: Vec<(u32, EventFd)>,
     /// The doorbells connected.
@@ -158,9 +204,19 @@ struct Shared {
     log: SharedLog,
     scripts: Mutex<HashMap<u8, VecDeque<Script>>>,
     failures: Mutex<HashMap<Step, i32>>,
+    vendor: Mutex<Option<String>>,
 }
 
 impl Shared {
+    /// The only CPUID leaf that the fake processor has: EBX, EDX and ECX are its vendor.
+    fn cpuid(&self) -> Vec<kvm_cpuid_entry2> {
+        let vendor = lock(&self.vendor);
+        let mut bytes = vendor.as_deref().unwrap_or(VENDOR).bytes();
+        let mut word = || u32::from_le_bytes(std::array::from_fn(|_| bytes.next().unwrap_or(0)));
+        let (ebx, edx, ecx) = (word(), word(), word());
+        vec![kvm_cpuid_entry2 { ebx, edx, ecx, ..Default::default() }]
+    }
+
     fn check(&self, step: Step) -> Result<(), HalError> {
         match lock(&self.failures).get(&step) {
             Some(errno) => Err(HalError { what: step.name(), source: io::Error::from_raw_os_error(*errno) }),
@@ -190,6 +246,13 @@ impl FakeHypervisor {
         self
     }
 
+    /// The host's processor is of this `vendor` (at most 12 characters), not of [`VENDOR`].
+    #[must_use]
+    pub fn vendor(self, vendor: &str) -> Self {
+        *lock(&self.shared.vendor) = Some(vendor.to_owned());
+        self
+    }
+
     /// What has been done so far, and from now on.
     #[must_use]
     pub fn log(&self) -> SharedLog {
@@ -198,30 +261,73 @@ impl FakeHypervisor {
 }
 
 impl Hypervisor for FakeHypervisor {
-    fn create_vm(&self, memory: GuestMemoryMmap) -> Result<Arc<dyn Vm>, HalError> {
+    fn create_vm(&self) -> Result<Arc<dyn Vm>, HalError> {
         self.shared.check(Step::CreateVm)?;
-        self.shared.log.lock().vms.push(memory);
-        Ok(Arc::new(FakeVm { shared: Arc::clone(&self.shared) }))
+        self.shared.log.lock().vms += 1;
+        Ok(Arc::new(FakeVm {
+            shared: Arc::clone(&self.shared),
+            has_memory: Arc::default(),
+            clock: Mutex::new(0),
+        }))
+    }
+
+    fn check_processor(&self, vcpu: &VcpuState) -> Result<(), ForeignProcessor> {
+        processor::check(&vcpu.cpuid, &self.shared.cpuid())
+    }
+
+    fn processor(&self) -> Processor {
+        Processor::of(&self.shared.cpuid())
     }
 }
 
 struct FakeVm {
     shared: Arc<Shared>,
+    has_memory: Arc<AtomicBool>,
+    /// Goes on by one with each save.
+    clock: Mutex<u64>,
 }
 
 impl Vm for FakeVm {
-    fn create_vcpu(&self, index: u8, count: u8, entry: VcpuEntry) -> Result<Box<dyn Vcpu>, HalError> {
+    fn set_memory(&self, memory: GuestMemoryMmap) -> Result<(), HalError> {
+        self.shared.check(Step::SetMemory)?;
+        if self.has_memory.swap(true, Ordering::SeqCst) {
+            return Err(Step::SetMemory.refused("it has some already"));
+        }
+        self.shared.log.lock().memories.push(memory);
+        Ok(())
+    }
+
+    fn create_vcpu(&self, index: u8) -> Result<Box<dyn Vcpu>, HalError> {
         self.shared.check(Step::CreateVcpu(index))?;
-        self.shared.log.lock().vcpus.push(MadeVcpu { index, count, entry });
+        self.shared.log.lock().vcpus.push(index);
         let script = lock(&self.shared.scripts).remove(&index).unwrap_or_default();
         Ok(Box::new(FakeVcpu {
             index,
             script,
+            position: 0,
             pending: false,
             buffer: Vec::new(),
             flag: Arc::default(),
-            log: self.shared.log.clone(),
+            has_memory: Arc::clone(&self.has_memory),
+            shared: Arc::clone(&self.shared),
         }))
+    }
+
+    fn save(&self) -> Result<VmState, HalError> {
+        self.shared.check(Step::SaveVm)?;
+        let mut clock = lock(&self.clock);
+        *clock += 1;
+        let mut state = VmState::default();
+        state.clock.clock = *clock;
+        self.shared.log.lock().vm_saves.push(state.clone());
+        Ok(state)
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), HalError> {
+        self.shared.check(Step::RestoreVm)?;
+        *lock(&self.clock) = state.clock.clock;
+        self.shared.log.lock().vm_restores.push(state.clone());
+        Ok(())
     }
 
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), HalError> {
@@ -269,12 +375,15 @@ impl Kick for ExitFlag {
 struct FakeVcpu {
     index: u8,
     script: VecDeque<Script>,
+    /// Steps of the script that were taken.
+    position: u64,
     /// A read waits in `buffer` for the answer to be taken.
     pending: bool,
     /// What the exits' slices borrow.
     buffer: Vec<u8>,
     flag: Arc<ExitFlag>,
-    log: SharedLog,
+    has_memory: Arc<AtomicBool>,
+    shared: Arc<Shared>,
 }
 
 impl FakeVcpu {
@@ -284,17 +393,62 @@ impl FakeVcpu {
         self.buffer = vec![0; size];
         &mut self.buffer
     }
+
+    /// Takes the answer to the last read, if that was the last exit.
+    fn complete_access(&mut self) {
+        if std::mem::take(&mut self.pending) {
+            self.shared.log.lock().answers.push((self.index, std::mem::take(&mut self.buffer)));
+        }
+    }
+
+    fn needs_memory(&self, step: Step) -> Result<(), HalError> {
+        self.shared.check(step)?;
+        if self.has_memory.load(Ordering::SeqCst) {
+            Ok(())
+        } else {
+            Err(step.refused("the VM has no memory yet"))
+        }
+    }
 }
 
 impl Vcpu for FakeVcpu {
-    fn run(&mut self) -> Result<Exit<'_>, HalError> {
-        if std::mem::take(&mut self.pending) {
-            self.log.lock().answers.push((self.index, std::mem::take(&mut self.buffer)));
+    fn boot(&mut self, count: u8, entry: VcpuEntry) -> Result<(), HalError> {
+        self.needs_memory(Step::Boot(self.index))?;
+        self.shared.log.lock().boots.push(Boot { index: self.index, count, entry });
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<VcpuState, HalError> {
+        self.shared.check(Step::SaveVcpu(self.index))?;
+        self.flag.set(true);
+        self.complete_access();
+        let mut state = VcpuState { index: self.index, cpuid: self.shared.cpuid(), ..VcpuState::default() };
+        state.regs.rip = self.position;
+        self.shared.log.lock().saves.push(state.clone());
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), HalError> {
+        let step = Step::RestoreVcpu(self.index);
+        self.needs_memory(step)?;
+        if state.index != self.index {
+            return Err(step.refused("it was another processor"));
         }
+        self.position = state.regs.rip;
+        let taken = usize::try_from(self.position).unwrap_or(usize::MAX).min(self.script.len());
+        self.script.drain(..taken);
+        self.shared.log.lock().restores.push(state.clone());
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<Exit<'_>, HalError> {
+        self.complete_access();
         if *lock(&self.flag.on) {
             return Ok(Exit::Interrupted);
         }
-        Ok(match self.script.pop_front().unwrap_or(Script::Busy) {
+        let next = self.script.pop_front();
+        self.position += u64::from(next.is_some());
+        Ok(match next.unwrap_or(Script::Busy) {
             Script::IoIn { port, size } => Exit::IoIn { port, data: self.expect_answer(size) },
             Script::IoOut { port, data } => {
                 self.buffer = data;
@@ -328,7 +482,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn note_pause(&mut self) {
-        self.log.lock().pauses.push(self.index);
+        self.shared.log.lock().pauses.push(self.index);
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {
@@ -346,7 +500,9 @@ mod tests {
     const ENTRY: VcpuEntry = VcpuEntry { rip: 0x100_0000, boot_params: 0x7000 };
 
     fn vm(hypervisor: &FakeHypervisor) -> Arc<dyn Vm> {
-        hypervisor.create_vm(create(4096, HugePages::Never).unwrap()).unwrap()
+        let vm = hypervisor.create_vm().unwrap();
+        vm.set_memory(create(4096, HugePages::Never).unwrap()).unwrap();
+        vm
     }
 
     #[test]
@@ -360,7 +516,7 @@ mod tests {
                 Script::Shutdown,
             ],
         );
-        let mut vcpu = vm(&hypervisor).create_vcpu(0, 1, ENTRY).unwrap();
+        let mut vcpu = vm(&hypervisor).create_vcpu(0).unwrap();
         let Exit::MmioRead { addr: 0xd000_0000, data } = vcpu.run().unwrap() else { panic!("not the read") };
         data.copy_from_slice(b"virt");
         assert!(hypervisor.log().lock().answers.is_empty());
@@ -374,7 +530,7 @@ mod tests {
     fn immediate_exit_completes_a_read_and_runs_nothing_until_it_is_off() {
         let hypervisor =
             FakeHypervisor::new().script(0, [Script::IoIn { port: 0x3f8, size: 1 }, Script::Shutdown]);
-        let mut vcpu = vm(&hypervisor).create_vcpu(0, 1, ENTRY).unwrap();
+        let mut vcpu = vm(&hypervisor).create_vcpu(0).unwrap();
         let Exit::IoIn { data, .. } = vcpu.run().unwrap() else { panic!("not the read") };
         data.fill(7);
         vcpu.set_immediate_exit(true);
@@ -388,7 +544,7 @@ mod tests {
     #[test]
     fn a_busy_vcpu_comes_back_when_kicked_whether_before_or_during_the_run() {
         let hypervisor = FakeHypervisor::new();
-        let mut vcpu = vm(&hypervisor).create_vcpu(3, 4, ENTRY).unwrap();
+        let mut vcpu = vm(&hypervisor).create_vcpu(3).unwrap();
         let kicker = vcpu.kicker();
         kicker.kick();
         assert_eq!(vcpu.run().unwrap(), Exit::Interrupted);
@@ -407,11 +563,11 @@ mod tests {
         let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         vm.register_irqfd(&event, 5).unwrap();
         vm.register_ioeventfd(&event, 0xd000_0050, 1).unwrap();
-        vm.create_vcpu(1, 2, ENTRY).unwrap();
+        vm.create_vcpu(1).unwrap().boot(2, ENTRY).unwrap();
         let log = hypervisor.log();
         let log = log.lock();
-        assert_eq!(log.vms.len(), 1);
-        assert_eq!(log.vcpus, [MadeVcpu { index: 1, count: 2, entry: ENTRY }]);
+        assert_eq!((log.vms, log.memories.len(), log.vcpus.as_slice()), (1, 1, &[1][..]));
+        assert_eq!(log.boots, [Boot { index: 1, count: 2, entry: ENTRY }]);
         assert_eq!(log.irqfds[0].0, 5);
         assert_eq!(log.ioeventfds[0].address, 0xd000_0050);
         assert_eq!(log.ioeventfds[0].value, 1);
@@ -426,12 +582,12 @@ mod tests {
             .failing(Step::RegisterIrqfd(6), libc::EBUSY);
         let vm = vm(&hypervisor);
         let event = EventFd::new(0).unwrap();
-        vm.create_vcpu(0, 2, ENTRY).unwrap();
-        let error = vm.create_vcpu(1, 2, ENTRY).err().unwrap();
+        vm.create_vcpu(0).unwrap();
+        let error = vm.create_vcpu(1).err().unwrap();
         assert_eq!(error.source.raw_os_error(), Some(libc::EEXIST));
         vm.register_irqfd(&event, 5).unwrap();
         assert!(vm.register_irqfd(&event, 6).is_err());
         let hypervisor = FakeHypervisor::new().failing(Step::CreateVm, libc::ENOMEM);
-        assert!(hypervisor.create_vm(create(4096, HugePages::Never).unwrap()).is_err());
+        assert!(hypervisor.create_vm().is_err());
     }
 }

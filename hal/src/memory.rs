@@ -1,18 +1,21 @@
-//! Guest memory: one sealed memfd, mapped in at most two regions around the MMIO gap.
+//! Guest memory: at most two regions around the MMIO gap, private to this process.
 //!
-//! The mapping is `MAP_SHARED`, so the memfd *is* the guest's memory: what the guest wrote can be read from the file, and
-//! another VM can map the same file `MAP_PRIVATE` and so begin as a copy-on-write clone of it. (A private mapping of a
-//! fresh VM would keep the guest's writes in anonymous pages, out of the file's reach.) The file stays open as each
-//! region's [`vm_memory::FileOffset`]. Its size is sealed: a file that shrinks under a mapping would end the VMM by SIGBUS.
+//! The memory of a VM that boots is anonymous. The memory of a VM that goes on from a snapshot is the snapshot's file, mapped
+//! `MAP_PRIVATE`: all VMs that go on from it share the page cache, and none ever writes to the file. In both cases what the
+//! VM itself wrote are exactly its anonymous pages ([`written`]), and a snapshot of it is these pages ([`copy_out`]).
+//!
+//! A memory file holds the regions one after the other, so that the region above the gap continues the one below. A snapshot
+//! of a VM that went on from another is a file of the same length that holds only the pages written since, given as
+//! [`Run`]s; the rest are holes.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MmapRegion,
 };
 
@@ -24,14 +27,39 @@ pub const MMIO_GAP_END: u64 = 0x1_0000_0000;
 /// Guest memory is a multiple of this many bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// A chain of snapshots may have so many runs. Each can split a mapping into three, and a process may have 65,530 of them
+/// (`/proc/sys/vm/max_map_count`).
+pub const MAX_RUNS: usize = 30_000;
+
+/// Bytes that [`copy_out`] reads and writes at once.
+const PIECE: usize = 1 << 20;
+
 /// Whether to ask the kernel for transparent huge pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HugePages {
-    /// Use them where the kernel lets memfds have them (`/sys/kernel/mm/transparent_hugepage/shmem_enabled` is `advise`,
-    /// `within_size` or `always`), else quietly 4 KiB pages. Fewer nested page faults, coarser memory use.
+    /// Use them where the kernel has them (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise` or `always`), else
+    /// quietly 4 KiB pages. Fewer nested page faults, coarser memory use.
     WhenPossible,
     /// 4 KiB pages only, whatever the kernel's default is.
     Never,
+}
+
+/// Neighbouring pages of a memory file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The first one: offset in the file divided by [`PAGE_SIZE`].
+    pub first: u64,
+    /// How many; at least one.
+    pub count: u64,
+}
+
+/// Pages that a snapshot has in place of those below it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// Its memory file, as long as the memory.
+    pub file: &'a File,
+    /// Where it has pages: ascending, none twice.
+    pub runs: &'a [Run],
 }
 
 /// Guest memory could not be made.
@@ -40,26 +68,53 @@ pub enum MemoryError {
     /// Zero, or not a multiple of the page size, or too large for an address.
     #[error("guest memory of {0} bytes is not possible: give a multiple of 4096 greater than zero")]
     Size(u64),
-    /// The kernel refused the memfd.
-    #[error(
-        "create guest memory of {bytes} bytes (memfd): {source}; give the VM less memory or free some on the host"
-    )]
-    Create {
-        /// Its size.
-        bytes: u64,
-        /// What the kernel said.
-        source: io::Error,
-    },
     /// The kernel refused the mapping.
     #[error(
         "map guest memory of {bytes} bytes: {reason}; give the VM less memory or raise the limit on address space"
     )]
     Map {
-        /// The region's size.
+        /// The mapping's size.
         bytes: u64,
         /// What the kernel said.
         reason: String,
     },
+    /// A memory file cannot be looked at.
+    #[error("look at the memory file of snapshot {layer} of the chain: {source}; restore another snapshot")]
+    File {
+        /// 0 is the base.
+        layer: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A memory file is shorter or longer than the memory.
+    #[error(
+        "the memory file of snapshot {layer} of the chain has {found} bytes, not {wanted}: it is damaged or another VM's; \
+         restore another snapshot"
+    )]
+    Length {
+        /// 0 is the base.
+        layer: usize,
+        /// The file's length.
+        found: u64,
+        /// The memory's size.
+        wanted: u64,
+    },
+    /// A list of pages that makes no sense.
+    #[error(
+        "the list of pages of snapshot {layer} of the chain is not ascending or not within the memory (at run {run}): it is \
+         damaged; restore another snapshot"
+    )]
+    Runs {
+        /// 1 is the first above the base.
+        layer: usize,
+        /// The run, counted from 0.
+        run: usize,
+    },
+    /// Too many mappings.
+    #[error(
+        "the chain of snapshots has {0} runs of pages and at most {MAX_RUNS} can be mapped: compact it into one snapshot"
+    )]
+    TooManyRuns(usize),
 }
 
 /// The guest-physical regions that memory of `size` bytes occupies: `(start, length)`, ascending.
@@ -78,160 +133,309 @@ pub fn layout(size: u64) -> Vec<(u64, u64)> {
 /// # Errors
 /// [`MemoryError`] when the size is impossible or the kernel refuses.
 pub fn create(size: u64, huge_pages: HugePages) -> Result<GuestMemoryMmap, MemoryError> {
+    let memory = map(size, None)?;
+    advise(&memory, huge_pages);
+    Ok(memory)
+}
+
+/// Guest memory of `size` bytes as a chain of snapshots left it: the pages of `base`, over them those of each of `diffs` in
+/// turn. Only mappings are made; pages are read when they are first touched, and the guest's writes stay in this process.
+/// The files must not be made shorter as long as the memory lives: touching what is gone would end the process by SIGBUS.
+///
+/// # Errors
+/// [`MemoryError`] when the size is impossible, a file or a list of runs does not fit it, or the kernel refuses.
+pub fn restore(
+    size: u64,
+    base: &File,
+    diffs: &[Layer<'_>],
+    huge_pages: HugePages,
+) -> Result<GuestMemoryMmap, MemoryError> {
+    check_size(size)?;
+    check_length(0, base, size)?;
+    let runs = diffs.iter().map(|diff| diff.runs.len()).sum();
+    if runs > MAX_RUNS {
+        return Err(MemoryError::TooManyRuns(runs));
+    }
+    for (layer, diff) in (1..).zip(diffs) {
+        check_length(layer, diff.file, size)?;
+        check_runs(layer, diff.runs, size / PAGE_SIZE)?;
+    }
+    let memory = map(size, Some(base))?;
+    for run in diffs.iter().flat_map(|diff| diff.runs.iter().map(|run| (diff.file, *run))) {
+        let (file, run) = run;
+        overlay(&memory, file, run)?;
+    }
+    advise(&memory, huge_pages);
+    Ok(memory)
+}
+
+fn check_size(size: u64) -> Result<(), MemoryError> {
     if size == 0 || !size.is_multiple_of(PAGE_SIZE) || i64::try_from(size).is_err() {
         return Err(MemoryError::Size(size));
     }
-    let file = Arc::new(sealed_memfd(size).map_err(|source| MemoryError::Create { bytes: size, source })?);
+    Ok(())
+}
+
+fn check_length(layer: usize, file: &File, wanted: u64) -> Result<(), MemoryError> {
+    let found = file.metadata().map_err(|source| MemoryError::File { layer, source })?.len();
+    if found == wanted { Ok(()) } else { Err(MemoryError::Length { layer, found, wanted }) }
+}
+
+fn check_runs(layer: usize, runs: &[Run], pages: u64) -> Result<(), MemoryError> {
+    let mut free = 0;
+    for (index, run) in runs.iter().enumerate() {
+        let end = run.first.checked_add(run.count).filter(|end| *end <= pages);
+        match end {
+            Some(end) if run.count > 0 && run.first >= free => free = end,
+            _ => return Err(MemoryError::Runs { layer, run: index }),
+        }
+    }
+    Ok(())
+}
+
+/// Maps all regions, of `file` or anonymous.
+fn map(size: u64, file: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
+    check_size(size)?;
+    let mut flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    if file.is_none() {
+        flags |= libc::MAP_ANONYMOUS;
+    }
     let mut regions = Vec::with_capacity(2);
     let mut offset = 0;
     for (start, length) in layout(size) {
         let map_error = |reason: String| MemoryError::Map { bytes: length, reason };
         let bytes = usize::try_from(length).map_err(|_| MemoryError::Size(size))?;
-        let mapping = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), offset), bytes)
+        let from = match file {
+            Some(file) => {
+                let file = file.try_clone().map_err(|source| MemoryError::File { layer: 0, source })?;
+                Some(FileOffset::new(file, offset))
+            }
+            None => None,
+        };
+        let mapping = MmapRegion::build(from, bytes, libc::PROT_READ | libc::PROT_WRITE, flags)
             .map_err(|e| map_error(e.to_string()))?;
-        advise(&mapping, huge_pages);
-        let region = GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::Size(size))?;
-        regions.push(region);
+        regions.push(GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::Size(size))?);
         offset += length;
     }
     GuestMemoryMmap::from_regions(regions)
         .map_err(|e| MemoryError::Map { bytes: size, reason: e.to_string() })
 }
 
-/// How many bytes of the host's memory `memory`'s file occupies, in RAM or swap; pages nobody touched count nothing.
-///
-/// # Errors
-/// What `fstat` said.
-pub fn resident_bytes(memory: &GuestMemoryMmap) -> io::Result<u64> {
-    // All regions share the one file.
-    let Some(file) = memory.iter().find_map(GuestMemoryRegion::file_offset) else { return Ok(0) };
-    // st_blocks counts units of 512 bytes whatever the file system (stat(2)).
-    Ok(file.file().metadata()?.blocks() * 512)
+/// A part of a run that lies in one region.
+struct Part {
+    /// Where it is in this process.
+    host: *mut u8,
+    /// Where it is for the guest.
+    guest: GuestAddress,
+    /// Where it is in the memory file.
+    offset: u64,
+    /// Bytes.
+    length: usize,
 }
 
-/// A memfd of exactly `size` bytes that can neither grow nor shrink.
-fn sealed_memfd(size: u64) -> io::Result<File> {
-    let file = match memfd(libc::MFD_NOEXEC_SEAL) {
-        // Kernels before 6.3 do not know the flag that says that nobody will execute this file.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => memfd(0)?,
-        other => other?,
-    };
-    file.set_len(size)?;
-    // Not F_SEAL_SEAL: a template's memory will be sealed against writing later.
-    // SAFETY: fcntl on an open descriptor with integer arguments touches no memory of ours.
-    let sealed =
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_GROW | libc::F_SEAL_SHRINK) };
-    if sealed == 0 { Ok(file) } else { Err(io::Error::last_os_error()) }
+/// Splits a run at the gap. A run that is not within the memory gives parts only for what is.
+fn parts(memory: &GuestMemoryMmap, run: Run) -> impl Iterator<Item = Part> {
+    let first = run.first.saturating_mul(PAGE_SIZE);
+    let last = run.first.saturating_add(run.count).saturating_mul(PAGE_SIZE);
+    let mut region_start = 0;
+    memory.iter().filter_map(move |region| {
+        let start = region_start;
+        region_start += region.len();
+        let (from, to) = (first.max(start), last.min(region_start));
+        let length = usize::try_from(to.checked_sub(from)?).ok().filter(|length| *length > 0)?;
+        let inside = from - start;
+        Some(Part {
+            host: region.as_ptr().wrapping_add(usize::try_from(inside).ok()?),
+            guest: GuestAddress(region.start_addr().0 + inside),
+            offset: from,
+            length,
+        })
+    })
 }
 
-fn memfd(extra_flags: libc::c_uint) -> io::Result<File> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | extra_flags;
-    // SAFETY: the name is a C string that lives for the program's life.
-    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), flags) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+/// Maps the pages of `run` from `file`, over what is there. The run must be within the memory.
+fn overlay(memory: &GuestMemoryMmap, file: &File, run: Run) -> Result<(), MemoryError> {
+    for part in parts(memory, run) {
+        let map_error =
+            |reason: io::Error| MemoryError::Map { bytes: part.length as u64, reason: reason.to_string() };
+        let offset = libc::off_t::try_from(part.offset).map_err(|e| map_error(io::Error::other(e)))?;
+        // SAFETY: the range lies in a region of guest memory, whose bytes nobody else uses yet and which no Rust reference
+        // points to; the region unmaps its whole range whatever is mapped there.
+        let address = unsafe {
+            libc::mmap(
+                part.host.cast(),
+                part.length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(map_error(io::Error::last_os_error()));
+        }
     }
-    // SAFETY: the descriptor was made just now and nobody else owns it.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    Ok(())
 }
 
 /// Tells the kernel about huge pages, and to leave guest memory out of core dumps. Both are hints: where the kernel was
 /// built without them the VM runs all the same.
-fn advise(mapping: &MmapRegion, huge_pages: HugePages) {
+fn advise(memory: &GuestMemoryMmap, huge_pages: HugePages) {
     let huge = match huge_pages {
         HugePages::WhenPossible => libc::MADV_HUGEPAGE,
         HugePages::Never => libc::MADV_NOHUGEPAGE,
     };
-    for advice in [huge, libc::MADV_DONTDUMP] {
-        // SAFETY: the range is exactly the mapping, and neither advice changes what it contains.
-        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
+    for region in memory.iter() {
+        for advice in [huge, libc::MADV_DONTDUMP] {
+            // SAFETY: the range is exactly the region, and neither advice changes what it contains.
+            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use vm_memory::Bytes;
+/// Entries of `/proc/self/pagemap`, one per page (Documentation/admin-guide/mm/pagemap.rst): 8 bytes, of which these bits say
+/// that the page is in RAM, in swap, and that it is a file's.
+const PAGEMAP_ENTRY: u64 = 8;
+const PAGEMAP_PRESENT: u64 = 1 << 63;
+const PAGEMAP_SWAPPED: u64 = 1 << 62;
+const PAGEMAP_FILE: u64 = 1 << 61;
+/// Entries that are read at once.
+const PAGEMAP_CHUNK: usize = 8192;
 
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn memory_begins_zeroed_takes_what_is_touched_and_is_seen_through_its_file() {
-        let memory = create(64 * MIB, HugePages::Never).unwrap();
-        assert_eq!(resident_bytes(&memory).unwrap(), 0);
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1234)).unwrap(), 0);
-        memory.write_slice(b"guest", GuestAddress(32 * MIB)).unwrap();
-        let resident = resident_bytes(&memory).unwrap();
-        assert!((4096..MIB).contains(&resident), "{resident}");
-
-        let region = memory.iter().next().unwrap();
-        let file = region.file_offset().unwrap();
-        let mut bytes = [0; 5];
-        std::os::unix::fs::FileExt::read_exact_at(file.file(), &mut bytes, 32 * MIB).unwrap();
-        assert_eq!(&bytes, b"guest");
+/// The pages that this process has written, ascending, neighbours merged (but not across the gap). Of anonymous memory, pages
+/// that were only read may be among them: the kernel maps its page of zeroes there.
+///
+/// In a child made by fork(2) these are the pages its parent had written when it was made.
+///
+/// # Errors
+/// When `/proc/self/pagemap` cannot be read.
+pub fn written(memory: &GuestMemoryMmap) -> io::Result<Vec<Run>> {
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let mut runs = Vec::new();
+    let mut buffer = vec![0; PAGEMAP_CHUNK * 8];
+    let mut page = 0;
+    for region in memory.iter() {
+        let mut current: Option<Run> = None;
+        let mut entry = region.as_ptr() as u64 / PAGE_SIZE;
+        let mut left = region.len() / PAGE_SIZE;
+        while left > 0 {
+            let now = usize::try_from(left).unwrap_or(usize::MAX).min(PAGEMAP_CHUNK);
+            let bytes = buffer.get_mut(..now * 8).unwrap_or_default();
+            pagemap.read_exact_at(bytes, entry * PAGEMAP_ENTRY)?;
+            for bits in bytes.chunks_exact(8) {
+                let bits = u64::from_ne_bytes(bits.try_into().unwrap_or_default());
+                let private = bits & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED) != 0 && bits & PAGEMAP_FILE == 0;
+                match &mut current {
+                    Some(run) if private => run.count += 1,
+                    None if private => current = Some(Run { first: page, count: 1 }),
+                    _ => runs.extend(current.take()),
+                }
+                page += 1;
+            }
+            entry += now as u64;
+            left -= now as u64;
+        }
+        runs.extend(current);
     }
+    Ok(runs)
+}
 
-    #[test]
-    fn a_private_mapping_of_the_file_is_a_copy_on_write_clone() {
-        let memory = create(4 * MIB, HugePages::Never).unwrap();
-        memory.write_slice(b"parent", GuestAddress(0x5000)).unwrap();
-        let file = memory.iter().next().unwrap().file_offset().unwrap().clone();
-        let clone = MmapRegion::<()>::build(
-            Some(file),
-            4 << 20,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
-        )
-        .unwrap();
-        let clone = GuestRegionMmap::new(clone, GuestAddress(0)).unwrap();
-        let clone = GuestMemoryMmap::from_regions(vec![clone]).unwrap();
-        clone.write_slice(b"child!", GuestAddress(0x5000)).unwrap();
-        let mut bytes = [0; 6];
-        memory.read_slice(&mut bytes, GuestAddress(0x5000)).unwrap();
-        assert_eq!(&bytes, b"parent");
+/// Joins runs over the shortest gaps between them until there are at most `most` (and at least one), so that a snapshot of them
+/// can be mapped: see [`MAX_RUNS`]. The pages in between are then part of the snapshot, too, which does no harm.
+#[must_use]
+pub fn join_runs(runs: Vec<Run>, most: usize) -> Vec<Run> {
+    let most = most.max(1);
+    if runs.len() <= most {
+        return runs;
     }
-
-    #[test]
-    fn the_file_can_neither_shrink_nor_grow() {
-        let memory = create(MIB, HugePages::WhenPossible).unwrap();
-        let file = memory.iter().next().unwrap().file_offset().unwrap().clone();
-        for size in [0, MIB - 4096, 2 * MIB] {
-            let error = file.file().set_len(size).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{size}");
+    let gap = |before: &Run, after: &Run| after.first.saturating_sub(before.first + before.count);
+    let mut gaps: Vec<u64> = runs.iter().zip(runs.iter().skip(1)).map(|(a, b)| gap(a, b)).collect();
+    // So many gaps must go, the shortest ones; others of the same length go with them.
+    let surplus = runs.len() - most;
+    let (_, longest, _) = gaps.select_nth_unstable(surplus - 1);
+    let longest = *longest;
+    let mut joined: Vec<Run> = Vec::with_capacity(most);
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if gap(last, &run) <= longest => last.count = run.first + run.count - last.first,
+            _ => joined.push(run),
         }
     }
+    joined
+}
 
-    #[test]
-    fn impossible_sizes_are_refused_with_a_sentence() {
-        for size in [0, 1, 4095, MIB + 1, u64::MAX, !4095] {
-            let error = create(size, HugePages::Never).unwrap_err();
-            assert!(matches!(error, MemoryError::Size(_)), "{size}: {error}");
+/// Writes the pages of `runs` to their places in `file`, which must be new and gets the length of the whole memory first. Pages
+/// of zeroes are left out and so are holes. Nobody may write to the memory meanwhile. Returns how many bytes were written.
+///
+/// # Errors
+/// What the kernel said, for example that the disk is full; or a run that is not within the memory.
+pub fn copy_out(memory: &GuestMemoryMmap, runs: &[Run], file: &File) -> io::Result<u64> {
+    let size: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    file.set_len(size)?;
+    let outside = |run: &Run| run.first.checked_add(run.count).is_none_or(|end| end > size / PAGE_SIZE);
+    if runs.iter().any(outside) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a run of pages is not within the memory"));
+    }
+    let mut buffer = vec![0; PIECE];
+    let mut total = 0;
+    for part in runs.iter().flat_map(|run| parts(memory, *run)) {
+        let mut done = 0;
+        while done < part.length {
+            let length = (part.length - done).min(PIECE);
+            let piece = buffer.get_mut(..length).unwrap_or_default();
+            memory.read_slice(piece, GuestAddress(part.guest.0 + done as u64)).map_err(io::Error::other)?;
+            total += write_stretches(piece, file, part.offset + done as u64)?;
+            done += length;
         }
-        let error = create(1 << 62, HugePages::Never).unwrap_err();
-        assert!(error.to_string().contains("less memory"), "{error}");
     }
+    Ok(total)
+}
 
-    #[test]
-    fn memory_above_the_gap_continues_the_file() {
-        // Nothing is touched, so this costs address space only.
-        let memory = create(4 << 30, HugePages::Never).unwrap();
-        let regions: Vec<_> =
-            memory.iter().map(|r| (r.start_addr().0, r.len(), r.file_offset().unwrap().start())).collect();
-        assert_eq!(regions, [(0, 3 << 30, 0), (4 << 30, 1 << 30, 3 << 30)]);
+/// Writes the pages of `piece` that are not all zeroes, neighbours in one go.
+fn write_stretches(piece: &[u8], file: &File, offset: u64) -> io::Result<u64> {
+    const PAGE: usize = 4096;
+    const ZEROES: [u8; PAGE] = [0; PAGE];
+    let mut at = offset;
+    let mut written = 0;
+    let is_zero = |page: &[u8]| ZEROES.starts_with(page);
+    let pages: Vec<&[u8]> = piece.chunks(PAGE).collect();
+    for stretch in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        let length = stretch.iter().map(|page| page.len()).sum::<usize>();
+        if stretch.first().is_some_and(|page| !is_zero(page)) {
+            let start = usize::try_from(at - offset).unwrap_or(usize::MAX);
+            let bytes = piece.get(start..start + length).unwrap_or_default();
+            file.write_all_at(bytes, at)?;
+            written += length as u64;
+        }
+        at += length as u64;
     }
+    Ok(written)
+}
 
-    proptest! {
-        #[test]
-        fn the_layout_holds_all_memory_and_leaves_the_gap_free(pages in 1_u64..1 << 28) {
-            let size = pages * PAGE_SIZE;
-            let regions = layout(size);
-            prop_assert_eq!(regions.iter().map(|(_, length)| length).sum::<u64>(), size);
-            for (start, length) in regions {
-                prop_assert!(length > 0);
-                prop_assert!(start + length <= MMIO_GAP_START || start >= MMIO_GAP_END);
+/// How many bytes of the host's memory, in RAM or swap, are this VM's alone: those it has [`written`]. Pages of a snapshot that
+/// it only read are the page cache's.
+///
+/// # Errors
+/// As [`written`].
+pub fn resident_bytes(memory: &GuestMemoryMmap) -> io::Result<u64> {
+    Ok(written(memory)?.iter().map(|run| run.count * PAGE_SIZE).sum())
+}
+
+/// Gives the memory of a VM that stands still back to the host: pages it wrote go to swap where there is some, pages of a
+/// snapshot are dropped. They come back when they are touched. Kernels before 5.4 cannot; there nothing happens.
+///
+/// # Errors
+/// What `madvise` said.
+pub fn reclaim(memory: &GuestMemoryMmap) -> io::Result<()> {
+    for region in memory.iter() {
+        // SAFETY: the range is exactly the region, and the advice does not change what it contains.
+        let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_PAGEOUT) };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EINVAL) {
+                return Err(error);
             }
         }
     }
+    Ok(())
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::{ForeignProcessor, Processor, VcpuState, VmState};
+
 /// An operation of the hypervisor that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
@@ -95,21 +97,52 @@ pub enum Exit<'a> {
 
 /// Makes VMs.
 pub trait Hypervisor: Send + Sync {
-    /// A VM over `memory`, with in-kernel irqchip (PIC, IOAPIC, PIT as Linux wants it) and clock, ready for vCPUs.
+    /// A VM with in-kernel irqchip (PIC, IOAPIC, PIT as Linux wants it) and clock, ready for vCPUs. It has no memory yet, so
+    /// it can be made ahead of need.
     ///
     /// # Errors
     /// [`HalError`] names the step.
-    fn create_vm(&self, memory: GuestMemoryMmap) -> Result<Arc<dyn Vm>, HalError>;
+    fn create_vm(&self) -> Result<Arc<dyn Vm>, HalError>;
+
+    /// Whether this host can go on with a vCPU that was saved elsewhere: its vendor and every feature that its guest was
+    /// told of must be here, too. To be asked before [`Vcpu::restore`].
+    ///
+    /// # Errors
+    /// [`ForeignProcessor`] names what is missing.
+    fn check_processor(&self, vcpu: &VcpuState) -> Result<(), ForeignProcessor>;
+
+    /// Which processor this host has.
+    fn processor(&self) -> Processor;
 }
 
 /// One VM.
 pub trait Vm: Send + Sync {
-    /// A vCPU with CPUID, MSRs and LAPIC set for processor `index` of `count`. Index 0 is the boot processor and starts at
-    /// `entry`; the others wait for INIT and SIPI.
+    /// Gives the VM its memory, once and before any vCPU is booted or restored. The memory stays mapped as long as the VM
+    /// or one of its vCPUs lives.
+    ///
+    /// # Errors
+    /// [`HalError`]; a second time is always one.
+    fn set_memory(&self, memory: GuestMemoryMmap) -> Result<(), HalError>;
+
+    /// Processor `index`, counted from zero, with nothing set: [`Vcpu::boot`] or [`Vcpu::restore`] it before it runs. Needs
+    /// no memory yet.
     ///
     /// # Errors
     /// [`HalError`] names the step.
-    fn create_vcpu(&self, index: u8, count: u8, entry: VcpuEntry) -> Result<Box<dyn Vcpu>, HalError>;
+    fn create_vcpu(&self, index: u8) -> Result<Box<dyn Vcpu>, HalError>;
+
+    /// The state of interrupt controllers, timer and clock. No vCPU may run meanwhile.
+    ///
+    /// # Errors
+    /// [`HalError`] names the step.
+    fn save(&self) -> Result<VmState, HalError>;
+
+    /// Brings interrupt controllers, timer and clock to a saved state; to be called after all vCPUs were restored. The
+    /// guest's monotonic clock goes on where it was saved.
+    ///
+    /// # Errors
+    /// [`HalError`] names the step.
+    fn restore(&self, state: &VmState) -> Result<(), HalError>;
 
     /// Writes to `event` raise interrupt line `gsi` (edge).
     ///
@@ -126,6 +159,27 @@ pub trait Vm: Send + Sync {
 
 /// One virtual processor; runs on the thread that owns it.
 pub trait Vcpu: Send {
+    /// Makes this processor one of `count` that are about to start: CPUID, MSRs and LAPIC are set. Index 0 is the boot
+    /// processor and starts at `entry`, with page tables and GDT written to guest memory; the others wait for INIT and SIPI.
+    ///
+    /// # Errors
+    /// [`HalError`] names the step; one is that the VM has no memory yet.
+    fn boot(&mut self, count: u8, entry: VcpuEntry) -> Result<(), HalError>;
+
+    /// Everything that [`Self::restore`] needs to go on from here. Completes a pending port or MMIO access first, without
+    /// running guest code. Afterwards the next [`Self::run`] returns [`Exit::Interrupted`], as after a [`Kick::kick`].
+    ///
+    /// # Errors
+    /// [`HalError`] names the step; one is that the pending access was only the first of several.
+    fn save(&mut self) -> Result<VcpuState, HalError>;
+
+    /// Makes this processor, which has neither been booted nor run, go on from a saved state of the same index. A state
+    /// from a file is not trusted: an impossible one is an error, or else ends in a guest that fails.
+    ///
+    /// # Errors
+    /// [`HalError`] names the step; one is that the VM has no memory yet.
+    fn restore(&mut self, state: &VcpuState) -> Result<(), HalError>;
+
     /// Runs the guest until it needs something.
     ///
     /// # Errors

@@ -1,11 +1,14 @@
 //! The real hypervisor: Linux KVM on x86-64.
 //!
 //! [`Kvm::open`] checks that the host has what a VM needs; [`Kvm`] then makes VMs (`vm`), these make processors
-//! (`vcpu`) whose CPUID (`cpuid`), MSRs and first registers (`boot`) are set before they first run.
+//! (`vcpu`) whose CPUID (`cpuid`), MSRs and first registers (`boot`) are set before they first run, or which go on from a
+//! saved state (`state`) if this host's processor has all that the saved one had (`processor`).
 
 mod boot;
 mod cpuid;
 mod kick;
+pub(crate) mod processor;
+mod state;
 mod vcpu;
 mod vm;
 
@@ -13,13 +16,15 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Cap;
-use vm_memory::GuestMemoryMmap;
 
 use crate::{HalError, Hypervisor, Vm};
 
 pub(crate) use boot::PAGE_TABLES;
 pub use boot::{BOOT_AREA_END, BOOT_AREA_START};
+pub use processor::{ForeignProcessor, Processor};
+pub use state::{VcpuState, VmState};
 
 /// Where KVM lives.
 const DEVICE: &str = "/dev/kvm";
@@ -63,6 +68,14 @@ pub enum OpenError {
     /// Something every VM needs is missing.
     #[error("this host's KVM has no {0}: update the host's kernel")]
     Lacks(&'static str),
+    /// It does not say what it can give to guests.
+    #[error("this host's KVM does not list its {what}: {source}; update the host's kernel")]
+    Unlisted {
+        /// What was asked for, with the ioctl's name.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("{DEVICE} cannot be opened: {0}; see the kernel's log (dmesg)")]
     Other(io::Error),
@@ -90,10 +103,37 @@ const NEEDED: [(Cap, &str); 6] = [
     (Cap::ImmediateExit, "immediate exit (KVM_CAP_IMMEDIATE_EXIT)"),
 ];
 
+/// What this host's KVM gives to guests; the same for all VMs.
+#[derive(Debug)]
+struct Host {
+    /// `KVM_GET_SUPPORTED_CPUID`.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    /// The in-kernel APIC has the TSC-deadline mode; old kernels do not say so in the list above.
+    tsc_deadline: bool,
+    /// The MSRs that make up a processor's state, [`state::msrs`].
+    msrs: Vec<u32>,
+}
+
+impl Host {
+    fn read(kvm: &kvm_ioctls::Kvm) -> Result<Self, OpenError> {
+        let unlisted = |what| move |e: kvm_ioctls::Error| OpenError::Unlisted { what, source: e.into() };
+        let cpuid = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(unlisted("processor's features (KVM_GET_SUPPORTED_CPUID)"))?;
+        let listed = kvm.get_msr_index_list().map_err(unlisted("MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        Ok(Self {
+            cpuid: cpuid.as_slice().to_vec(),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            msrs: state::msrs(listed.as_slice()),
+        })
+    }
+}
+
 /// An open `/dev/kvm` with everything a VM needs.
 #[derive(Debug)]
 pub struct Kvm {
-    kvm: Arc<kvm_ioctls::Kvm>,
+    kvm: kvm_ioctls::Kvm,
+    host: Arc<Host>,
 }
 
 impl Kvm {
@@ -119,13 +159,22 @@ impl Kvm {
             return Err(OpenError::Lacks(name));
         }
         kick::install_handler().map_err(OpenError::Other)?;
-        Ok(Self { kvm: Arc::new(kvm) })
+        let host = Arc::new(Host::read(&kvm)?);
+        Ok(Self { kvm, host })
     }
 }
 
 impl Hypervisor for Kvm {
-    fn create_vm(&self, memory: GuestMemoryMmap) -> Result<Arc<dyn Vm>, HalError> {
-        Ok(Arc::new(vm::KvmVm::new(&self.kvm, memory)?))
+    fn create_vm(&self) -> Result<Arc<dyn Vm>, HalError> {
+        Ok(Arc::new(vm::KvmVm::new(&self.kvm, Arc::clone(&self.host))?))
+    }
+
+    fn check_processor(&self, vcpu: &VcpuState) -> Result<(), ForeignProcessor> {
+        processor::check(&vcpu.cpuid, &self.host.cpuid)
+    }
+
+    fn processor(&self) -> Processor {
+        Processor::of(&self.host.cpuid)
     }
 }
 

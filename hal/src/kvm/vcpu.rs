@@ -1,36 +1,43 @@
 //! One virtual processor.
 
+use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::RunPage;
 use super::vm::Inner;
-use super::{boot, failed};
-use crate::{Exit, HalError, Kick, SystemEvent, Vcpu, VcpuEntry};
+use super::{boot, cpuid, failed, state};
+use crate::{Exit, HalError, Kick, SystemEvent, Vcpu, VcpuEntry, VcpuState};
 
 /// A vCPU made by KVM.
 pub(super) struct KvmVcpu {
+    index: u8,
     fd: VcpuFd,
     page: Arc<RunPage>,
     /// The memory must stay mapped while this vCPU can run.
-    _vm: Arc<Inner>,
+    vm: Arc<Inner>,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(vm: Arc<Inner>, index: u8, cpuid: &CpuId, entry: VcpuEntry) -> Result<Self, HalError> {
+    pub(super) fn new(vm: Arc<Inner>, index: u8) -> Result<Self, HalError> {
         let fd = vm.fd.create_vcpu(index.into()).map_err(failed("create a processor (KVM_CREATE_VCPU)"))?;
-        fd.set_cpuid2(cpuid).map_err(failed("describe the processor (KVM_SET_CPUID2)"))?;
-        boot::set_xcr0(&fd, cpuid)?;
-        boot::set_msrs(&fd)?;
-        // Only the boot processor gets registers: the others are in the state KVM_MP_STATE_UNINITIALIZED, and INIT and
-        // SIPI set theirs.
-        if index == 0 {
-            boot::set_registers(&fd, &vm.memory, entry)?;
-        }
         let page = Arc::new(RunPage::map(&fd).map_err(failed("map the processor's shared page"))?);
-        Ok(Self { fd, page, _vm: vm })
+        Ok(Self { index, fd, page, vm })
+    }
+
+    /// Completes the access of the last exit, if it was one. KVM writes the answer into the guest's registers only when the
+    /// processor runs again.
+    fn complete_access(&mut self) -> Result<(), HalError> {
+        let what = "complete an access (KVM_RUN)";
+        self.page.set_immediate_exit(true);
+        match self.fd.run() {
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
+            Err(error) => Err(failed(what)(error)),
+            Ok(VcpuExit::Intr) => Ok(()),
+            Ok(_) => Err(HalError { what, source: io::Error::other("the guest wants another one first") }),
+        }
     }
 }
 
@@ -41,6 +48,34 @@ impl Drop for KvmVcpu {
 }
 
 impl Vcpu for KvmVcpu {
+    fn boot(&mut self, count: u8, entry: VcpuEntry) -> Result<(), HalError> {
+        let memory = self.vm.memory()?;
+        let host = &self.vm.host;
+        let processor = cpuid::Processor { index: self.index, count };
+        let entries = cpuid::for_processor(&host.cpuid, processor, host.tsc_deadline);
+        let cpuid = state::cpuid(&entries)?;
+        self.fd.set_cpuid2(&cpuid).map_err(failed("describe the processor (KVM_SET_CPUID2)"))?;
+        boot::set_xcr0(&self.fd, &cpuid)?;
+        boot::set_msrs(&self.fd)?;
+        // Only the boot processor gets registers: the others are in the state KVM_MP_STATE_UNINITIALIZED, and INIT and
+        // SIPI set theirs.
+        if self.index == 0 {
+            boot::set_registers(&self.fd, memory, entry)?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<VcpuState, HalError> {
+        self.complete_access()?;
+        state::save_vcpu(&self.fd, self.index, &self.vm.host.msrs)
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<(), HalError> {
+        // KVM looks for the guest's clock page when the clock's MSR is set.
+        self.vm.memory()?;
+        state::restore_vcpu(&self.fd, self.index, state)
+    }
+
     fn run(&mut self) -> Result<Exit<'_>, HalError> {
         self.page.enter();
         let exit = match self.fd.run() {

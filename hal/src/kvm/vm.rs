@@ -1,18 +1,19 @@
 //! One VM: memory slots, interrupt controllers, timer, eventfds.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
-use super::{cpuid, failed};
-use crate::{HalError, Vcpu, VcpuEntry, Vm};
+use super::{Host, failed, state};
+use crate::{HalError, Vcpu, Vm, VmState};
 
 /// One page for the identity map and three for the task state segment that KVM needs on Intel processors which cannot run
 /// real mode natively, just below the firmware's usual place and inside the MMIO gap.
@@ -25,21 +26,27 @@ const CREATE_ATTEMPTS: u32 = 10;
 /// What stays as long as the VM or one of its processors does: the kernel's handle and the memory behind the slots.
 pub(super) struct Inner {
     pub(super) fd: VmFd,
-    pub(super) memory: GuestMemoryMmap,
+    memory: OnceLock<GuestMemoryMmap>,
+    pub(super) host: Arc<Host>,
+}
+
+impl Inner {
+    /// The guest's memory, once it has some.
+    pub(super) fn memory(&self) -> Result<&GuestMemoryMmap, HalError> {
+        self.memory.get().ok_or_else(|| HalError {
+            what: "set up a processor",
+            source: io::Error::other("the VM has no memory yet"),
+        })
+    }
 }
 
 /// A VM made by KVM.
 pub(super) struct KvmVm {
     inner: Arc<Inner>,
-    supported: CpuId,
-    tsc_deadline: bool,
 }
 
 impl KvmVm {
-    pub(super) fn new(kvm: &kvm_ioctls::Kvm, memory: GuestMemoryMmap) -> Result<Self, HalError> {
-        let supported = kvm
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("read the processor's features (KVM_GET_SUPPORTED_CPUID)"))?;
+    pub(super) fn new(kvm: &kvm_ioctls::Kvm, host: Arc<Host>) -> Result<Self, HalError> {
         let fd = create(kvm).map_err(failed("create the VM (KVM_CREATE_VM)"))?;
         turn_off_performance_counters(&fd)?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
@@ -49,27 +56,7 @@ impl KvmVm {
         // The dummy answers the speaker's port 0x61 in the kernel; Linux measures the TSC's speed with it.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(failed("create the timer (KVM_CREATE_PIT2)"))?;
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let vm = Self { inner: Arc::new(Inner { fd, memory }), supported, tsc_deadline };
-        vm.map_memory()?;
-        Ok(vm)
-    }
-
-    fn map_memory(&self) -> Result<(), HalError> {
-        for (slot, region) in (0..).zip(self.inner.memory.iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the regions do not overlap (GuestMemoryMmap sees to that), and `Inner` keeps them mapped as long as
-            // the VM or one of its vCPUs can run.
-            unsafe { self.inner.fd.set_user_memory_region(slot) }
-                .map_err(failed("give the VM its memory (KVM_SET_USER_MEMORY_REGION)"))?;
-        }
-        Ok(())
+        Ok(Self { inner: Arc::new(Inner { fd, memory: OnceLock::new(), host }) })
     }
 }
 
@@ -99,17 +86,37 @@ fn turn_off_performance_counters(fd: &VmFd) -> Result<(), HalError> {
 }
 
 impl Vm for KvmVm {
-    fn create_vcpu(&self, index: u8, count: u8, entry: VcpuEntry) -> Result<Box<dyn Vcpu>, HalError> {
-        let entries = cpuid::for_processor(
-            self.supported.as_slice(),
-            cpuid::Processor { index, count },
-            self.tsc_deadline,
-        );
-        let cpuid = CpuId::from_entries(&entries).map_err(|e| HalError {
-            what: "describe the processor (KVM_SET_CPUID2)",
-            source: std::io::Error::other(format!("{e:?}")),
-        })?;
-        Ok(Box::new(KvmVcpu::new(Arc::clone(&self.inner), index, &cpuid, entry)?))
+    fn set_memory(&self, memory: GuestMemoryMmap) -> Result<(), HalError> {
+        let what = "give the VM its memory (KVM_SET_USER_MEMORY_REGION)";
+        self.inner
+            .memory
+            .set(memory)
+            .map_err(|_| HalError { what, source: io::Error::other("it has some already") })?;
+        for (slot, region) in (0..).zip(self.inner.memory()?.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the regions do not overlap (GuestMemoryMmap sees to that), and `Inner` keeps them mapped as long as
+            // the VM or one of its vCPUs can run.
+            unsafe { self.inner.fd.set_user_memory_region(slot) }.map_err(failed(what))?;
+        }
+        Ok(())
+    }
+
+    fn create_vcpu(&self, index: u8) -> Result<Box<dyn Vcpu>, HalError> {
+        Ok(Box::new(KvmVcpu::new(Arc::clone(&self.inner), index)?))
+    }
+
+    fn save(&self) -> Result<VmState, HalError> {
+        state::save_vm(&self.inner.fd)
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), HalError> {
+        state::restore_vm(&self.inner.fd, state)
     }
 
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<(), HalError> {

@@ -124,8 +124,10 @@ fn attempt(hypervisor: &dyn Hypervisor, slot: &KickerSlot, limit: Duration) -> R
     let set_up = |e: &dyn std::fmt::Display| Unusable::SetUp(e.to_string());
     let memory = memory::create(guest::MEMORY_SIZE, HugePages::Never).map_err(|e| set_up(&e))?;
     guest::load(&memory).map_err(|e| set_up(&e))?;
-    let vm = hypervisor.create_vm(memory.clone())?;
-    let mut vcpu = vm.create_vcpu(0, 1, VcpuEntry { rip: guest::CODE, boot_params: 0 })?;
+    let vm = hypervisor.create_vm()?;
+    vm.set_memory(memory.clone())?;
+    let mut vcpu = vm.create_vcpu(0)?;
+    vcpu.boot(1, VcpuEntry { rip: guest::CODE, boot_params: 0 })?;
     guest::open_to_ring_3(&memory, &PAGE_TABLES).map_err(|e| set_up(&e))?;
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(vcpu.kicker());
     run(vcpu.as_mut(), &memory, deadline, limit)

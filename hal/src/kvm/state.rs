@@ -1,0 +1,291 @@
+//! Everything KVM knows of a VM beside its memory, taken out and put back.
+//!
+//! A saved state may come from a file that somebody has changed. KVM checks what it is given, as it does for any VMM; here
+//! only lengths are checked, so that nothing is read or allocated beyond them.
+
+use std::io;
+
+use kvm_bindings::{
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    KVM_MAX_MSR_ENTRIES, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use super::failed;
+use crate::HalError;
+
+/// A processor that stands still: everything it needs to go on, here or in another VM.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VcpuState {
+    pub(crate) index: u8,
+    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
+    /// The guest's time stamp counter ticks so fast; 0 where KVM does not say.
+    pub(crate) tsc_khz: u32,
+    pub(crate) mp_state: kvm_mp_state,
+    pub(crate) regs: kvm_regs,
+    pub(crate) sregs: kvm_sregs,
+    pub(crate) xcrs: kvm_xcrs,
+    /// [`XSAVE_WORDS`] words. Guests have no AMX, so the states that need more do not occur.
+    pub(crate) xsave: Vec<u32>,
+    pub(crate) debug_regs: kvm_debugregs,
+    pub(crate) lapic: kvm_lapic_state,
+    pub(crate) msrs: Vec<kvm_msr_entry>,
+    pub(crate) events: kvm_vcpu_events,
+}
+
+impl VcpuState {
+    /// Which processor it was.
+    #[must_use]
+    pub fn index(&self) -> u8 {
+        self.index
+    }
+}
+
+/// Interrupt controllers, timer and clock of a VM that stands still.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VmState {
+    pub(crate) pic_master: kvm_irqchip,
+    pub(crate) pic_slave: kvm_irqchip,
+    pub(crate) ioapic: kvm_irqchip,
+    pub(crate) pit: kvm_pit_state2,
+    pub(crate) clock: kvm_clock_data,
+}
+
+/// Words of `kvm_xsave` without its extension.
+const XSAVE_WORDS: usize = 1024;
+
+/// More MSRs than any KVM lists are not a processor's.
+const MAX_MSRS: usize = 4 * KVM_MAX_MSR_ENTRIES;
+
+/// A guest's time stamp counter may be off so many parts per million; KVM itself takes that much for equal
+/// (`tsc_tolerance_ppm` in arch/x86/kvm/x86.c).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// Offset of the timer's entry in the APIC page, and its mode TSC-deadline (Intel SDM 3A, 11.5.1).
+const LVT_TIMER: usize = 0x320;
+const TIMER_MODE: u32 = 3 << 17;
+const TIMER_TSC_DEADLINE: u32 = 2 << 17;
+
+/// MSRs that a guest cannot go on without, or not in its own time (Intel SDM 4; Documentation/virt/kvm/x86/msr.rst).
+const CORE_MSRS: [(u32, &str); 18] = [
+    (TSC, "TSC"),
+    (0x11, "kvmclock's wall clock, old"),
+    (0x12, "kvmclock, old"),
+    (0x174, "SYSENTER_CS"),
+    (0x175, "SYSENTER_ESP"),
+    (0x176, "SYSENTER_EIP"),
+    (0x277, "PAT"),
+    (TSC_DEADLINE, "TSC_DEADLINE"),
+    (0x4b56_4d00, "kvmclock's wall clock"),
+    (0x4b56_4d01, "kvmclock"),
+    (0xc000_0080, "EFER"),
+    (0xc000_0081, "STAR"),
+    (0xc000_0082, "LSTAR"),
+    (0xc000_0083, "CSTAR"),
+    (0xc000_0084, "SFMASK"),
+    (0xc000_0100, "FS_BASE"),
+    (0xc000_0101, "GS_BASE"),
+    (0xc000_0102, "KERNEL_GS_BASE"),
+];
+const TSC: u32 = 0x10;
+const TSC_DEADLINE: u32 = 0x6e0;
+
+/// MSRs that are part of a processor's state though many kernels do not list them: memory types (MTRRs: eight variable
+/// ranges of two MSRs each, the fixed ones, the default) and PAT (Intel SDM 3A, 12.11).
+fn unlisted_msrs() -> impl Iterator<Item = u32> {
+    (0x200..0x210).chain([0x250, 0x258, 0x259]).chain(0x268..0x270).chain([0x277, 0x2ff])
+}
+
+/// The MSRs to save, in the order in which they are restored: the deadline of the APIC's timer, which is a time of the TSC,
+/// comes last.
+pub(super) fn msrs(listed: &[u32]) -> Vec<u32> {
+    let mut indices: Vec<u32> = listed.iter().copied().chain(unlisted_msrs()).collect();
+    indices.sort_by_key(|index| (*index == TSC_DEADLINE, *index));
+    indices.dedup();
+    indices
+}
+
+/// A list of entries as KVM wants it.
+pub(super) fn cpuid(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, HalError> {
+    CpuId::from_entries(entries).map_err(|_| HalError {
+        what: "describe the processor (KVM_SET_CPUID2)",
+        source: io::Error::other(format!("{} entries are too many", entries.len())),
+    })
+}
+
+/// What a processor knows. Reading MP_STATE makes KVM deliver INIT and SIPI that wait, so it comes first; what interrupts
+/// and exceptions wait is read last.
+pub(super) fn save_vcpu(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<VcpuState, HalError> {
+    let mp_state = vcpu.get_mp_state().map_err(failed("read the processor's phase (KVM_GET_MP_STATE)"))?;
+    let regs = vcpu.get_regs().map_err(failed("read the registers (KVM_GET_REGS)"))?;
+    let sregs = vcpu.get_sregs().map_err(failed("read the segments (KVM_GET_SREGS)"))?;
+    let xcrs = vcpu.get_xcrs().map_err(failed("read which extended states are on (KVM_GET_XCRS)"))?;
+    let xsave = vcpu.get_xsave().map_err(failed("read the extended states (KVM_GET_XSAVE)"))?;
+    let debug_regs = vcpu.get_debug_regs().map_err(failed("read the debug registers (KVM_GET_DEBUGREGS)"))?;
+    let lapic = vcpu.get_lapic().map_err(failed("read the local APIC (KVM_GET_LAPIC)"))?;
+    let cpuid = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("read the processor's description (KVM_GET_CPUID2)"))?;
+    let mut msrs = read_msrs(vcpu, msrs)?;
+    keep_deadline(&lapic, &mut msrs);
+    let events = vcpu.get_vcpu_events().map_err(failed("read what waits (KVM_GET_VCPU_EVENTS)"))?;
+    Ok(VcpuState {
+        index,
+        cpuid: cpuid.as_slice().to_vec(),
+        tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
+        mp_state,
+        regs,
+        sregs,
+        xcrs,
+        xsave: xsave.region.to_vec(),
+        debug_regs,
+        lapic,
+        msrs,
+        events,
+    })
+}
+
+/// Reads those of `indices` that can be read. KVM stops at the first that cannot.
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, HalError> {
+    let mut found = Vec::with_capacity(indices.len());
+    let mut rest = indices;
+    while !rest.is_empty() {
+        let batch = rest.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(rest);
+        let entries: Vec<_> =
+            batch.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+        let mut list = msr_list(&entries)?;
+        let read = vcpu.get_msrs(&mut list).map_err(failed("read MSRs (KVM_GET_MSRS)"))?;
+        found.extend(list.as_slice().iter().take(read));
+        let done = if read < batch.len() { read + 1 } else { read };
+        rest = rest.get(done..).unwrap_or_default();
+    }
+    Ok(found)
+}
+
+/// Sets those of `entries` that can be set. Some can only be read, or only on the kind of host they were read on; nobody
+/// misses them unless they are [`CORE_MSRS`].
+fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), HalError> {
+    let what = "set an MSR (KVM_SET_MSRS)";
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let batch = rest.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(rest);
+        let set = vcpu.set_msrs(&msr_list(batch)?).map_err(failed(what))?;
+        let Some(refused) = batch.get(set) else {
+            rest = rest.get(batch.len()..).unwrap_or_default();
+            continue;
+        };
+        if let Some((index, name)) = CORE_MSRS.iter().find(|(index, _)| *index == refused.index) {
+            let source = io::Error::other(format!("{index:#x} ({name}) cannot be {:#x} here", refused.data));
+            return Err(HalError { what, source });
+        }
+        rest = rest.get(set + 1..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, HalError> {
+    Msrs::from_entries(entries).map_err(|_| HalError {
+        what: "list MSRs",
+        source: io::Error::other(format!("{} are too many at once", entries.len())),
+    })
+}
+
+/// The time of the APIC's timer becomes zero when it has come, and that its interrupt still has to be delivered is in none of
+/// the states that KVM gives out. A guest that waits for it would wait for ever, so it gets one that is due at once; one
+/// that had none set sees an interrupt too many, which it takes for a late one.
+fn keep_deadline(lapic: &kvm_lapic_state, msrs: &mut [kvm_msr_entry]) {
+    let mut bytes = [0; 4];
+    for (byte, reg) in bytes.iter_mut().zip(lapic.regs.iter().skip(LVT_TIMER)) {
+        *byte = reg.cast_unsigned();
+    }
+    if u32::from_le_bytes(bytes) & TIMER_MODE != TIMER_TSC_DEADLINE {
+        return;
+    }
+    let now = msrs.iter().find(|entry| entry.index == TSC).map_or(1, |entry| entry.data.max(1));
+    if let Some(deadline) = msrs.iter_mut().find(|entry| entry.index == TSC_DEADLINE && entry.data == 0) {
+        deadline.data = now;
+    }
+}
+
+/// Puts a state into a processor that has neither been booted nor run. Each step rests on those before it: CPUID says which
+/// registers there are, SREGS which mode the APIC is in, XCRS which states XSAVE holds; the APIC's timer needs APIC and TSC;
+/// and setting registers drops what waits.
+pub(super) fn restore_vcpu(vcpu: &VcpuFd, index: u8, state: &VcpuState) -> Result<(), HalError> {
+    let xsave = check(index, state).map_err(|reason| HalError {
+        what: "go on with a saved processor",
+        source: io::Error::new(io::ErrorKind::InvalidData, reason),
+    })?;
+    vcpu.set_cpuid2(&cpuid(&state.cpuid)?).map_err(failed("describe the processor (KVM_SET_CPUID2)"))?;
+    set_tsc_speed(vcpu, state.tsc_khz)?;
+    vcpu.set_mp_state(state.mp_state).map_err(failed("set the processor's phase (KVM_SET_MP_STATE)"))?;
+    vcpu.set_regs(&state.regs).map_err(failed("set the registers (KVM_SET_REGS)"))?;
+    vcpu.set_sregs(&state.sregs).map_err(failed("set the segments (KVM_SET_SREGS)"))?;
+    vcpu.set_xcrs(&state.xcrs).map_err(failed("turn on the extended states (KVM_SET_XCRS)"))?;
+    // SAFETY: KVM reads more than the structure only in a process that asked for AMX for its guests
+    // (ARCH_REQ_XCOMP_GUEST_PERM), and this one never does.
+    unsafe { vcpu.set_xsave(&xsave) }.map_err(failed("set the extended states (KVM_SET_XSAVE)"))?;
+    vcpu.set_debug_regs(&state.debug_regs).map_err(failed("set the debug registers (KVM_SET_DEBUGREGS)"))?;
+    vcpu.set_lapic(&state.lapic).map_err(failed("set the local APIC (KVM_SET_LAPIC)"))?;
+    write_msrs(vcpu, &state.msrs)?;
+    vcpu.set_vcpu_events(&state.events).map_err(failed("set what waits (KVM_SET_VCPU_EVENTS)"))
+}
+
+/// Checks what KVM cannot: whose state it is, and lengths. Gives the XSAVE area as KVM wants it.
+fn check(index: u8, state: &VcpuState) -> Result<kvm_xsave, String> {
+    if state.index != index {
+        return Err(format!("it was processor {}, this is {index}", state.index));
+    }
+    if state.msrs.len() > MAX_MSRS {
+        return Err(format!("{} MSRs are too many", state.msrs.len()));
+    }
+    let region = <[u32; XSAVE_WORDS]>::try_from(state.xsave.as_slice())
+        .map_err(|_| format!("its extended states have {} words, not {XSAVE_WORDS}", state.xsave.len()))?;
+    Ok(kvm_xsave { region, ..Default::default() })
+}
+
+fn set_tsc_speed(vcpu: &VcpuFd, saved: u32) -> Result<(), HalError> {
+    let here = vcpu.get_tsc_khz().unwrap_or(0);
+    if saved == 0 || here == 0 || same_speed(saved, here) {
+        return Ok(());
+    }
+    vcpu.set_tsc_khz(saved)
+        .map_err(failed("slow or speed up the guest's time stamp counter (KVM_SET_TSC_KHZ)"))
+}
+
+fn same_speed(saved: u32, here: u32) -> bool {
+    u64::from(saved.abs_diff(here)) * 1_000_000 <= u64::from(here) * TSC_TOLERANCE_PPM
+}
+
+pub(super) fn save_vm(vm: &VmFd) -> Result<VmState, HalError> {
+    let irqchip = |chip_id| {
+        let mut irqchip = kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut irqchip)
+            .map_err(failed("read an interrupt controller (KVM_GET_IRQCHIP)"))
+            .map(|()| irqchip)
+    };
+    Ok(VmState {
+        pic_master: irqchip(KVM_IRQCHIP_PIC_MASTER)?,
+        pic_slave: irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
+        ioapic: irqchip(KVM_IRQCHIP_IOAPIC)?,
+        pit: vm.get_pit2().map_err(failed("read the timer (KVM_GET_PIT2)"))?,
+        clock: vm.get_clock().map_err(failed("read the clock (KVM_GET_CLOCK)"))?,
+    })
+}
+
+pub(super) fn restore_vm(vm: &VmFd, state: &VmState) -> Result<(), HalError> {
+    for (chip_id, irqchip) in [
+        (KVM_IRQCHIP_PIC_MASTER, &state.pic_master),
+        (KVM_IRQCHIP_PIC_SLAVE, &state.pic_slave),
+        (KVM_IRQCHIP_IOAPIC, &state.ioapic),
+    ] {
+        vm.set_irqchip(&kvm_irqchip { chip_id, ..*irqchip })
+            .map_err(failed("set an interrupt controller (KVM_SET_IRQCHIP)"))?;
+    }
+    vm.set_pit2(&state.pit).map_err(failed("set the timer (KVM_SET_PIT2)"))?;
+    // Without flags: the host's times that KVM noted beside the clock belong to the saving host and moment, and the guest's
+    // monotonic clock is not to jump by the time in between, which its watchdogs would take for a stall.
+    let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
+    vm.set_clock(&clock).map_err(failed("set the clock (KVM_SET_CLOCK)"))
+}
