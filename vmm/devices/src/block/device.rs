@@ -283,6 +283,10 @@ impl VirtioDevice for Block {
         self.active = None;
     }
 
+    fn queues(&self) -> Vec<&DeviceQueue> {
+        self.active.iter().map(|active| &active.queue).collect()
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.metrics.list()
     }

@@ -50,6 +50,9 @@ impl VirtioDevice for Probe {
         self.seen.host.fetch_add(1, Ordering::SeqCst);
     }
     fn reset(&mut self) {}
+    fn queues(&self) -> Vec<&DeviceQueue> {
+        Vec::new()
+    }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }

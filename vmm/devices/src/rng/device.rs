@@ -148,6 +148,10 @@ impl VirtioDevice for Rng {
         self.active = None;
     }
 
+    fn queues(&self) -> Vec<&DeviceQueue> {
+        self.active.iter().map(|active| &active.queue).collect()
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.metrics.list()
     }

@@ -5,9 +5,10 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_superio::Trigger;
-use vm_superio::serial::NoEvents;
+use vm_superio::serial::{Error, NoEvents};
 
 use super::log::Log;
+use super::state::{RestoreSerialError, SerialState};
 use crate::IrqLine;
 use crate::bus::BusDevice;
 
@@ -50,6 +51,39 @@ impl Serial {
     #[must_use]
     pub fn new(irq: IrqLine, output: Option<File>) -> Self {
         Self { uart: Mutex::new(vm_superio::Serial::new(Line(irq), Output(Log::new(output)))) }
+    }
+
+    /// A port as it was when `state` was saved; otherwise as [`Self::new`]. `state` is hostile.
+    ///
+    /// # Errors
+    /// [`RestoreSerialError`]: no port can have this state.
+    pub fn restore(
+        state: &SerialState,
+        irq: IrqLine,
+        output: Option<File>,
+    ) -> Result<Self, RestoreSerialError> {
+        let output = Output(Log::new(output));
+        match vm_superio::Serial::from_state(&state.into(), Line(irq), NoEvents, output) {
+            Ok(uart) => Ok(Self { uart: Mutex::new(uart) }),
+            Err(Error::FullFifo) => Err(RestoreSerialError::Fifo(state.in_buffer.len())),
+            Err(Error::Trigger(e) | Error::IOError(e)) => Err(RestoreSerialError::Interrupt(e)),
+        }
+    }
+
+    /// The registers now. Changes nothing. A line of output that has no end yet is not part of it.
+    #[must_use]
+    pub fn save(&self) -> SerialState {
+        SerialState::from(self.uart().state())
+    }
+
+    /// The machine is restored, its interrupt controllers too, and about to run: interrupts again where an interrupt may have
+    /// been on its way.
+    pub fn wake(&self) {
+        let uart = self.uart();
+        if SerialState::from(uart.state()).interrupts() {
+            // An eventfd write fails only when its counter is full, that is: when the line is already pending.
+            let _ = uart.interrupt_evt().trigger();
+        }
     }
 
     /// Writes a line that has no end yet to the log: a VMM does so before it exits.

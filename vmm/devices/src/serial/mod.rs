@@ -2,8 +2,10 @@
 
 mod device;
 mod log;
+mod state;
 #[cfg(test)]
 mod tests;
 
 pub use self::device::{Serial, WINDOW};
 pub use self::log::{HEAD_BYTES, MAX_BYTES};
+pub use self::state::{RestoreSerialError, SerialState};

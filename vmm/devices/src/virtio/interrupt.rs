@@ -92,6 +92,21 @@ impl DeviceInterrupt {
         self.shared.needs_reset.store(false, Ordering::Release);
     }
 
+    /// As it was when a snapshot was taken; raises nothing, see [`Self::raise_pending`].
+    pub(crate) fn restore(&self, status: u32, needs_reset: bool, config_generation: u32) {
+        self.shared.status.store(status, Ordering::SeqCst);
+        self.shared.needs_reset.store(needs_reset, Ordering::Release);
+        self.shared.config_generation.store(config_generation, Ordering::Release);
+    }
+
+    /// Raises the line once more when a cause is pending: whether the interrupt had reached the guest when the snapshot was
+    /// taken is not known, and one too many does no harm.
+    pub(crate) fn raise_pending(&self) {
+        if self.status() != 0 {
+            self.raise(0);
+        }
+    }
+
     /// Interrupts raised so far.
     #[must_use]
     pub fn raised(&self) -> u64 {

@@ -7,7 +7,10 @@ pub mod queue;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 use crate::GuestMemory;
+use crate::vsock::VsockState;
 
 /// What a virtio device is to its transport and to the event loop.
 ///
@@ -45,8 +48,53 @@ pub trait VirtioDevice: Send {
     fn host_ready(&mut self) {}
     /// Back to the state before `activate`; the queues are dropped.
     fn reset(&mut self);
+    /// The queues that `activate` gave it, in their order; none before that and after `reset`.
+    fn queues(&self) -> Vec<&queue::DeviceQueue>;
+    /// What a snapshot of an active device keeps besides its queues. Changes nothing: the device goes on.
+    fn save(&self) -> DeviceState {
+        DeviceState::Stateless
+    }
+    /// Comes right before the `activate` of a device that was active when `state` was saved. `state` is hostile.
+    ///
+    /// # Errors
+    /// Why `state` is none of this device.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Stateless => Ok(()),
+            DeviceState::Vsock(_) => Err(RestoreError::OtherDevice),
+        }
+    }
+    /// The machine is restored and about to run, for the guest to be told what it has to know.
+    fn restored(&mut self) {}
     /// Counters for the control socket.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// What a device keeps across a snapshot besides its queues, as long as a driver uses it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum DeviceState {
+    /// Nothing: all that matters is in its queues and on its host's side.
+    Stateless,
+    /// The socket device.
+    Vsock(VsockState),
+}
+
+/// A device's state that is not one of this device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// It belongs to a device of another kind.
+    #[error("it is the state of a device of another kind; the snapshot is damaged")]
+    OtherDevice,
+    /// The guest knows its context id, so it has to stay.
+    #[error(
+        "its context id is {saved}, this machine's {present}; give the machine the snapshot's context id"
+    )]
+    ContextId {
+        /// In the snapshot.
+        saved: u32,
+        /// Of the device.
+        present: u32,
+    },
 }
 
 /// A device as its transport and the event loop share it.

@@ -4,10 +4,11 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::muxer::{Muxer, VsockError};
+use super::restore::{Reset, VsockState};
 use super::segments::{RxBuffer, TxPacket};
 use crate::GuestMemory;
 use crate::virtio::queue::DeviceQueue;
-use crate::virtio::{ActivateError, VirtioDevice, read_config_bytes};
+use crate::virtio::{ActivateError, DeviceState, RestoreError, VirtioDevice, read_config_bytes};
 
 /// Device id (specification 1.2, section 5.10.1).
 const DEVICE_ID: u32 = 19;
@@ -16,7 +17,7 @@ const DEVICE_ID: u32 = 19;
 const FEATURES: u64 = 1;
 
 /// Queues (section 5.10.2): to the guest, from the guest, events. Linux keeps the first one full of 4 KiB buffers, so its
-/// size is guest memory; the third carries nothing but a transport reset.
+/// size is guest memory; the third carries nothing but the transport reset that follows a restore.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 
 /// Index of the queue of packets from the guest.
@@ -36,6 +37,8 @@ const BUDGET: usize = 512;
 pub struct Vsock {
     muxer: Muxer,
     active: Option<Active>,
+    /// What the guest has to be told as soon as the device is active.
+    reset: Option<Reset>,
 }
 
 impl Vsock {
@@ -47,7 +50,7 @@ impl Vsock {
     /// # Errors
     /// [`VsockError`]: a reserved context id, a path that cannot be listened on, no descriptors left.
     pub fn new(guest_cid: u32, uds_path: &Path) -> Result<Self, VsockError> {
-        Ok(Self { muxer: Muxer::new(guest_cid, uds_path)?, active: None })
+        Ok(Self { muxer: Muxer::new(guest_cid, uds_path)?, active: None, reset: None })
     }
 
     /// As if it were `now`.
@@ -87,11 +90,15 @@ impl VirtioDevice for Vsock {
         queues: Vec<DeviceQueue>,
         _driver_features: u64,
     ) -> Result<(), ActivateError> {
-        let Ok([to_guest, from_guest, _events]) = <[DeviceQueue; 3]>::try_from(queues) else {
+        let Ok([to_guest, from_guest, events]) = <[DeviceQueue; 3]>::try_from(queues) else {
             let why = "the driver did not set up its three queues".to_owned();
             return Err(ActivateError { device: self.name().to_owned(), why });
         };
-        self.active = Some(Active::new(memory, to_guest, from_guest));
+        let reset = self.reset.take();
+        if reset.is_some() {
+            self.muxer.hold();
+        }
+        self.active = Some(Active::new(memory, to_guest, from_guest, events, reset));
         self.muxer.start();
         Ok(())
     }
@@ -119,7 +126,37 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.active = None;
+        self.reset = None;
         self.muxer.stop();
+    }
+
+    fn queues(&self) -> Vec<&DeviceQueue> {
+        self.active.iter().flat_map(Active::queues).collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(VsockState {
+            guest_cid: self.muxer.guest_cid(),
+            next_host_port: self.muxer.next_host_port(),
+            awaited: self.active.as_ref().and_then(|active| active.reset.as_ref()?.awaited()),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(state) = state else { return Err(RestoreError::OtherDevice) };
+        let (saved, present) = (state.guest_cid, self.muxer.guest_cid());
+        if saved != present {
+            return Err(RestoreError::ContextId { saved, present });
+        }
+        self.muxer.set_next_host_port(state.next_host_port);
+        self.reset = Some(Reset::Owed { awaited: state.awaited });
+        Ok(())
+    }
+
+    fn restored(&mut self) {
+        if let Some(active) = &mut self.active {
+            active.serve(&mut self.muxer);
+        }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -134,6 +171,9 @@ struct Active {
     memory: GuestMemory,
     to_guest: DeviceQueue,
     from_guest: DeviceQueue,
+    events: DeviceQueue,
+    /// The reset after a restore, until the guest has heard of it.
+    reset: Option<Reset>,
     /// Packets of the guest may be waiting.
     look_at_guest: bool,
     /// The driver was asked to tell when it adds buffers for packets to it.
@@ -143,14 +183,30 @@ struct Active {
 }
 
 impl Active {
-    fn new(memory: GuestMemory, mut to_guest: DeviceQueue, from_guest: DeviceQueue) -> Self {
+    fn new(
+        memory: GuestMemory,
+        mut to_guest: DeviceQueue,
+        from_guest: DeviceQueue,
+        events: DeviceQueue,
+        reset: Option<Reset>,
+    ) -> Self {
         // New buffers are of no interest until one is missing.
         to_guest.disable_notification(&memory);
-        Self { memory, to_guest, from_guest, look_at_guest: true, starved: false, taken: 0 }
+        Self { memory, to_guest, from_guest, events, reset, look_at_guest: true, starved: false, taken: 0 }
+    }
+
+    fn queues(&self) -> [&DeviceQueue; 3] {
+        [&self.to_guest, &self.from_guest, &self.events]
     }
 
     /// Takes what the guest sent, sends what it can be sent, and interrupts once for all that was sent.
     fn serve(&mut self, muxer: &mut Muxer) {
+        if let Some(reset) = self.reset.take() {
+            self.reset = reset.advance(&self.memory, &mut self.events);
+            if self.reset.is_none() {
+                muxer.release();
+            }
+        }
         let mut budget = BUDGET;
         loop {
             self.take_packets(muxer, &mut budget);

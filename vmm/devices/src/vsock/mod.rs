@@ -18,6 +18,7 @@
 //!      backlog     what the host did not take yet            │
 //!      segments    guest memory as iovecs, header ⇄ chain    │
 //!      packet      the header                                │
+//!      restore     snapshots; the reset that follows them    │
 //!      device      queues, configuration space               │
 //! ```
 //!
@@ -30,6 +31,8 @@
 //!   their data in their sockets, until it has.
 //! * `shutdown(SHUT_WR)` of either side reaches the other as a half close, after the data before it.
 //! * At most 1,024 streams at a time. The guest's requests beyond that are answered with RST, clients are disconnected.
+//! * After a restore every connection of before is gone. The guest is told so with an event, and packets of both sides
+//!   that open connections wait until it has read that: its sockets of before are not mistaken for those that come after.
 //! * A guest that does not answer a request for 10 s, or a close for 5 s, gets RST.
 
 mod backlog;
@@ -40,6 +43,7 @@ mod host;
 mod metrics;
 mod muxer;
 mod packet;
+mod restore;
 mod segments;
 mod table;
 #[cfg(test)]
@@ -48,3 +52,4 @@ mod tests;
 pub use device::Vsock;
 pub use host::ListenError;
 pub use muxer::VsockError;
+pub use restore::VsockState;

@@ -62,6 +62,8 @@ pub(super) struct Muxer {
     listening: bool,
     /// The driver is there.
     started: bool,
+    /// Connections wait until the guest has heard that those of before are gone.
+    held: bool,
     table: Table,
     refusals: VecDeque<Header>,
     metrics: Metrics,
@@ -85,6 +87,7 @@ impl Muxer {
             ticking: false,
             listening: false,
             started: false,
+            held: false,
             table: Table::new(),
             refusals: VecDeque::new(),
             metrics: Metrics::default(),
@@ -126,8 +129,30 @@ impl Muxer {
     pub(super) fn stop(&mut self) {
         self.started = false;
         self.stop_listening();
+        self.held = false;
         self.table = Table::new();
         self.refusals.clear();
+    }
+
+    /// From now on connections wait, and are opened after [`Self::release`]. Refusals do not wait: they are what packets of
+    /// connections of before are answered with.
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Opens the connections that waited.
+    pub(super) fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// The host port that the next client's connection gets, if no other has it.
+    pub(super) fn next_host_port(&self) -> u32 {
+        self.table.next_host_port()
+    }
+
+    /// Goes on with host ports at `port`, so that no packet of a connection of before is taken for one of now.
+    pub(super) fn set_next_host_port(&mut self, port: u32) {
+        self.table.set_next_host_port(port);
     }
 
     /// Whether the guest's packets have to wait for it to take refusals first.
@@ -211,6 +236,9 @@ impl Muxer {
     pub(super) fn wanted_buffers(&mut self) -> usize {
         if !self.refusals.is_empty() {
             return 1;
+        }
+        if self.held {
+            return 0;
         }
         while let Some(place) = self.table.front() {
             match self.table.connection(place) {

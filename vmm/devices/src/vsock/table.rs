@@ -198,6 +198,16 @@ impl Table {
         }
     }
 
+    /// The host port that is tried next.
+    pub(super) fn next_host_port(&self) -> u32 {
+        self.next_host_port
+    }
+
+    /// Goes on with host ports at `port`.
+    pub(super) fn set_next_host_port(&mut self, port: u32) {
+        self.next_host_port = port.max(FIRST_HOST_PORT);
+    }
+
     /// Puts `place` at the end of the round unless it stands there.
     pub(super) fn join_round(&mut self, place: Place) {
         if let Some(slot) = self.slot(place).filter(|slot| !slot.in_round) {

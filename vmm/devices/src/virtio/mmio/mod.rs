@@ -5,6 +5,7 @@
 //! activated) sets DEVICE_NEEDS_RESET. The device's own lock is taken only for its configuration, activation and reset:
 //! interrupt status and notifications are atomics and event descriptors. Lock order: transport, then device.
 
+mod persist;
 mod queue_registers;
 mod registers;
 mod status;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use self::persist::{LiveState, PersistError, QueueState, TransportState};
 use self::queue_registers::{BadQueue, QueueRegisters, with_high, with_low};
 use self::registers::{
     CONFIG, CONFIG_GENERATION, DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, DRIVER_FEATURES,

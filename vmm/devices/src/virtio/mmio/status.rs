@@ -53,6 +53,13 @@ impl Phase {
         }
     }
 
+    /// The counterpart of [`Self::bits`].
+    pub(super) fn from_bits(bits: u32) -> Option<Self> {
+        [Self::Reset, Self::Acknowledged, Self::Driver, Self::FeaturesOk, Self::DriverOk]
+            .into_iter()
+            .find(|phase| phase.bits() == bits)
+    }
+
     const fn next(self) -> Option<Self> {
         match self {
             Self::Reset => Some(Self::Acknowledged),

@@ -56,6 +56,9 @@ impl VirtioDevice for Probe {
         seen.queues.clear();
         seen.resets += 1;
     }
+    fn queues(&self) -> Vec<&DeviceQueue> {
+        Vec::new()
+    }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }

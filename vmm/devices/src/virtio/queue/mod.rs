@@ -17,11 +17,27 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use serde::{Deserialize, Serialize};
+
 use super::interrupt::DeviceInterrupt;
 use crate::GuestMemory;
 
 /// A descriptor chain over borrowed guest memory.
 pub type Chain<'m> = DescriptorChain<&'m GuestMemory>;
+
+/// Where a device stands in a queue.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct QueuePosition {
+    /// Index of the available ring at which the device reads next.
+    pub next_avail: u16,
+    /// Index of the used ring at which the device writes next.
+    pub next_used: u16,
+    /// Chains were pushed of which the driver was not told.
+    pub unannounced: bool,
+    /// The driver broke the ring; the device waits for its reset.
+    pub broken: bool,
+}
 
 /// A virtqueue the driver has made ready, with its kick and its device's interrupt.
 pub struct DeviceQueue {
@@ -38,6 +54,25 @@ impl DeviceQueue {
     #[must_use]
     pub fn new(queue: Queue, kick: Arc<EventFd>, interrupt: DeviceInterrupt) -> Self {
         Self { queue, kick, interrupt, pushed: false, broken: false }
+    }
+
+    /// Where it stands, for a snapshot.
+    #[must_use]
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition {
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+            unannounced: self.pushed,
+            broken: self.broken,
+        }
+    }
+
+    /// Goes on at `position`. A position that is not true breaks the queue at the next [`Self::pop`]. Chains that were not
+    /// announced stay so: how many they were is not part of a position, so the transport interrupts whatever the driver wants.
+    pub(crate) fn resume_at(&mut self, position: &QueuePosition) {
+        self.queue.set_next_avail(position.next_avail);
+        self.queue.set_next_used(position.next_used);
+        self.broken = position.broken;
     }
 
     /// The next available chain. `None` when there is none and on a broken ring.
@@ -107,6 +142,37 @@ impl DeviceQueue {
             self.set_broken();
             false
         })
+    }
+
+    /// How far the driver has come in making chains available: the index behind the last one. `None` on a broken ring.
+    pub fn avail_index(&mut self, memory: &GuestMemory) -> Option<u16> {
+        if !self.is_ready() {
+            return None;
+        }
+        match self.queue.avail_idx(memory, Ordering::Acquire) {
+            Ok(index) => Some(index.0),
+            Err(_) => {
+                self.set_broken();
+                None
+            }
+        }
+    }
+
+    /// Asks the driver to kick when it has made chains available up to `index`, whether or not there are some already, and
+    /// returns how many are missing. 0 on a broken ring: it is of no use to wait for it.
+    pub fn await_index(&mut self, memory: &GuestMemory, index: u16) -> u16 {
+        if !self.is_ready() {
+            return 0;
+        }
+        // With EVENT_IDX virtio-queue asks for a kick at the next chain to read, which may lie there already.
+        let next = self.queue.next_avail();
+        self.queue.set_next_avail(index.wrapping_sub(1));
+        // Looks at the ring after the driver can see the wish, so that no kick is missed.
+        let _ = self.enable_notification(memory);
+        self.queue.set_next_avail(next);
+        let missing = self.avail_index(memory).map_or(0, |now| index.wrapping_sub(now));
+        // A driver is never ahead of the device by more than the ring holds: behind this it has passed the index.
+        if missing <= self.size() { missing } else { 0 }
     }
 
     /// What the driver's notifications signal. A device that stops before the ring is empty writes to it to be called again.
