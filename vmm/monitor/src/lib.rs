@@ -31,4 +31,5 @@ pub mod power_off;
 pub mod probe;
 pub mod run;
 pub mod signals;
+pub mod snapshot;
 pub mod vcpus;
