@@ -3,7 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::RunPage;
@@ -16,6 +18,8 @@ pub(super) struct KvmVcpu {
     index: u8,
     fd: VcpuFd,
     page: Arc<RunPage>,
+    /// What the guest was told of the processor; nothing before it was booted or restored.
+    cpuid: Vec<kvm_cpuid_entry2>,
     /// The memory must stay mapped while this vCPU can run.
     vm: Arc<Inner>,
 }
@@ -24,7 +28,7 @@ impl KvmVcpu {
     pub(super) fn new(vm: Arc<Inner>, index: u8) -> Result<Self, HalError> {
         let fd = vm.fd.create_vcpu(index.into()).map_err(failed("create a processor (KVM_CREATE_VCPU)"))?;
         let page = Arc::new(RunPage::map(&fd).map_err(failed("map the processor's shared page"))?);
-        Ok(Self { index, fd, page, vm })
+        Ok(Self { index, fd, page, cpuid: Vec::new(), vm })
     }
 
     /// Completes the access of the last exit, if it was one. KVM writes the answer into the guest's registers only when the
@@ -62,18 +66,25 @@ impl Vcpu for KvmVcpu {
         if self.index == 0 {
             boot::set_registers(&self.fd, memory, entry)?;
         }
+        self.cpuid = entries;
         Ok(())
     }
 
     fn save(&mut self) -> Result<VcpuState, HalError> {
+        if self.cpuid.is_empty() {
+            let source = io::Error::other("it was neither booted nor restored");
+            return Err(HalError { what: "save a processor", source });
+        }
         self.complete_access()?;
-        state::save_vcpu(&self.fd, self.index, &self.vm.host.msrs)
+        state::save_vcpu(&self.fd, self.index, &self.cpuid, &self.vm.host.msrs)
     }
 
     fn restore(&mut self, state: &VcpuState) -> Result<(), HalError> {
         // KVM looks for the guest's clock page when the clock's MSR is set.
         self.vm.memory()?;
-        state::restore_vcpu(&self.fd, self.index, state)
+        state::restore_vcpu(&self.fd, self.index, state)?;
+        self.cpuid.clone_from(&state.cpuid);
+        Ok(())
     }
 
     fn run(&mut self) -> Result<Exit<'_>, HalError> {

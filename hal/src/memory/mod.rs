@@ -348,7 +348,8 @@ pub fn join_runs(runs: Vec<Run>, most: usize) -> Vec<Run> {
     if runs.len() <= most {
         return runs;
     }
-    let gap = |before: &Run, after: &Run| after.first.saturating_sub(before.first + before.count);
+    let gap =
+        |before: &Run, after: &Run| after.first.saturating_sub(before.first.saturating_add(before.count));
     let mut gaps: Vec<u64> = runs.iter().zip(runs.iter().skip(1)).map(|(a, b)| gap(a, b)).collect();
     // So many gaps must go, the shortest ones; others of the same length go with them.
     let surplus = runs.len() - most;
@@ -439,3 +440,6 @@ pub fn reclaim(memory: &GuestMemoryMmap) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
