@@ -101,10 +101,11 @@ impl Draft {
             ));
         }
         let tmp = parent.join([name, ".tmp".as_ref()].into_iter().collect::<OsString>());
+        let id = random_id()?;
         let lock = claim(dir, &tmp)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let created_unix_ms = u64::try_from(now).unwrap_or(u64::MAX);
-        Ok(Self { dir: dir.to_owned(), tmp, id: random_id()?, created_unix_ms, about, base, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), tmp, id, created_unix_ms, about, base, _lock: lock })
     }
 
     /// Says when the guest stood as it will be written, milliseconds since the Unix epoch, when that is not now.
@@ -201,7 +202,7 @@ impl Draft {
     }
 
     /// Whether a diff of these pages can be used by who restores it.
-    fn fits(&self, base: &SnapshotBase, runs: &[Run], bytes: u64) -> bool {
+    pub(super) fn fits(&self, base: &SnapshotBase, runs: &[Run], bytes: u64) -> bool {
         let Ok(links) = Links::open(&base.path) else { return false };
         let layers = std::iter::once(runs).chain(links.diffs().map(|link| link.sums.runs.as_slice()));
         let mappings: usize = runs::visible(layers).iter().map(Vec::len).sum();
