@@ -142,7 +142,10 @@ impl SnapshotError {
             | Self::Older { .. }
             | Self::Newer { .. }
             | Self::OtherBase { .. }
-            | Self::TooLong { .. } => ExitReason::BadSnapshot,
+            | Self::TooLong { .. }
+            | Self::Memory(
+                MemoryError::Length { .. } | MemoryError::Runs { .. } | MemoryError::TooManyRuns(_),
+            ) => ExitReason::BadSnapshot,
             Self::Base { source, .. } => source.exit_reason(),
             Self::Place { .. }
             | Self::Bounds(_)

@@ -14,6 +14,18 @@ pub(super) fn push(runs: &mut Vec<Run>, first: u64, count: u64) {
     }
 }
 
+/// Joins runs that have no more than `gap` pages between them; these belong to the set then, too.
+pub(super) fn bridge(runs: &[Run], gap: u64) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if run.first - end(last) <= gap => last.count = end(run) - last.first,
+            _ => joined.push(*run),
+        }
+    }
+    joined
+}
+
 /// Pages of `a` or `b`.
 pub(super) fn union(a: &[Run], b: &[Run]) -> Vec<Run> {
     let mut all: Vec<Run> = a.iter().chain(b).copied().collect();

@@ -3,7 +3,7 @@
 use ark_hal::memory::Run;
 use proptest::prelude::*;
 
-use crate::snapshot::runs::{masks, pages, push, stretches, subtract, union, visible};
+use crate::snapshot::runs::{bridge, masks, pages, push, stretches, subtract, union, visible};
 use crate::snapshot::sums::{Sums, checksum, most_bytes};
 
 const PAGES: usize = 300;
@@ -105,6 +105,16 @@ proptest! {
     fn any_bytes_as_sums_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(Sums::decode(&bytes, PAGES as u64).is_err());
     }
+}
+
+#[test]
+fn runs_close_to_each_other_are_bridged() {
+    let run = |first, count| Run { first, count };
+    assert_eq!(bridge(&[], 3), []);
+    let runs = [run(1, 1), run(5, 2), run(11, 1), run(13, 1)];
+    assert_eq!(bridge(&runs, 0), runs);
+    assert_eq!(bridge(&runs, 3), [run(1, 6), run(11, 3)]);
+    assert_eq!(bridge(&runs, 4), [run(1, 13)]);
 }
 
 #[test]
