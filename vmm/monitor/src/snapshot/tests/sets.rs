@@ -118,6 +118,27 @@ fn runs_close_to_each_other_are_bridged() {
 }
 
 #[test]
+fn runs_that_are_empty_touch_overlap_descend_or_end_beyond_memory_are_refused() {
+    let run = |first, count| Run { first, count };
+    let mut sums = sums_of(&[run(0, 64)]);
+    for (runs, good) in [
+        (vec![run(0, 2), run(3, 1)], true),
+        (vec![run(63, 1)], true),
+        (vec![run(0, 0)], false),
+        (vec![run(0, 2), run(3, 0)], false),
+        (vec![run(0, 2), run(2, 1)], false),
+        (vec![run(0, 2), run(1, 2)], false),
+        (vec![run(9, 1), run(3, 1)], false),
+        (vec![run(63, 2)], false),
+        (vec![run(u64::from(u32::MAX), 1)], false),
+        (vec![run(1, u64::from(u32::MAX))], false),
+    ] {
+        sums.runs = runs;
+        assert_eq!(Sums::decode(&sums.encode(64), 64).is_ok(), good, "{:?}", sums.runs);
+    }
+}
+
+#[test]
 fn huge_counts_in_sums_are_refused() {
     let good = sums_of(&[Run { first: 0, count: 1 }]).encode(64);
     for (at, count) in [(24, u64::MAX), (32, u64::MAX), (24, 1 << 61), (32, 1 << 60), (24, 3), (24, 0)] {
