@@ -150,6 +150,34 @@ pub fn restore(
     diffs: &[Layer<'_>],
     huge_pages: HugePages,
 ) -> Result<GuestMemoryMmap, MemoryError> {
+    check_layers(size, base, diffs)?;
+    let memory = map(size, Some(base))?;
+    overlay_all(&memory, diffs)?;
+    advise(&memory, huge_pages);
+    Ok(memory)
+}
+
+/// Makes `memory` what [`restore`] would make of these files, in place: what was written to it is given back to the host. A
+/// VM that has it sees the change at once, so none of its processors may run and no device be at work.
+///
+/// # Errors
+/// As [`restore`]. Of [`MemoryError::Map`] the memory is not whole any more; all others change nothing.
+pub fn remap(
+    memory: &GuestMemoryMmap,
+    base: &File,
+    diffs: &[Layer<'_>],
+    huge_pages: HugePages,
+) -> Result<(), MemoryError> {
+    let size = memory.iter().map(GuestMemoryRegion::len).sum();
+    check_layers(size, base, diffs)?;
+    overlay(memory, base, Run { first: 0, count: size / PAGE_SIZE })?;
+    overlay_all(memory, diffs)?;
+    advise(memory, huge_pages);
+    Ok(())
+}
+
+/// Whether these files can be mapped as a memory of `size` bytes.
+fn check_layers(size: u64, base: &File, diffs: &[Layer<'_>]) -> Result<(), MemoryError> {
     check_size(size)?;
     check_length(0, base, size)?;
     let runs = diffs.iter().map(|diff| diff.runs.len()).sum();
@@ -160,13 +188,15 @@ pub fn restore(
         check_length(layer, diff.file, size)?;
         check_runs(layer, diff.runs, size / PAGE_SIZE)?;
     }
-    let memory = map(size, Some(base))?;
-    for run in diffs.iter().flat_map(|diff| diff.runs.iter().map(|run| (diff.file, *run))) {
-        let (file, run) = run;
-        overlay(&memory, file, run)?;
+    Ok(())
+}
+
+/// Maps the pages of `diffs`, in turn, over what is there.
+fn overlay_all(memory: &GuestMemoryMmap, diffs: &[Layer<'_>]) -> Result<(), MemoryError> {
+    for diff in diffs {
+        diff.runs.iter().try_for_each(|run| overlay(memory, diff.file, *run))?;
     }
-    advise(&memory, huge_pages);
-    Ok(memory)
+    Ok(())
 }
 
 fn check_size(size: u64) -> Result<(), MemoryError> {
@@ -259,8 +289,8 @@ fn overlay(memory: &GuestMemoryMmap, file: &File, run: Run) -> Result<(), Memory
         let map_error =
             |reason: io::Error| MemoryError::Map { bytes: part.length as u64, reason: reason.to_string() };
         let offset = libc::off_t::try_from(part.offset).map_err(|e| map_error(io::Error::other(e)))?;
-        // SAFETY: the range lies in a region of guest memory, whose bytes nobody else uses yet and which no Rust reference
-        // points to; the region unmaps its whole range whatever is mapped there.
+        // SAFETY: the range lies in a region of guest memory, which no Rust reference points to: its bytes are the guest's, and
+        // may change at any time. The region unmaps its whole range whatever is mapped there.
         let address = unsafe {
             libc::mmap(
                 part.host.cast(),

@@ -201,6 +201,30 @@ fn what_is_given_back_to_the_host_is_there_again_when_it_is_touched() {
 }
 
 #[test]
+fn memory_is_remapped_in_place_to_what_its_snapshots_have() {
+    let pages = 32;
+    let memory = create(pages * PAGE_SIZE, HugePages::Never).unwrap();
+    memory.write_slice(&[1; 4 * PAGE], GuestAddress(0)).unwrap();
+    let (base, diff) = (file(0), file(0));
+    copy_out(&memory, &written(&memory).unwrap(), &base).unwrap();
+    let runs = [Run { first: 2, count: 3 }];
+    memory.write_slice(&[2; 3 * PAGE], GuestAddress(2 * PAGE_SIZE)).unwrap();
+    copy_out(&memory, &runs, &diff).unwrap();
+    let before = all(&memory);
+
+    let layers = [Layer { file: &diff, runs: &runs }];
+    let damaged = [Layer { file: &diff, runs: &[Run { first: pages, count: 1 }] }];
+    assert!(matches!(remap(&memory, &base, &damaged, HugePages::Never), Err(MemoryError::Runs { .. })));
+    assert!(resident_bytes(&memory).unwrap() >= 5 * PAGE_SIZE);
+    remap(&memory, &base, &layers, HugePages::Never).unwrap();
+    assert_eq!(resident_bytes(&memory).unwrap(), 0);
+    assert_eq!(all(&memory), before);
+    memory.write_slice(b"again", GuestAddress(3 * PAGE_SIZE)).unwrap();
+    assert_eq!(written(&memory).unwrap(), [Run { first: 3, count: 1 }]);
+    assert_eq!(content(&diff)[3 * PAGE], 2);
+}
+
+#[test]
 fn a_forked_child_sees_what_its_parent_had_written() {
     let memory = restore(MIB, &file(MIB), &[], HugePages::Never).unwrap();
     memory.write_slice(b"before", GuestAddress(0x7000)).unwrap();

@@ -1,8 +1,9 @@
 //! The control socket: lines of JSON, many clients, none of whom can make the VMM wait.
 //!
 //! The owner of the VM's state polls [`Server::fds`] and calls [`Server::serve`] for those that are ready. A client's
-//! requests are answered in order; while it does not read its replies, its requests are not read either. What a client
-//! can make the VMM hold is bounded by [`MAX_CONTROL_LINE`] and [`MAX_CLIENTS`].
+//! requests are answered in order; while it does not read its replies, its requests are not read either, nor while it waits
+//! for a reply that takes time ([`Server::reply`]). What a client can make the VMM hold is bounded by [`MAX_CONTROL_LINE`]
+//! and [`MAX_CLIENTS`].
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -40,6 +41,13 @@ pub enum ControlError {
     },
 }
 
+/// A client's request, for a reply that comes later. None is used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+/// Carries out a request; none means that the reply comes by [`Server::reply`].
+type Answer<'a> = dyn FnMut(ControlRequest, Ticket) -> Option<ControlReply> + 'a;
+
 /// The listening socket and its clients. Dropping it removes the socket's file.
 #[derive(Debug)]
 pub struct Server {
@@ -47,6 +55,8 @@ pub struct Server {
     clients: Vec<Client>,
     /// The last attempt to accept a client failed; it still waits.
     accept_failed: bool,
+    /// Tickets given out so far.
+    tickets: u64,
     _file: Remove,
 }
 
@@ -59,6 +69,8 @@ struct Client {
     output: Vec<u8>,
     /// To be closed when `output` is empty.
     closing: bool,
+    /// The request that it waits for the reply to.
+    waits: Option<Ticket>,
 }
 
 impl Server {
@@ -76,12 +88,14 @@ impl Server {
         let file = Remove(path.to_owned());
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener, clients: Vec::new(), accept_failed: false, _file: file })
+        Ok(Self { listener, clients: Vec::new(), accept_failed: false, tickets: 0, _file: file })
     }
 
-    /// What to wait on: each descriptor, and whether for room to write (else for something to read).
+    /// What to wait on: each descriptor, and whether for room to write (else for something to read). Nothing is expected of
+    /// a client that waits; one that goes meanwhile is noticed when it gets its reply.
     pub fn fds(&self) -> impl Iterator<Item = (RawFd, bool)> + '_ {
-        let clients = self.clients.iter().map(|c| (c.stream.as_raw_fd(), !c.output.is_empty()));
+        let awake = self.clients.iter().filter(|c| c.waits.is_none());
+        let clients = awake.map(|c| (c.stream.as_raw_fd(), !c.output.is_empty()));
         let listener = (!self.accept_failed).then_some((self.listener.as_raw_fd(), false));
         listener.into_iter().chain(clients)
     }
@@ -92,20 +106,33 @@ impl Server {
         self.accept_failed.then_some(ACCEPT_PAUSE)
     }
 
-    /// Takes in and answers whatever can be without waiting; `answer` carries out one request.
-    pub fn serve(&mut self, answer: &mut dyn FnMut(ControlRequest) -> ControlReply) {
+    /// Takes in and answers whatever can be without waiting; `answer` carries out one request, and gives none when the reply
+    /// comes later.
+    pub fn serve(&mut self, answer: &mut Answer<'_>) {
         self.accept_failed = loop {
             match self.listener.accept() {
                 // Turned away by closing; a listener's queue that is left full would hide later clients for ever.
                 Ok((stream, _)) => {
                     if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
-                        self.clients.push(Client { stream, input: vec![], output: vec![], closing: false });
+                        let (input, output) = (vec![], vec![]);
+                        self.clients.push(Client { stream, input, output, closing: false, waits: None });
                     }
                 }
                 Err(e) => break e.kind() != ErrorKind::WouldBlock,
             }
         };
-        self.clients.retain_mut(|client| client.serve(answer).is_ok());
+        let tickets = &mut self.tickets;
+        self.clients.retain_mut(|client| client.serve(tickets, answer).is_ok());
+    }
+
+    /// Gives the reply to the request of `ticket`, whose client then goes on. Of no effect when the client has gone.
+    pub fn reply(&mut self, ticket: Ticket, reply: &ControlReply) {
+        for client in self.clients.iter_mut().filter(|client| client.waits == Some(ticket)) {
+            client.waits = None;
+            client.say(reply);
+            // What does not fit, or fails, is seen to when the client is served next.
+            let _ = client.flush();
+        }
     }
 }
 
@@ -122,21 +149,26 @@ fn remove_socket(path: &Path) -> io::Result<()> {
 
 impl Client {
     /// Everything that can be done without waiting. An error means that the connection is over.
-    fn serve(&mut self, answer: &mut dyn FnMut(ControlRequest) -> ControlReply) -> io::Result<()> {
+    fn serve(&mut self, tickets: &mut u64, answer: &mut Answer<'_>) -> io::Result<()> {
         loop {
             self.flush()?;
-            if !self.output.is_empty() {
+            if !self.output.is_empty() || self.waits.is_some() {
                 return Ok(());
             }
             if self.closing {
                 return Err(ErrorKind::ConnectionAborted.into());
             }
             if let Some(line) = self.next_line() {
+                let ticket = Ticket(*tickets);
+                *tickets = tickets.wrapping_add(1);
                 let reply = match serde_json::from_slice(&line) {
-                    Ok(request) => answer(request),
-                    Err(e) => ControlReply::Refused { why: format!("not a request: {e}") },
+                    Ok(request) => answer(request, ticket),
+                    Err(e) => Some(ControlReply::Refused { why: format!("not a request: {e}") }),
                 };
-                self.say(&reply);
+                match reply {
+                    Some(reply) => self.say(&reply),
+                    None => self.waits = Some(ticket),
+                }
             } else if self.input.len() > MAX_CONTROL_LINE {
                 self.say(&ControlReply::Refused {
                     why: format!("a request has at most {MAX_CONTROL_LINE} bytes"),
@@ -210,11 +242,12 @@ mod tests {
         stream
     }
 
-    fn state(request: ControlRequest) -> ControlReply {
-        match request {
+    #[expect(clippy::unnecessary_wraps, reason = "other requests are answered later")]
+    fn state(request: ControlRequest, _: Ticket) -> Option<ControlReply> {
+        Some(match request {
             ControlRequest::Pause => ControlReply::State { state: VmState::Paused },
             _ => ControlReply::State { state: VmState::Running },
-        }
+        })
     }
 
     fn replies(stream: &UnixStream, count: usize) -> Vec<ControlReply> {
@@ -234,6 +267,32 @@ mod tests {
         let (running, paused) = (VmState::Running, VmState::Paused);
         assert_eq!(replies(&a, 2), [running, paused].map(|state| ControlReply::State { state }));
         assert_eq!(replies(&b, 1), [ControlReply::State { state: paused }]);
+    }
+
+    #[test]
+    fn a_client_that_waits_for_its_reply_holds_up_nobody_else_and_its_requests_stay_in_order() {
+        let (_dir, path, mut server) = server();
+        let (slow, other) = (connect(&path), connect(&path));
+        (&slow).write_all(b"{\"do\":\"resume\"}\n{\"do\":\"pause\"}\n").unwrap();
+        let mut asked = None;
+        server.serve(&mut |request, ticket| match request {
+            ControlRequest::Resume => {
+                asked = Some(ticket);
+                None
+            }
+            other => panic!("{other:?} was answered before the reply to the request before it"),
+        });
+        // Nothing is expected of it, so that its hanging up does not wake the owner again and again.
+        assert_eq!(server.fds().count(), 2);
+        (&other).write_all(b"{\"do\":\"state\"}\n").unwrap();
+        server.serve(&mut state);
+        assert!(matches!(replies(&other, 1)[..], [ControlReply::State { state: VmState::Running }]));
+
+        let late = ControlReply::Refused { why: "late".into() };
+        server.reply(Ticket(77), &ControlReply::Refused { why: "nobody's".into() });
+        server.reply(asked.unwrap(), &late);
+        server.serve(&mut state);
+        assert_eq!(replies(&slow, 2), [late, ControlReply::State { state: VmState::Paused }]);
     }
 
     #[test]

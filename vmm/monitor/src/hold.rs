@@ -40,8 +40,10 @@ pub fn run() -> HoldError {
 }
 
 fn hold() -> Result<Infallible, HoldError> {
-    let vm = Kvm::open()?.create_vm(memory::create(MEMORY, HugePages::Never)?)?;
-    let _vcpu = vm.create_vcpu(0, 1, VcpuEntry { rip: 0, boot_params: 0 })?;
+    let vm = Kvm::open()?.create_vm()?;
+    vm.set_memory(memory::create(MEMORY, HugePages::Never)?)?;
+    let mut vcpu = vm.create_vcpu(0)?;
+    vcpu.boot(1, VcpuEntry { rip: 0, boot_params: 0 })?;
     // Nobody may be left to read it.
     let _ = writeln!(std::io::stdout(), "held");
     loop {

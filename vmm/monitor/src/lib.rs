@@ -1,7 +1,8 @@
 //! `ark-vmm`, the virtual machine monitor: one process per microVM.
 //!
 //! [`run`] reads the configuration, [`machine`] puts memory, devices and vCPUs together around the kernel that [`boot`]
-//! loads and the tables of [`acpi`], and [`owner`] then keeps the VM's state until its end. The states and their moves:
+//! loads and the tables of [`acpi`], or as a [`snapshot`] has them, and [`owner`] then keeps the VM's state until its end.
+//! The states and their moves:
 //!
 //! ```text
 //!              ┌──────────┐ pause
@@ -14,7 +15,7 @@
 //! ```
 //!
 //! Threads: `ark-vmm` (the owner: state, control socket, signals), `devices` (all virtio devices), `vcpu0`, `vcpu1`, …;
-//! and, while a stop waits for the guest, `power-off`.
+//! and, while a stop waits for the guest, `power-off`. A snapshot is written by a child process.
 
 pub mod acpi;
 pub mod args;
@@ -31,4 +32,5 @@ pub mod power_off;
 pub mod probe;
 pub mod run;
 pub mod signals;
+pub mod snapshot;
 pub mod vcpus;

@@ -18,6 +18,9 @@
 //!  signal          → ended (signal) in every state
 //! ```
 //!
+//! A snapshot is taken of a running or a paused VM, and memory is given back by a paused one ([`Life::may_snapshot`],
+//! [`Life::may_reclaim`]); neither is a move.
+//!
 //! Once the guest has said that it panicked, every end that comes from the guest or from the timer is a panic: the reset
 //! that follows must not hide it. An empty field means that the event is refused (requests) or of no effect (news).
 //! Every move passes [`VmState::may_become`].
@@ -80,7 +83,7 @@ pub struct End {
 pub struct Refused {
     /// The state.
     pub state: VmState,
-    /// `paused`, `resumed`, `stopped`.
+    /// `paused`, `resumed`, `stopped`, …
     pub what: &'static str,
 }
 
@@ -124,6 +127,24 @@ impl Life {
             Event::Timer => Ok(self.timer()),
             Event::Signal(signal) => Ok(self.end(ExitReason::Signal, Some(signal_name(signal)))),
         }
+    }
+
+    /// Whether a snapshot can be taken; if so, whether the VM runs and has to stand still for it.
+    ///
+    /// # Errors
+    /// [`Refused`] unless the VM is running or paused. The kernel that goes on from a panic would only panic again.
+    pub fn may_snapshot(&self) -> Result<bool, Refused> {
+        self.expect(matches!(self.state, VmState::Running | VmState::Paused), "snapshotted")?;
+        self.expect(!self.panicked, "snapshotted, for its kernel has panicked")?;
+        Ok(self.state == VmState::Running)
+    }
+
+    /// Whether the VM's memory can be given back: nobody may be at work in it.
+    ///
+    /// # Errors
+    /// [`Refused`] unless the VM is paused.
+    pub fn may_reclaim(&self) -> Result<(), Refused> {
+        self.expect(self.state == VmState::Paused, "relieved of its memory; pause and snapshot it first")
     }
 
     fn stop(&mut self, grace: Duration) -> Result<Vec<Effect>, Refused> {
@@ -318,6 +339,23 @@ mod tests {
         for event in [Event::Pause, Event::Resume, Event::Stop(GRACE)] {
             assert!(life.on(event).is_err());
         }
+    }
+
+    #[test]
+    fn a_snapshot_is_of_a_living_vm_and_memory_is_taken_from_a_paused_one_only() {
+        let mut life = Life::default();
+        assert!(life.may_snapshot().is_err() && life.may_reclaim().is_err());
+        life.on(Event::Started).unwrap();
+        assert_eq!(life.may_snapshot(), Ok(true));
+        let refused = life.may_reclaim().unwrap_err().to_string();
+        assert!(refused.contains("running") && refused.contains("pause"), "{refused}");
+        life.on(Event::Pause).unwrap();
+        assert_eq!(life.may_snapshot(), Ok(false));
+        assert_eq!(life.may_reclaim(), Ok(()));
+        life.on(Event::News(News::GuestPanic)).unwrap();
+        assert!(life.may_snapshot().unwrap_err().to_string().contains("panicked"));
+        life.on(Event::Signal(libc::SIGTERM)).unwrap();
+        assert!(life.may_snapshot().is_err() && life.may_reclaim().is_err());
     }
 
     #[test]

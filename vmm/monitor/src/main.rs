@@ -6,7 +6,9 @@ use ark_vmm::args::{self, Command};
 
 fn main() -> ExitCode {
     match args::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Run { config }) => ark_vmm::run::run(&config).into(),
+        Ok(Command::Run { config, prepared }) => ark_vmm::run::run(&config, prepared).into(),
+        Ok(Command::Verify { dir, chain }) => ark_vmm::run::verify(&dir, chain).into(),
+        Ok(Command::Compact { dir, out }) => ark_vmm::run::compact(&dir, &out).into(),
         Ok(Command::Probe { json, limit }) => {
             match ark_vmm::probe::run(json, limit, &mut std::io::stdout().lock()) {
                 Ok(code) => code.into(),

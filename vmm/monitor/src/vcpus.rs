@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!            run                      park, end
-//!  parked ───────► running (KVM_RUN) ───────────► parked
-//!    │ end                   │ the guest's processor or KVM cannot go on
+//!  parked ───────► running (KVM_RUN) ───────────► parked ──┐ save
+//!    │ end                   │ the guest's processor or KVM  └─► parked
+//!    │                       │ cannot go on
 //!    └────► gone ◄───────────┘
 //! ```
 //!
-//! The owner writes the order (park, run, end), then kicks. A vCPU looks at the order when it comes back interrupted; a kick stays in
+//! The owner writes the order (park, run, save, end), then kicks. A vCPU looks at the order when it comes back interrupted; a kick stays in
 //! force until the vCPU has taken it back ([`ark_hal::Kick`]), so no order is lost.
 
 use std::io;
@@ -17,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ark_devices::bus::Bus;
-use ark_hal::{Exit, Kick, SystemEvent, Vcpu};
+use ark_hal::{Exit, HalError, Kick, SystemEvent, Vcpu, VcpuState};
 
 use crate::mailbox::{Mailbox, News};
 
@@ -38,6 +39,8 @@ pub struct Buses {
 enum Order {
     Park,
     Run,
+    /// To be followed by each thread once: it fills its slot of [`Orders::saved`] and is parked again.
+    Save,
     End,
 }
 
@@ -45,6 +48,22 @@ enum Order {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} vCPUs did not stop within {limit} s; the host is overloaded or KVM hangs", limit = PARK_LIMIT.as_secs())]
 pub struct StillRunning(usize);
+
+/// vCPUs whose state could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// One is in a state that nothing can go on from.
+    #[error("the processor {index} cannot be saved: {source}")]
+    Vcpu {
+        /// Which.
+        index: usize,
+        /// What the hypervisor said.
+        source: HalError,
+    },
+    /// One runs, has gone for good or does not answer.
+    #[error("{0} vCPUs do not stand still; the guest has crashed or the host is overloaded")]
+    Missing(usize),
+}
 
 /// All vCPUs of a VM. Dropping it ends and joins them.
 pub struct Vcpus {
@@ -65,6 +84,10 @@ struct Orders {
     order: Order,
     /// Threads that are in the guest or on their way there.
     running: usize,
+    /// Threads that have ended because their processor, or KVM, could not go on.
+    gone: usize,
+    /// What each vCPU has saved; one slot per vCPU while [`Order::Save`] holds.
+    saved: Vec<Option<Result<VcpuState, HalError>>>,
 }
 
 impl Shared {
@@ -79,7 +102,7 @@ impl Vcpus {
     /// # Errors
     /// When the host has no thread left.
     pub fn spawn(vcpus: Vec<Box<dyn Vcpu>>, buses: Arc<Buses>, mailbox: Mailbox) -> io::Result<Self> {
-        let state = Mutex::new(Orders { order: Order::Park, running: 0 });
+        let state = Mutex::new(Orders { order: Order::Park, running: 0, gone: 0, saved: vec![] });
         let shared =
             Arc::new(Shared { state, changed: Condvar::new(), buses, mailbox, exits: AtomicU64::new(0) });
         let kickers = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
@@ -90,7 +113,7 @@ impl Vcpus {
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK)
-                .spawn(move || life_of_a_thread(&shared, vcpu))?;
+                .spawn(move || life_of_a_thread(&shared, index, vcpu))?;
             all.threads.push(thread);
         }
         Ok(all)
@@ -108,6 +131,37 @@ impl Vcpus {
     /// [`StillRunning`] after five seconds.
     pub fn park(&self) -> Result<(), StillRunning> {
         self.halt(Order::Park)
+    }
+
+    /// The state of each vCPU, in order, saved by its own thread. All have to be parked, and are so afterwards.
+    ///
+    /// # Errors
+    /// [`SaveError`].
+    pub fn save(&self) -> Result<Vec<VcpuState>, SaveError> {
+        let deadline = Instant::now() + PARK_LIMIT;
+        let mut orders = self.shared.orders();
+        if orders.running + orders.gone > 0 {
+            return Err(SaveError::Missing(orders.running + orders.gone));
+        }
+        orders.saved = self.threads.iter().map(|_| None).collect();
+        orders.order = Order::Save;
+        self.shared.changed.notify_all();
+        while orders.saved.iter().any(Option::is_none) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            orders = self.shared.changed.wait_timeout(orders, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        orders.order = Order::Park;
+        let saved = std::mem::take(&mut orders.saved);
+        drop(orders);
+        let missing = saved.iter().filter(|slot| slot.is_none()).count();
+        if missing > 0 {
+            return Err(SaveError::Missing(missing));
+        }
+        let states = saved.into_iter().flatten().enumerate();
+        states.map(|(index, state)| state.map_err(|source| SaveError::Vcpu { index, source })).collect()
     }
 
     /// Exits handled in user space so far.
@@ -145,31 +199,57 @@ impl Drop for Vcpus {
     }
 }
 
-fn life_of_a_thread(shared: &Shared, mut vcpu: Box<dyn Vcpu>) {
-    while wait_to_run(shared) {
-        let goes_on = run_until_interrupted(shared, &mut *vcpu);
-        if goes_on {
-            vcpu.note_pause();
-        }
-        shared.orders().running -= 1;
-        shared.changed.notify_all();
-        if !goes_on {
-            return;
+fn life_of_a_thread(shared: &Shared, index: usize, mut vcpu: Box<dyn Vcpu>) {
+    loop {
+        match next_task(shared, index) {
+            Task::Run => {
+                let goes_on = run_until_interrupted(shared, &mut *vcpu);
+                if goes_on {
+                    vcpu.note_pause();
+                }
+                let mut orders = shared.orders();
+                orders.running -= 1;
+                orders.gone += usize::from(!goes_on);
+                drop(orders);
+                shared.changed.notify_all();
+                if !goes_on {
+                    return;
+                }
+            }
+            Task::Save => {
+                let state = vcpu.save();
+                // The owner may have stopped waiting.
+                if let Some(slot) = shared.orders().saved.get_mut(index) {
+                    *slot = Some(state);
+                }
+                shared.changed.notify_all();
+            }
+            Task::End => return,
         }
     }
 }
 
-/// Waits for an order; whether it is to run.
-fn wait_to_run(shared: &Shared) -> bool {
+/// What a parked thread is to do next.
+enum Task {
+    Run,
+    Save,
+    End,
+}
+
+/// Waits for an order that concerns vCPU `index`.
+fn next_task(shared: &Shared, index: usize) -> Task {
     let mut orders = shared.orders();
     loop {
         match orders.order {
-            Order::Park => orders = shared.changed.wait(orders).unwrap_or_else(PoisonError::into_inner),
             Order::Run => {
                 orders.running += 1;
-                return true;
+                return Task::Run;
             }
-            Order::End => return false,
+            Order::Save if orders.saved.get(index).is_some_and(Option::is_none) => return Task::Save,
+            Order::End => return Task::End,
+            Order::Park | Order::Save => {
+                orders = shared.changed.wait(orders).unwrap_or_else(PoisonError::into_inner);
+            }
         }
     }
 }

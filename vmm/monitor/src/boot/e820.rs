@@ -28,7 +28,7 @@ pub struct Entry {
 }
 
 /// The memory map of a guest with `bytes` of RAM, in ascending order. RAM behind the PC's video and BIOS ranges stays
-/// unused but for the ACPI tables.
+/// unused but for the ACPI tables and the VM generation id.
 #[must_use]
 pub fn layout(bytes: u64) -> Vec<Entry> {
     let entry = |start, end: u64, kind| Entry { start, len: end - start, kind };
@@ -36,6 +36,7 @@ pub fn layout(bytes: u64) -> Vec<Entry> {
         entry(0, map::LOW_RAM_END, Kind::Ram),
         entry(map::LOW_RAM_END, map::ACPI, Kind::Reserved),
         entry(map::ACPI, map::ACPI + map::ACPI_LEN, Kind::Acpi),
+        entry(map::GENERATION, map::GENERATION + map::GENERATION_LEN, Kind::Reserved),
     ];
     for (start, len) in memory::layout(bytes) {
         let first = start.max(map::HIGH_RAM);
@@ -54,16 +55,16 @@ mod tests {
     #[test]
     fn a_small_guest_has_one_range_above_1_mib() {
         let entries = layout(128 << 20);
-        assert_eq!(entries.len(), 4);
-        assert_eq!(entries[3], Entry { start: 1 << 20, len: 127 << 20, kind: Kind::Ram });
+        assert_eq!(entries.len(), 5);
+        assert_eq!(entries[4], Entry { start: 1 << 20, len: 127 << 20, kind: Kind::Ram });
     }
 
     #[test]
     fn a_guest_of_5_gib_has_its_last_2_gib_above_4_gib() {
         let entries = layout(5 << 30);
-        assert_eq!(entries[3], Entry { start: 1 << 20, len: (3 << 30) - (1 << 20), kind: Kind::Ram });
-        assert_eq!(entries[4], Entry { start: 4 << 30, len: 2 << 30, kind: Kind::Ram });
-        assert_eq!(entries.len(), 5);
+        assert_eq!(entries[4], Entry { start: 1 << 20, len: (3 << 30) - (1 << 20), kind: Kind::Ram });
+        assert_eq!(entries[5], Entry { start: 4 << 30, len: 2 << 30, kind: Kind::Ram });
+        assert_eq!(entries.len(), 6);
     }
 
     proptest! {

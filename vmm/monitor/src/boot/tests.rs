@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use ark_hal::memory::{HugePages, create};
 use proptest::prelude::*;
 
@@ -27,6 +29,7 @@ impl Files {
             console: None,
             control_socket: None,
             exit_file: None,
+            labels: BTreeMap::new(),
         };
         Self { dir, config }
     }
@@ -68,7 +71,7 @@ fn kernel_command_line_and_zero_page_are_where_the_boot_protocol_looks() {
     assert_eq!((hdr.header, hdr.boot_flag, hdr.type_of_loader), (0x5372_6448, 0xaa55, 0xff));
     assert_eq!((hdr.ramdisk_image, hdr.ramdisk_size), (0, 0));
     assert_eq!({ params.acpi_rsdp_addr }, map::ACPI);
-    assert_eq!(params.e820_entries, 4);
+    assert_eq!(params.e820_entries, 5);
     let mut line = vec![0; hdr.cmdline_size as usize + 1];
     memory.read_slice(&mut line, GuestAddress(hdr.cmd_line_ptr.into())).unwrap();
     assert!(line.ends_with(b" ark=1\0"));

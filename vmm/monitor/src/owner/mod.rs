@@ -5,9 +5,10 @@
 //!  vCPUs, devices, power-off thread ──► Mailbox ──┐
 //!  SIGTERM, SIGINT, SIGHUP ──────────► signalfd ──┼─► Owner ──► Life ──► effects on the Machine
 //!  clients ──────────────────► control socket ────┤
-//!  timer ─────────────────────────────────────────┘
+//!  timer, a snapshot's writer ────────────────────┘
 //! ```
 
+mod snapshots;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use ark_types::vmm::{ControlReply, ControlRequest, VmMetrics};
 
-use crate::control::Server;
+use self::snapshots::Snapshots;
+use crate::control::{Server, Ticket};
 use crate::life::{Effect, End, Event, Life};
 use crate::machine::Machine;
 use crate::mailbox::{Mailbox, News};
@@ -45,16 +47,26 @@ struct Owner {
     vsock: Option<PathBuf>,
     timer: Option<Instant>,
     end: Option<End>,
-    born: Instant,
-    /// From birth to the first instruction.
-    start: Option<Duration>,
+    times: Times,
+    /// From birth, and from the configuration's arrival, to the first instruction.
+    start: Option<(Duration, Duration)>,
+    snapshots: Snapshots,
 }
 
-/// Runs `machine` to its end; `born` is when the VMM started.
+/// When the VMM began.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Its process was started.
+    pub born: Instant,
+    /// It had its configuration.
+    pub claimed: Instant,
+}
+
+/// Runs `machine` to its end.
 ///
 /// When this returns, no vCPU or device runs any more and the control socket is gone.
 #[must_use]
-pub fn run(machine: Machine, mut inputs: Inputs, born: Instant) -> End {
+pub fn run(machine: Machine, mut inputs: Inputs, times: Times) -> End {
     let mut owner = Owner {
         life: Life::default(),
         machine,
@@ -62,8 +74,9 @@ pub fn run(machine: Machine, mut inputs: Inputs, born: Instant) -> End {
         vsock: inputs.vsock.take(),
         timer: None,
         end: None,
-        born,
+        times,
         start: None,
+        snapshots: Snapshots::default(),
     };
     owner.on(Event::Started);
     loop {
@@ -78,12 +91,19 @@ pub fn run(machine: Machine, mut inputs: Inputs, born: Instant) -> End {
             owner.on(Event::Timer);
         }
         if let Some(control) = &mut inputs.control {
-            control.serve(&mut |request| owner.answer(request));
+            if let Some((ticket, reply)) = owner.snapshots.finished() {
+                control.reply(ticket, &reply);
+            }
+            control.serve(&mut |request, ticket| owner.answer(request, ticket));
         }
         if let Some(end) = owner.end.take() {
+            if let (Some(ticket), Some(control)) = (owner.snapshots.give_up(), &mut inputs.control) {
+                let why = "the VM ended before its snapshot was written".to_owned();
+                control.reply(ticket, &ControlReply::Refused { why });
+            }
             return end;
         }
-        if let Err(error) = wait(&inputs, owner.timer) {
+        if let Err(error) = wait(&inputs, owner.timer, owner.snapshots.fd()) {
             owner.on(Event::News(News::Failed(format!("wait for events: {error}"))));
         }
     }
@@ -97,21 +117,27 @@ impl Owner {
         }
     }
 
-    fn answer(&mut self, request: ControlRequest) -> ControlReply {
+    /// Carries out a request; without a reply, it comes later.
+    fn answer(&mut self, request: ControlRequest, ticket: Ticket) -> Option<ControlReply> {
         let event = match request {
-            ControlRequest::State => return self.state(),
-            ControlRequest::Metrics => return ControlReply::Metrics(self.metrics()),
+            ControlRequest::State => return Some(self.state()),
+            ControlRequest::Metrics => return Some(ControlReply::Metrics(self.metrics())),
+            ControlRequest::Snapshot { dir } => return self.snapshot(&dir, ticket),
+            ControlRequest::Reclaim { dir } => {
+                let reclaimed = self.reclaim(&dir);
+                return Some(reclaimed.map_or_else(|why| ControlReply::Refused { why }, |()| self.state()));
+            }
             ControlRequest::Pause => Event::Pause,
             ControlRequest::Resume => Event::Resume,
             ControlRequest::Stop { grace_ms } => Event::Stop(Duration::from_millis(grace_ms)),
         };
-        match self.life.on(event) {
+        Some(match self.life.on(event) {
             Ok(effects) => {
                 self.carry_out(effects);
                 self.state()
             }
             Err(refused) => ControlReply::Refused { why: refused.to_string() },
-        }
+        })
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -120,7 +146,9 @@ impl Owner {
         for effect in effects {
             match effect {
                 Effect::Run => {
-                    self.start.get_or_insert_with(|| self.born.elapsed());
+                    self.start
+                        .get_or_insert_with(|| (self.times.born.elapsed(), self.times.claimed.elapsed()));
+                    self.snapshots.note_run();
                     self.machine.run();
                 }
                 Effect::Park => {
@@ -146,8 +174,11 @@ impl Owner {
     }
 
     fn metrics(&self) -> VmMetrics {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (start, claim) = self.start.unwrap_or_default();
         VmMetrics {
-            start_us: u64::try_from(self.start.unwrap_or_default().as_micros()).unwrap_or(u64::MAX),
+            start_us: micros(start),
+            claim_us: micros(claim),
             exits: self.machine.exits(),
             guest_resident_bytes: self.machine.resident_bytes(),
             devices: self.machine.device_metrics(),
@@ -155,9 +186,10 @@ impl Owner {
     }
 }
 
-/// Waits until an input is ready, the timer has run out, or the control socket wants to be looked at again.
-fn wait(inputs: &Inputs, timer: Option<Instant>) -> io::Result<()> {
-    let fixed = [Some(inputs.mailbox.as_raw_fd()), inputs.signals.as_ref().map(AsRawFd::as_raw_fd)];
+/// Waits until an input is ready, the writer of a snapshot has something to say, the timer has run out, or the control socket wants to be looked at again.
+fn wait(inputs: &Inputs, timer: Option<Instant>, writer: Option<RawFd>) -> io::Result<()> {
+    let signals = inputs.signals.as_ref().map(AsRawFd::as_raw_fd);
+    let fixed = [Some(inputs.mailbox.as_raw_fd()), signals, writer];
     let control = inputs.control.iter().flat_map(Server::fds);
     let mut fds: Vec<libc::pollfd> = fixed
         .into_iter()

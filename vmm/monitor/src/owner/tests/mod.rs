@@ -1,15 +1,19 @@
 //! Whole VMs on a scripted hypervisor: what the guest does, and how the VM then ends.
 
+mod snapshots;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread::JoinHandle;
 
 use ark_hal::SystemEvent;
 use ark_hal::fake::{FakeHypervisor, Script};
-use ark_types::vmm::{ExitReason, VmConfig, VmState};
+use ark_types::vmm::{ExitReason, Generation, VmConfig, VmState};
 
 use super::*;
 use crate::boot::{Payload, testing};
+use crate::machine::Makers;
 use crate::map;
 
 /// A VM that runs in a thread, with its control socket.
@@ -19,42 +23,69 @@ struct Vm {
     control: BufReader<UnixStream>,
 }
 
+/// A VM of 64 MiB with a console.
+fn config(dir: &Path, vcpus: u32) -> VmConfig {
+    VmConfig {
+        kernel: testing::kernel(dir),
+        initrd: None,
+        cmdline: String::new(),
+        vcpus,
+        memory_mib: 64,
+        disks: vec![],
+        vsock: None,
+        console: Some(dir.join("console.log")),
+        control_socket: None,
+        exit_file: None,
+        labels: [("kernel".to_owned(), "k1".to_owned())].into(),
+    }
+}
+
 impl Vm {
     fn start(vcpus: u32, hypervisor: FakeHypervisor) -> Self {
+        Self::boot(&hypervisor, |dir| config(dir, vcpus))
+    }
+
+    fn boot(hypervisor: &FakeHypervisor, config: impl FnOnce(&Path) -> VmConfig) -> Self {
+        Self::launch(|dir, mailbox| {
+            let config = config(dir);
+            let payload = Payload::open(&config).unwrap();
+            let makers = Makers { hypervisor, prepared: None, mailbox };
+            Machine::build(&config, payload, Generation([1; 16]), makers).unwrap()
+        })
+    }
+
+    fn launch(make: impl FnOnce(&Path, &Mailbox) -> Machine) -> Self {
         let born = Instant::now();
-        let dir = tempfile::tempdir().unwrap();
-        let config = VmConfig {
-            kernel: testing::kernel(dir.path()),
-            initrd: None,
-            cmdline: String::new(),
-            vcpus,
-            memory_mib: 64,
-            disks: vec![],
-            vsock: None,
-            console: Some(dir.path().join("console.log")),
-            control_socket: None,
-            exit_file: None,
-        };
+        // In memory where that is possible: the tests wait for the disk otherwise.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let mailbox = Mailbox::new().unwrap();
-        let payload = Payload::open(&config).unwrap();
-        let machine = Machine::build(&config, payload, &hypervisor, &mailbox).unwrap();
+        let machine = make(dir.path(), &mailbox);
         let socket = dir.path().join("vmm.sock");
         let control = Some(Server::bind(&socket).unwrap());
         // Before the VM runs: it may end at once, and its socket with it.
         let stream = UnixStream::connect(&socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let inputs = Inputs { mailbox, signals: None, control, vsock: None };
-        let end = std::thread::spawn(move || run(machine, inputs, born));
+        let times = Times { born, claimed: Instant::now() };
+        let end = std::thread::spawn(move || run(machine, inputs, times));
         Self { dir, end, control: BufReader::new(stream) }
     }
 
-    fn ask(&mut self, request: ControlRequest) -> ControlReply {
-        let mut line = serde_json::to_string(&request).unwrap();
+    fn send(&mut self, request: &ControlRequest) {
+        let mut line = serde_json::to_string(request).unwrap();
         line.push('\n');
         self.control.get_mut().write_all(line.as_bytes()).unwrap();
+    }
+
+    fn reply(&mut self) -> ControlReply {
         let mut reply = String::new();
         self.control.read_line(&mut reply).unwrap();
         serde_json::from_str(&reply).unwrap()
+    }
+
+    fn ask(&mut self, request: ControlRequest) -> ControlReply {
+        self.send(&request);
+        self.reply()
     }
 
     fn state_after(&mut self, request: ControlRequest) -> VmState {
@@ -194,7 +225,7 @@ fn metrics_count_exits_and_memory() {
             break metrics;
         }
     };
-    assert!(metrics.start_us > 0);
+    assert!(metrics.start_us >= metrics.claim_us && metrics.claim_us > 0);
     assert!(metrics.guest_resident_bytes > 0);
     let ports = metrics.devices.iter().find(|d| d.name == "ports").unwrap();
     assert_eq!(ports.counters["unclaimed_writes"], 10);
