@@ -16,6 +16,8 @@ pub struct Config {
     pub assets: Assets,
     /// Sockets and the agents' directories.
     pub run: RunDir,
+    /// Templates, snapshots, paused agents: what lasts.
+    pub state: StateDir,
     /// Bearer token of TCP clients; read (or made) only when `listen` is set.
     pub token_file: PathBuf,
     /// TCP address to listen on besides the Unix socket.
@@ -65,11 +67,13 @@ impl Config {
     /// When the running program's own path cannot be told.
     pub fn from_args(args: &Args) -> std::io::Result<Self> {
         let is_root = nix::unistd::geteuid().is_root();
-        let token_file = args.token_file.clone().unwrap_or_else(|| StateDir::locate(is_root).token());
+        let state = StateDir::locate(is_root);
+        let token_file = args.token_file.clone().unwrap_or_else(|| state.token());
         let host_kind = args.host_kind.into();
         Ok(Self {
             assets: Assets::locate()?,
             run: RunDir::locate(is_root),
+            state,
             token_file,
             listen: args.listen,
             host_kind,

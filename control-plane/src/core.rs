@@ -10,6 +10,8 @@ use crate::config::Config;
 use crate::host;
 use crate::images::Images;
 use crate::registry::Registry;
+use crate::snapshots::Store;
+use crate::templates::Templates;
 
 /// Shared by every route and every agent.
 #[derive(Debug)]
@@ -20,6 +22,10 @@ pub struct Core {
     pub images: Images,
     /// Agents.
     pub registry: Registry,
+    /// Snapshots.
+    pub snapshots: Store,
+    /// Templates.
+    pub templates: Templates,
     /// When this `arkd` started.
     pub started: Instant,
     probe: watch::Receiver<Option<ProbeReport>>,
@@ -27,8 +33,12 @@ pub struct Core {
 
 impl Core {
     /// Everything shared; the host probe starts in the background, once.
-    #[must_use]
-    pub fn new(config: Config) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// When the state directory cannot be made or read.
+    pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
+        let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
+        let templates = Templates::open(&config.state, &snapshots);
         let (answer, probe) = watch::channel(None);
         let (vmm, limit) = (config.assets.program("ark-vmm"), config.timing.probe);
         tokio::spawn(async move {
@@ -37,7 +47,9 @@ impl Core {
             answer.send_replace(Some(report));
         });
         let images = Images::new(config.assets.images());
-        Arc::new(Self { config, images, registry: Registry::default(), started: Instant::now(), probe })
+        templates.sweep_at_start(&images);
+        let (registry, started) = (Registry::default(), Instant::now());
+        Ok(Arc::new(Self { config, images, registry, snapshots, templates, started, probe }))
     }
 
     /// What the probe said; waits while it runs.

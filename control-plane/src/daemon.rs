@@ -40,6 +40,14 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The state directory.
+    #[error("the state directory {path} cannot be used: {}; set ARK_STATE to one that can", plain(source))]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Another `arkd` is there.
     #[error(
         "another arkd{holder} already serves {run}: use it, stop it, or set ARK_RUN to another directory"
@@ -95,7 +103,8 @@ impl Daemon {
         }
         let mut socket = UnixSocket::bind(&run.api_socket())?;
 
-        let core = Core::new(config);
+        let state = config.state.0.clone();
+        let core = Core::new(config).map_err(|source| StartError::StateDir { path: state, source })?;
         let routes = routes::router(Arc::clone(&core));
         let end = CancellationToken::new();
         let mut servers: Vec<_> = socket.serve(routes.clone(), end.clone()).into_iter().collect();

@@ -15,6 +15,8 @@ use crate::agent::{BootError, CallError, NotRunning};
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
 use crate::registry::{AdmitError, NoSuchAgent};
+use crate::snapshots::SnapshotError;
+use crate::templates::TemplateError;
 
 /// Most bytes of a refusal by axum that are read for their text.
 const MAX_REFUSAL: usize = 4096;
@@ -94,6 +96,46 @@ impl From<ImageError> for Refusal {
     }
 }
 
+impl From<SnapshotError> for Refusal {
+    fn from(error: SnapshotError) -> Self {
+        let kind = match error {
+            SnapshotError::Image(error) => return error.into(),
+            SnapshotError::NotFound(_) => ProblemKind::SnapshotNotFound,
+            SnapshotError::NameTaken(_) => ProblemKind::NameTaken,
+            SnapshotError::Lived { .. } | SnapshotError::Needed { .. } => ProblemKind::InUse,
+            SnapshotError::Unusable { .. } | SnapshotError::OtherImage { .. } => {
+                ProblemKind::SnapshotUnusable
+            }
+            SnapshotError::OfAnother { .. } => ProblemKind::InvalidValue,
+            SnapshotError::DiskFull { .. } => ProblemKind::DiskFull,
+            SnapshotError::File { .. } | SnapshotError::Tool { .. } => ProblemKind::HostUnable,
+            SnapshotError::Endless { .. } => ProblemKind::DeadlinePassed,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<TemplateError> for Refusal {
+    fn from(error: TemplateError) -> Self {
+        let kind = match error {
+            // These have words and kinds of their own.
+            TemplateError::Image(error) => return error.into(),
+            TemplateError::Snapshot(error) => return error.into(),
+            TemplateError::NotFound(_) => ProblemKind::TemplateNotFound,
+            TemplateError::Reserved { .. } | TemplateError::Timeout { .. } => ProblemKind::InvalidValue,
+            TemplateError::Building(_) | TemplateError::InUse { .. } => ProblemKind::InUse,
+            TemplateError::NoEvaluator(_) => ProblemKind::NoEvaluator,
+            TemplateError::Agent(Self(ref problem)) => problem.kind,
+            TemplateError::Raised { .. } | TemplateError::Endless { .. } | TemplateError::Guest(_) => {
+                ProblemKind::TemplateFailed
+            }
+            TemplateError::Record { .. } => ProblemKind::DiskFull,
+            TemplateError::Interrupted => ProblemKind::HostUnable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl From<ConfigError> for Refusal {
     fn from(error: ConfigError) -> Self {
         Self::new(ProblemKind::InvalidValue, error.to_string())
@@ -155,6 +197,7 @@ pub fn kind_of(failure: &GuestFailure) -> ProblemKind {
     match failure {
         GuestFailure::Said(error) => error.code.into(),
         GuestFailure::TooMuch(_) => ProblemKind::FileError,
+        GuestFailure::Late(_) => ProblemKind::DeadlinePassed,
         GuestFailure::Unreachable(_) | GuestFailure::Broken(_) | GuestFailure::Closed => {
             ProblemKind::AgentGone
         }

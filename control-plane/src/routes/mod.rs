@@ -8,7 +8,9 @@ mod host;
 mod images;
 mod logs;
 mod openapi;
+mod snapshots;
 mod stream;
+mod templates;
 
 use std::sync::Arc;
 
@@ -43,6 +45,14 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(files::read_file, files::write_file))
         .routes(routes!(files::stat_file))
         .routes(routes!(files::list_files))
+        .routes(routes!(snapshots::create_snapshot))
+        .routes(routes!(snapshots::rewind_agent))
+        .routes(routes!(snapshots::list_snapshots))
+        .routes(routes!(snapshots::inspect_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(snapshots::compact_snapshot))
+        .routes(routes!(snapshots::restore_snapshot))
+        .routes(routes!(templates::create_template, templates::list_templates))
+        .routes(routes!(templates::inspect_template, templates::delete_template))
         .routes(routes!(logs::logs))
         .routes(routes!(host::host_exec_stream));
     openapi::frame().nest("/v1", v1)
