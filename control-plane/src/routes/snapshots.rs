@@ -162,5 +162,5 @@ pub(super) async fn rewind_agent(
         let error = SnapshotError::OfAnother { snapshot, agent: handle.name().clone() };
         return Err(error.into());
     }
-    Ok(Json(handle.rewind(hold, Origin::Snapshot { name: record.name }).await?))
+    Ok(Json(handle.rewind(&core, hold, Origin::Snapshot { name: record.name }).await?))
 }

@@ -1,10 +1,12 @@
 //! Building one: a hidden agent boots, warms up, is frozen and ends.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ark_types::eval::{EvalException, EvalReply, EvalRequest};
-use ark_types::guest::ErrorCode;
+use ark_types::exec::ExecRequest;
+use ark_types::guest::{ErrorCode, Frame, Kind};
 use ark_types::template::CreateTemplate;
 
 use super::TemplateError;
@@ -13,20 +15,42 @@ use super::shelf::{Built, Record};
 use crate::admission::admit_size;
 use crate::agent::{self, CallError, Handle, HiddenSpec};
 use crate::core::Core;
-use crate::guest::GuestFailure;
+use crate::guest::{GuestFailure, capture};
 use crate::host::{millis, unix_ms};
+use crate::snapshots::{Draft, Hold, Store};
 
 /// Time that starting the interpreter may take where there is no warm-up, milliseconds.
 const START_MS: u64 = 120_000;
+/// Time that a program which does nothing may take.
+const PROGRAM: Duration = Duration::from_secs(60);
 /// How much later than its own limit a warm-up's end may be told, before the guest counts as hung.
 const SLACK: Duration = Duration::from_secs(60);
 
-/// The agent that becomes a template; ended with this guard.
-struct Hidden(Handle);
+/// The agent that becomes a template, ended with this guard, and then where its snapshot goes.
+struct Hidden {
+    agent: Handle,
+    draft: Option<Draft>,
+}
+
+impl Hidden {
+    /// Ends the agent and waits for it.
+    async fn end(mut self) {
+        self.agent.remove(Duration::ZERO).await;
+        self.draft = None;
+    }
+}
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        self.0.ask_removal(Duration::ZERO);
+        let (agent, draft) = (self.agent.clone(), self.draft.take());
+        agent.ask_removal(Duration::ZERO);
+        // Its VMM may write until it is gone.
+        if let (Some(draft), Ok(runtime)) = (draft, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                agent.remove(Duration::ZERO).await;
+                drop(draft);
+            });
+        }
     }
 }
 
@@ -40,15 +64,14 @@ pub(super) async fn build(
     let CreateTemplate { name, vcpus, memory_mib, .. } = request;
     tracing::info!(%name, digest = inputs.digest, "a template is built");
     admit_size(core, *vcpus, *memory_mib).await.map_err(TemplateError::Agent)?;
-    // Before the agent, so that it is dropped after it.
-    let draft = core.templates.store().draft_at(core.templates.dir_for(inputs.digits()));
     let spec = HiddenSpec { image: inputs.image.clone(), vcpus: *vcpus, memory_mib: *memory_mib };
-    let hidden = agent::boot_hidden(core, spec).await.map_err(|error| TemplateError::Agent(error.into()))?;
-    let hidden = Hidden(hidden);
-    warm_up(&hidden.0, request).await?;
-    hidden.0.snapshot(draft.dir()).await.map_err(|error| TemplateError::Agent(error.into()))?;
-    let hold = core.templates.store().adopt(draft.dir(), None)?;
-    hidden.0.remove(Duration::ZERO).await;
+    let agent = agent::boot_hidden(core, spec).await.map_err(|error| TemplateError::Agent(error.into()))?;
+    let store = core.templates.store();
+    let dir = core.templates.dir_for(inputs.digits());
+    let hidden = Hidden { agent, draft: Some(store.draft_at(dir.clone())) };
+    let frozen = freeze(&hidden.agent, request, store, &dir).await;
+    hidden.end().await;
+    let hold = frozen?;
     let now = unix_ms();
     let record = Record {
         request: request.clone(),
@@ -60,6 +83,32 @@ pub(super) async fn build(
     };
     tracing::info!(%name, build_ms = record.build_ms, bytes = hold.manifest().written_bytes, "the template is there");
     Ok(Built { record, hold })
+}
+
+/// Warms `agent` up and takes its snapshot, which goes with the guard until somebody keeps it.
+async fn freeze(
+    agent: &Handle,
+    request: &CreateTemplate,
+    store: &Store,
+    dir: &Path,
+) -> Result<Hold, TemplateError> {
+    warm_up(agent, request).await?;
+    start_a_program(agent).await;
+    agent.snapshot(dir).await.map_err(|error| TemplateError::Agent(error.into()))?;
+    let hold = store.adopt(dir, None)?;
+    store.dispose(hold.id());
+    Ok(hold)
+}
+
+/// Starts a program, so that forks find what that takes in memory. One that cannot be started says nothing about the template.
+async fn start_a_program(agent: &Handle) {
+    let request = ExecRequest { argv: vec!["/bin/true".to_owned()], ..ExecRequest::default() };
+    let (Ok(guest), Ok(frame)) = (agent.guest(), Frame::json(Kind::Exec, &request)) else { return };
+    match tokio::time::timeout(PROGRAM, capture(guest, &frame, &[])).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(failure)) => tracing::debug!(%failure, "a template's first program did not run"),
+        Err(_) => tracing::warn!("a template's first program did not end"),
+    }
 }
 
 /// Starts the interpreter where there is one, and runs the warm-up in it.

@@ -107,19 +107,11 @@ async fn detached(core: &Arc<Core>, request: CreateTemplate) -> Result<Found, Te
 /// What is there, else what is built.
 async fn obtain(core: &Arc<Core>, request: &CreateTemplate) -> Result<Found, TemplateError> {
     let inputs = Inputs::of(core, request).await?;
-    let templates = &core.templates;
-    let flight = templates.board(&inputs.digest, &request.name);
-    let _turn = flight.turn().await;
-    if let Some(found) = templates.on_shelf(&request.name, &inputs)? {
-        let retired = templates.give_name(&request.name, &inputs.digest);
-        forget(core, retired).await;
-        return Ok(found);
-    }
-    let built = build::build(core, request, &inputs).await?;
-    let retired = templates.put(built)?;
+    let (found, mut retired) =
+        core.templates.obtain(&request.name, &inputs, build::build(core, request, &inputs)).await?;
+    retired.extend(core.templates.sweep(&core.images));
     forget(core, retired).await;
-    forget(core, templates.sweep(&core.images)).await;
-    templates.on_shelf(&request.name, &inputs)?.ok_or(TemplateError::Interrupted)
+    Ok(found)
 }
 
 async fn forget(core: &Core, retired: Vec<std::path::PathBuf>) {

@@ -1,7 +1,7 @@
 //! The templates that are there: `record.json` beside each one's snapshot, and who builds what.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ark_types::agent::AgentName;
@@ -44,7 +44,7 @@ pub(super) struct Record {
 /// One that was just built.
 pub(super) struct Built {
     pub(super) record: Record,
-    /// Its snapshot, adopted by the store.
+    /// Its snapshot, adopted by the store and to go with this guard.
     pub(super) hold: Hold,
 }
 
@@ -152,6 +152,23 @@ impl Templates {
         Flight { templates: self, digest: digest.to_owned(), name: name.clone(), turn }
     }
 
+    /// The template built of `inputs` under `name`: the one that is there, else what `building` gives. One builds, others wait
+    /// for it. With it come the directories of templates that nobody can name any more.
+    pub(super) async fn obtain(
+        &self,
+        name: &AgentName,
+        inputs: &Inputs,
+        building: impl Future<Output = Result<Built, TemplateError>>,
+    ) -> Result<(Found, Vec<PathBuf>), TemplateError> {
+        let flight = self.board(&inputs.digest, name);
+        let _turn = flight.turn().await;
+        let is_there = self.shelf().contains_key(&inputs.digest);
+        let retired =
+            if is_there { self.give_name(name, &inputs.digest) } else { self.put(building.await?)? };
+        let found = self.on_shelf(name, inputs)?.ok_or(TemplateError::Interrupted)?;
+        Ok((found, retired))
+    }
+
     /// Where the snapshot of a new template goes: a directory that does not exist.
     pub(super) fn dir_for(&self, digits: &str) -> PathBuf {
         let dir = self.state.templates().join(digits);
@@ -203,11 +220,11 @@ impl Templates {
         }
     }
 
-    /// The template built of `inputs` when it is there and called `name`; also when it is there and has other names, as soon
-    /// as [`Self::give_name`] gave it this one.
+    /// The template built of `inputs`, when it is there and called `name`.
     pub(super) fn on_shelf(&self, name: &AgentName, inputs: &Inputs) -> Result<Option<Found>, TemplateError> {
         let shelf = self.shelf();
-        let Some(kept) = shelf.get(&inputs.digest) else { return Ok(None) };
+        let kept = shelf.get(&inputs.digest).filter(|kept| kept.record.names.contains(name));
+        let Some(kept) = kept else { return Ok(None) };
         let (template, id) = (self.view(kept, name), kept.id);
         drop(shelf);
         Ok(Some(Found { hold: self.store.hold(id)?, template, image: inputs.image.clone() }))
@@ -282,10 +299,10 @@ impl Templates {
         let path = dir.join(RECORD);
         let written = encode(&record).and_then(|text| write_file(&path, &text));
         if let Err(source) = written {
-            // It goes with the guard.
-            self.store.dispose(id);
+            // It goes with `hold`.
             return Err(TemplateError::Record { path, source });
         }
+        self.store.keep(id);
         self.store.entitle(id, title(&record));
         let (name, digest) = (record.request.name.clone(), record.digest.clone());
         let kept = Kept { noted_unix_ms: record.used_unix_ms, record, id, dir, bytes };
@@ -388,13 +405,4 @@ fn title(record: &Record) -> String {
 
 fn encode(record: &Record) -> std::io::Result<Vec<u8>> {
     Ok(serde_json::to_vec(record)?)
-}
-
-/// Digest and directory of a template, for tests of others.
-impl Templates {
-    /// Whether `dir` is the directory of a template that is there.
-    #[must_use]
-    pub fn has(&self, dir: &Path) -> bool {
-        self.shelf().values().any(|kept| kept.dir == dir)
-    }
 }
