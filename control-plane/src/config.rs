@@ -28,6 +28,17 @@ pub struct Config {
     pub host_shell: Option<PathBuf>,
     /// Time limits.
     pub timing: Timing,
+    /// What is made ahead of need.
+    pub pool: PoolSizes,
+}
+
+/// How much is made ahead of need; 0 is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolSizes {
+    /// VMMs that wait for a snapshot to restore.
+    pub prepared: usize,
+    /// Forks of each template in use that wait for an agent to become.
+    pub standbys: usize,
 }
 
 /// How long things may take.
@@ -41,21 +52,24 @@ pub struct Timing {
     pub first_stream: Duration,
     /// How long an exec's reply may be late after its own `timeout_ms` before the guest counts as hung.
     pub exec_slack: Duration,
+    /// From a restored guest's challenge to its last answer.
+    pub renewal: Duration,
 }
 
 impl Timing {
     /// Limits for a host of `kind`: an emulated one is 10 to 100 times slower, so what waits for a guest waits longer.
     #[must_use]
     pub const fn of(kind: HostKind) -> Self {
-        let (boot, probe, exec_slack) = match kind {
-            HostKind::Native => (60, 10, 10),
-            HostKind::Machine => (240, 60, 60),
+        let (boot, probe, exec_slack, renewal) = match kind {
+            HostKind::Native => (60, 10, 10, 30),
+            HostKind::Machine => (240, 60, 60, 120),
         };
         Self {
             boot: Duration::from_secs(boot),
             probe: Duration::from_secs(probe),
             first_stream: Duration::from_secs(60),
             exec_slack: Duration::from_secs(exec_slack),
+            renewal: Duration::from_secs(renewal),
         }
     }
 }
@@ -79,6 +93,7 @@ impl Config {
             host_kind,
             host_shell: args.host_shell.clone(),
             timing: Timing::of(host_kind),
+            pool: PoolSizes { prepared: args.pool.into(), standbys: args.standby.into() },
         })
     }
 }

@@ -39,6 +39,7 @@ pub mod guest;
 pub mod host;
 pub mod images;
 pub mod names;
+pub mod pool;
 pub mod problems;
 pub mod registry;
 pub mod routes;

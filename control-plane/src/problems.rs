@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::agent::{BootError, CallError, NotRunning};
+use crate::agent::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
 use crate::registry::{AdmitError, NoSuchAgent};
@@ -164,9 +164,46 @@ impl From<NotRunning> for Refusal {
     }
 }
 
+impl From<SnapshotFailure> for Refusal {
+    fn from(failure: SnapshotFailure) -> Self {
+        let kind = match failure {
+            SnapshotFailure::NotRunning(error) => return error.into(),
+            SnapshotFailure::Store(error) => return error.into(),
+            SnapshotFailure::Gone { .. } => ProblemKind::AgentGone,
+            SnapshotFailure::DiskFull(_) => ProblemKind::DiskFull,
+            SnapshotFailure::File { ref source, .. }
+                if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
+            {
+                ProblemKind::DiskFull
+            }
+            SnapshotFailure::File { .. } | SnapshotFailure::ShuttingDown => ProblemKind::HostUnable,
+            SnapshotFailure::Refused(_) | SnapshotFailure::Control(_) => ProblemKind::ForkFailed,
+        };
+        Self::new(kind, failure.to_string())
+    }
+}
+
+impl From<PauseError> for Refusal {
+    fn from(error: PauseError) -> Self {
+        let words = error.to_string();
+        let kind = match error {
+            PauseError::NotRunning(error) => return error.into(),
+            PauseError::Paused(_) | PauseError::NotPaused { .. } => ProblemKind::AgentNotRunning,
+            PauseError::Vmm { .. } => ProblemKind::HostUnable,
+            // The kind is the cause's, the words say that the agent goes on.
+            PauseError::Snapshot(failure) => Self::from(failure).0.kind,
+        };
+        Self::new(kind, words)
+    }
+}
+
 impl From<BootError> for Refusal {
     fn from(error: BootError) -> Self {
         let kind = match &error {
+            BootError::Ended { record, .. } if record.reason == ExitReason::BadSnapshot => {
+                ProblemKind::SnapshotUnusable
+            }
+            BootError::Renewal(_) | BootError::Check(_) | BootError::NoCall { .. } => ProblemKind::ForkFailed,
             BootError::Directory { .. } | BootError::Spawn(_) => ProblemKind::HostUnable,
             BootError::Ended { record, .. } if record.reason == ExitReason::HostError => {
                 ProblemKind::HostUnable
@@ -184,6 +221,7 @@ impl From<BootError> for Refusal {
 impl From<CallError> for Refusal {
     fn from(error: CallError) -> Self {
         let kind = match &error {
+            CallError::NotRunning(_) => ProblemKind::AgentNotRunning,
             CallError::Gone { .. } => ProblemKind::AgentGone,
             CallError::Guest(failure) => kind_of(failure),
         };

@@ -1,8 +1,10 @@
 //! The REST API under `/v1`, one file per noun. The OpenAPI document is made from these handlers.
 
 mod agents;
+mod eval;
 mod exec;
 mod files;
+mod fork;
 mod health;
 mod host;
 mod images;
@@ -40,6 +42,11 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(images::inspect_image))
         .routes(routes!(agents::create_agent, agents::list_agents))
         .routes(routes!(agents::inspect_agent, agents::delete_agent))
+        .routes(routes!(fork::fork_agent))
+        .routes(routes!(fork::pause_agent))
+        .routes(routes!(fork::resume_agent))
+        .routes(routes!(fork::receipt))
+        .routes(routes!(eval::eval))
         .routes(routes!(exec::exec))
         .routes(routes!(exec::exec_stream))
         .routes(routes!(files::read_file, files::write_file))
