@@ -136,6 +136,7 @@ pub(super) async fn restore_snapshot(
     Path(snapshot): Path<String>,
     Json(RestoreSnapshot { name }): Json<RestoreSnapshot>,
 ) -> Result<impl IntoResponse, Refusal> {
+    let _busy = core.pool.busy();
     let (hold, record) = core.snapshots.find(&snapshot)?;
     let origin = Origin::Snapshot { name: record.name };
     let birth = Birth { hold, origin, name, env: Default::default(), auto_remove: false };

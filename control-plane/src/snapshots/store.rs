@@ -356,7 +356,7 @@ fn scan(parent: &Path, place: Place, table: &mut Table) -> io::Result<()> {
                 }
             }
             Err(why) => {
-                tracing::warn!(dir = %dir.display(), why, "a damaged snapshot is left alone and not listed")
+                tracing::warn!(dir = %dir.display(), why, "a damaged snapshot is left alone and not listed");
             }
         }
     }

@@ -295,7 +295,8 @@ async fn a_proof_holds_while_the_files_stay_and_who_asks_meanwhile_waits_for_it(
 
     let store = world.open();
     let (hold, _) = store.find("two").unwrap();
-    let asked: Vec<_> = (0..8).map(|_| hold.clone()).map(|hold| tokio::spawn(async move { hold.prove().await })).collect();
+    let asked: Vec<_> =
+        (0..8).map(|_| hold.clone()).map(|hold| tokio::spawn(async move { hold.prove().await })).collect();
     for proof in asked {
         proof.await.unwrap().unwrap();
     }
@@ -317,14 +318,16 @@ async fn a_proof_holds_while_the_files_stay_and_who_asks_meanwhile_waits_for_it(
 async fn compacting_swaps_the_directory_under_the_name_and_keeps_the_old_one_for_who_needs_it() {
     let world = World::new();
     let store = world.open();
-    drop(world.take(&store, 1, None, None));
     let _base = world.take(&store, 1, None, None);
     let old = world.take(&store, 2, Some(1), Some("one"));
     fs::write(old.dir().join(crate::agent::RENEWALS_FILE), "7").unwrap();
     let after = store.compact("one").await.unwrap();
     assert_eq!((after.kind, after.base, after.id), (SnapshotKind::Full, None, id(99).to_string()));
     let (new, kept) = store.find("one").unwrap();
-    assert_eq!((fs::read_to_string(new.dir().join(crate::agent::RENEWALS_FILE)).unwrap().as_str(), kept), ("7", record("one")));
+    assert_eq!(
+        (fs::read_to_string(new.dir().join(crate::agent::RENEWALS_FILE)).unwrap().as_str(), kept),
+        ("7", record("one"))
+    );
     assert!(world.dir(2).exists() && !world.dir(2).join("record.json").exists());
     // A full one stays what it is.
     assert_eq!(store.compact("one").await.unwrap().id, id(99).to_string());

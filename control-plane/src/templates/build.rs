@@ -60,6 +60,7 @@ pub(super) async fn build(
     request: &CreateTemplate,
     inputs: &Inputs,
 ) -> Result<Built, TemplateError> {
+    let _busy = core.pool.busy();
     let started = Instant::now();
     let CreateTemplate { name, vcpus, memory_mib, .. } = request;
     tracing::info!(%name, digest = inputs.digest, "a template is built");

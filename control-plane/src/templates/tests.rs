@@ -70,7 +70,8 @@ impl World {
         templates.store().dispose(hold.id());
         let (request, digest) = (request(name), inputs.digest.clone());
         let names = vec![request.name.clone()];
-        let record = Record { request, names, digest, build_ms: 1, created_unix_ms: used_unix_ms, used_unix_ms };
+        let record =
+            Record { request, names, digest, build_ms: 1, created_unix_ms: used_unix_ms, used_unix_ms };
         Built { record, hold }
     }
 
@@ -109,7 +110,11 @@ fn each_input_makes_another_digest_and_the_name_does_not() {
 fn every_image_has_a_name_for_its_own_template() {
     let name = |image: &str| default_name(&image.parse().unwrap()).to_string();
     assert_eq!(name("base"), "default-base");
-    let long = [format!("{}a", "x".repeat(62)), format!("{}b", "x".repeat(62)), format!("{}z", "-".repeat(0) + &"y-".repeat(31))];
+    let long = [
+        format!("{}a", "x".repeat(62)),
+        format!("{}b", "x".repeat(62)),
+        format!("{}z", "-".repeat(0) + &"y-".repeat(31)),
+    ];
     let names: Vec<String> = long.iter().map(|image| name(image)).collect();
     assert!(names.iter().all(|name| name.len() == MAX_NAME));
     assert_ne!(names[0], names[1]);
@@ -148,12 +153,13 @@ async fn when_a_build_fails_or_is_given_up_the_next_one_builds() {
     let world = World::new();
     let templates = world.open();
     let name = request("one").name;
+    let inputs = inputs(1);
     let failing = async { Err(TemplateError::Endless { limit_s: 1 }) };
-    assert!(matches!(templates.obtain(&name, &inputs(1), failing).await, Err(TemplateError::Endless { .. })));
-    let never = templates.obtain(&name, &inputs(1), std::future::pending());
+    assert!(matches!(templates.obtain(&name, &inputs, failing).await, Err(TemplateError::Endless { .. })));
+    let never = templates.obtain(&name, &inputs, std::future::pending());
     assert!(tokio::time::timeout(Duration::from_millis(10), never).await.is_err());
     assert!(matches!(templates.describe("one"), Err(TemplateError::NotFound(_))));
-    World::obtain(&templates, "one", &inputs(1)).await;
+    World::obtain(&templates, "one", &inputs).await;
     assert_eq!(templates.list().len(), 1);
 }
 
@@ -185,7 +191,7 @@ async fn what_changed_takes_the_old_ones_place_and_the_old_one_goes_with_its_las
     assert_eq!(templates.describe("one").unwrap().agents, 1);
     assert!(matches!(templates.take_down("one"), Err(TemplateError::InUse { agents: 1, .. })));
     let (new, retired) = World::obtain(&templates, "one", &inputs(2)).await;
-    assert_eq!(retired, [dir.clone()]);
+    assert_eq!(retired, std::slice::from_ref(&dir));
     assert_eq!(templates.list(), [new.template]);
     assert!(dir.join("memory").exists() && !dir.join("record.json").exists());
     // The old state of the files is back: its directory is still somebody's.
@@ -214,7 +220,11 @@ async fn what_nobody_uses_goes() {
     let before = templates.list().len();
     let swept = templates.sweep(&images);
     let left: Vec<String> = templates.list().iter().map(|t| t.name.to_string()).collect();
-    assert_eq!((before, swept.len()), (34, 3), "the old one, the least used one, and that of an image that is gone");
+    assert_eq!(
+        (before, swept.len()),
+        (34, 3),
+        "the old one, the least used one, and that of an image that is gone"
+    );
     assert!(left.contains(&"t0".to_owned()), "an agent lives on it");
     assert!(["t7", "t1", "default-base"].iter().all(|name| !left.contains(&(*name).to_owned())), "{left:?}");
 }
