@@ -1,6 +1,6 @@
 //! Whether an agent can be had at all: everything that is checked before anything is made.
 
-use ark_types::agent::CreateAgent;
+use ark_types::agent::{AgentName, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use ark_types::vmm::{ConfigError, check_size};
@@ -52,24 +52,84 @@ impl From<AdmissionError> for Refusal {
     }
 }
 
-/// Checks `request` against this host, and proves its image.
+/// Checks `request` against this host, proves its image, and says what its agent is made of.
 ///
 /// # Errors
 /// A [`Refusal`] that names the value or what the host lacks.
-pub async fn admit(core: &Core, request: &CreateAgent) -> Result<Image, Refusal> {
+pub async fn admit(core: &Core, request: &CreateAgent) -> Result<Source, Refusal> {
     check_env(&request.env)?;
-    let memory = Memory::read().map_err(AdmissionError::Meminfo)?;
-    check(request, memory)?;
-    let probe = core.probe().await;
-    if !probe.usable {
-        return Err(AdmissionError::NoKvm(probe.reason).into());
+    let given = |what| {
+        let detail = format!("{what} cannot be chosen for a fork: processors and memory are the template's");
+        Err(Refusal::new(ProblemKind::InvalidValue, detail))
+    };
+    let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
+    let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
+    let is_default = (vcpus, memory_mib) == (DEFAULT_VCPUS, DEFAULT_MEMORY_MIB);
+    match (&request.image, &request.template) {
+        (Some(image), None) if is_default && !request.cold => {
+            check_host(core).await?;
+            Ok(Source::Default(core.images.open(image).await?))
+        }
+        (Some(image), None) => {
+            admit_size(core, vcpus, memory_mib).await?;
+            Ok(Source::Image(core.images.open(image).await?))
+        }
+        (None, Some(_)) if request.vcpus.is_some() => given("vcpus"),
+        (None, Some(_)) if request.memory_mib.is_some() => given("memory_mib"),
+        (None, Some(_)) if request.cold => {
+            let detail =
+                "an agent of a template is forked, so it cannot be booted cold: name its image instead";
+            Err(Refusal::new(ProblemKind::InvalidValue, detail))
+        }
+        (None, Some(template)) => {
+            check_host(core).await?;
+            Ok(Source::Template(template.clone()))
+        }
+        (Some(_), Some(_)) => {
+            let detail =
+                "image and template exclude each other: name the one that the agent is to be made of";
+            Err(Refusal::new(ProblemKind::InvalidValue, detail))
+        }
+        (None, None) => {
+            let detail = "neither image nor template is named: name the one that the agent is to be made of";
+            Err(Refusal::new(ProblemKind::InvalidValue, detail))
+        }
     }
-    Ok(core.images.open(&request.image).await?)
 }
 
-fn check(request: &CreateAgent, memory: Memory) -> Result<(), AdmissionError> {
-    let (asked, available) = (request.memory_mib, memory.available_mib);
-    check_size(request.vcpus, asked, memory.total_mib)?;
+/// What an agent is made of.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The image, booted.
+    Image(Image),
+    /// The image's own template.
+    Default(Image),
+    /// The template of that name.
+    Template(AgentName),
+}
+
+/// Checks that this host can run a guest at all.
+///
+/// # Errors
+/// A [`Refusal`] that says what it lacks.
+pub async fn check_host(core: &Core) -> Result<(), Refusal> {
+    let probe = core.probe().await;
+    if probe.usable { Ok(()) } else { Err(AdmissionError::NoKvm(probe.reason).into()) }
+}
+
+/// Checks that this host can boot a guest of that size now.
+///
+/// # Errors
+/// A [`Refusal`] that names the value or what the host lacks.
+pub async fn admit_size(core: &Core, vcpus: u32, memory_mib: u64) -> Result<(), Refusal> {
+    let memory = Memory::read().map_err(AdmissionError::Meminfo)?;
+    check(vcpus, memory_mib, memory)?;
+    check_host(core).await
+}
+
+fn check(vcpus: u32, asked: u64, memory: Memory) -> Result<(), AdmissionError> {
+    let available = memory.available_mib;
+    check_size(vcpus, asked, memory.total_mib)?;
     if asked > available {
         return Err(AdmissionError::NoMemory { asked, available });
     }
@@ -83,10 +143,7 @@ mod tests {
     #[test]
     fn size_is_bounded_by_rules_by_the_host_and_by_what_is_left() {
         let memory = Memory { total_mib: 1000, available_mib: 500 };
-        let ask = |vcpus, memory_mib| {
-            let json = serde_json::json!({ "image": "base", "vcpus": vcpus, "memory_mib": memory_mib });
-            check(&serde_json::from_value(json).unwrap(), memory)
-        };
+        let ask = |vcpus, memory_mib| check(vcpus, memory_mib, memory);
         ask(1, 500).unwrap();
         assert!(matches!(ask(0, 100), Err(AdmissionError::Size(ConfigError::Vcpus(0)))));
         assert!(matches!(ask(1000, 100), Err(AdmissionError::Size(ConfigError::Vcpus(1000)))));

@@ -30,6 +30,14 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub token_file: Option<PathBuf>,
 
+    /// How many VMMs are prepared ahead of need, for snapshots to be restored in; 0 for none.
+    #[arg(long, value_name = "COUNT", env = "ARK_POOL", default_value_t = 2)]
+    pub pool: u8,
+
+    /// How many forks of each template in use are kept ready ahead of need; 0 for none.
+    #[arg(long, value_name = "COUNT", env = "ARK_STANDBY", default_value_t = 2)]
+    pub standby: u8,
+
     /// How messages on standard error look.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,

@@ -30,6 +30,27 @@ pub fn make_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// An agent's directory. Dropping it removes it with everything in it.
+#[derive(Debug)]
+pub struct Home(AgentDir);
+
+impl Home {
+    /// Makes `dir`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn make(dir: AgentDir) -> io::Result<Self> {
+        make_private_dir(&dir.0)?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        remove_agent_dir(&self.0.0);
+    }
+}
+
 /// Removes an agent's directory with everything in it; what cannot be removed is left to the next start.
 pub fn remove_agent_dir(path: &Path) {
     if let Err(error) = fs::remove_dir_all(path)

@@ -16,6 +16,8 @@ pub struct Config {
     pub assets: Assets,
     /// Sockets and the agents' directories.
     pub run: RunDir,
+    /// Templates, snapshots, paused agents: what lasts.
+    pub state: StateDir,
     /// Bearer token of TCP clients; read (or made) only when `listen` is set.
     pub token_file: PathBuf,
     /// TCP address to listen on besides the Unix socket.
@@ -26,6 +28,17 @@ pub struct Config {
     pub host_shell: Option<PathBuf>,
     /// Time limits.
     pub timing: Timing,
+    /// What is made ahead of need.
+    pub pool: PoolSizes,
+}
+
+/// How much is made ahead of need; 0 is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolSizes {
+    /// VMMs that wait for a snapshot to restore.
+    pub prepared: usize,
+    /// Forks of each template in use that wait for an agent to become.
+    pub standbys: usize,
 }
 
 /// How long things may take.
@@ -39,21 +52,24 @@ pub struct Timing {
     pub first_stream: Duration,
     /// How long an exec's reply may be late after its own `timeout_ms` before the guest counts as hung.
     pub exec_slack: Duration,
+    /// From a restored guest's challenge to its last answer.
+    pub renewal: Duration,
 }
 
 impl Timing {
     /// Limits for a host of `kind`: an emulated one is 10 to 100 times slower, so what waits for a guest waits longer.
     #[must_use]
     pub const fn of(kind: HostKind) -> Self {
-        let (boot, probe, exec_slack) = match kind {
-            HostKind::Native => (60, 10, 10),
-            HostKind::Machine => (240, 60, 60),
+        let (boot, probe, exec_slack, renewal) = match kind {
+            HostKind::Native => (60, 10, 10, 30),
+            HostKind::Machine => (240, 60, 60, 120),
         };
         Self {
             boot: Duration::from_secs(boot),
             probe: Duration::from_secs(probe),
             first_stream: Duration::from_secs(60),
             exec_slack: Duration::from_secs(exec_slack),
+            renewal: Duration::from_secs(renewal),
         }
     }
 }
@@ -65,16 +81,19 @@ impl Config {
     /// When the running program's own path cannot be told.
     pub fn from_args(args: &Args) -> std::io::Result<Self> {
         let is_root = nix::unistd::geteuid().is_root();
-        let token_file = args.token_file.clone().unwrap_or_else(|| StateDir::locate(is_root).token());
+        let state = StateDir::locate(is_root);
+        let token_file = args.token_file.clone().unwrap_or_else(|| state.token());
         let host_kind = args.host_kind.into();
         Ok(Self {
             assets: Assets::locate()?,
             run: RunDir::locate(is_root),
+            state,
             token_file,
             listen: args.listen,
             host_kind,
             host_shell: args.host_shell.clone(),
             timing: Timing::of(host_kind),
+            pool: PoolSizes { prepared: args.pool.into(), standbys: args.standby.into() },
         })
     }
 }

@@ -4,12 +4,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ark_types::health::ProbeReport;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use crate::agent::Seen;
 use crate::config::Config;
 use crate::host;
 use crate::images::Images;
+use crate::pool::Pool;
 use crate::registry::Registry;
+use crate::snapshots::Store;
+use crate::templates::Templates;
+
+/// Guests that are restored at a time, per processor: one computes while another waits for its files.
+const RESTORES_PER_CPU: usize = 2;
 
 /// Shared by every route and every agent.
 #[derive(Debug)]
@@ -20,6 +27,16 @@ pub struct Core {
     pub images: Images,
     /// Agents.
     pub registry: Registry,
+    /// Snapshots.
+    pub snapshots: Store,
+    /// Templates.
+    pub templates: Templates,
+    /// What is made ahead of need.
+    pub pool: Arc<Pool>,
+    /// Random answers that guests gave.
+    pub seen: Seen,
+    /// Bounds the guests that are restored at a time: beyond it a burst of forks only gets in its own way.
+    pub restores: Semaphore,
     /// When this `arkd` started.
     pub started: Instant,
     probe: watch::Receiver<Option<ProbeReport>>,
@@ -27,8 +44,12 @@ pub struct Core {
 
 impl Core {
     /// Everything shared; the host probe starts in the background, once.
-    #[must_use]
-    pub fn new(config: Config) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// When the state directory cannot be made or read.
+    pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
+        let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
+        let templates = Templates::open(&config.state, &snapshots);
         let (answer, probe) = watch::channel(None);
         let (vmm, limit) = (config.assets.program("ark-vmm"), config.timing.probe);
         tokio::spawn(async move {
@@ -37,7 +58,14 @@ impl Core {
             answer.send_replace(Some(report));
         });
         let images = Images::new(config.assets.images());
-        Arc::new(Self { config, images, registry: Registry::default(), started: Instant::now(), probe })
+        templates.sweep_at_start(&images);
+        let (registry, started) = (Registry::default(), Instant::now());
+        let pool = Pool::new(config.pool);
+        let seen = Seen::default();
+        let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
+        let core =
+            Self { config, images, registry, snapshots, templates, pool, seen, restores, started, probe };
+        Ok(Arc::new(core))
     }
 
     /// What the probe said; waits while it runs.

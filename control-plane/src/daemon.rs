@@ -17,6 +17,7 @@ use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent;
 use crate::auth::{Token, TokenError};
 use crate::cleanup;
 use crate::config::Config;
@@ -35,6 +36,14 @@ pub enum StartError {
     /// The run directory.
     #[error("the run directory {path} cannot be used: {}; set ARK_RUN to one that can", plain(source))]
     RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The state directory.
+    #[error("the state directory {path} cannot be used: {}; set ARK_STATE to one that can", plain(source))]
+    StateDir {
         /// The directory.
         path: PathBuf,
         /// What the system said.
@@ -95,7 +104,10 @@ impl Daemon {
         }
         let mut socket = UnixSocket::bind(&run.api_socket())?;
 
-        let core = Core::new(config);
+        let state = config.state.0.clone();
+        let core = Core::new(config).map_err(|source| StartError::StateDir { path: state, source })?;
+        agent::load_paused(&core).await;
+        core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let end = CancellationToken::new();
         let mut servers: Vec<_> = socket.serve(routes.clone(), end.clone()).into_iter().collect();
@@ -117,7 +129,7 @@ impl Daemon {
     /// Ends agents, connections and listeners, and removes every file it made in the run directory.
     pub async fn shut_down(self) {
         self.end.cancel();
-        self.core.registry.shut_down(GRACE).await;
+        tokio::join!(self.core.registry.shut_down(GRACE), self.core.pool.shut_down());
         if tokio::time::timeout(CONNECTIONS_GRACE, join_all(self.servers)).await.is_err() {
             tracing::info!("connections that did not end are cut");
         }

@@ -67,17 +67,23 @@ pub struct Image {
 #[derive(Debug)]
 pub struct Images {
     dir: PathBuf,
-    /// What was proved, per image file. The inner lock makes those who need the same proof wait for one.
+    /// What was proved, per file. The inner lock makes those who need the same proof wait for one.
     proofs: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<Option<Proof>>>>>,
 }
 
 /// A file that had `digest` when it looked like this; while it still does, it is not hashed again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Proof {
+    looks: Looks,
+    digest: String,
+}
+
+/// A file without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Looks {
     inode: u64,
     size: u64,
     mtime: (i64, i64),
-    digest: String,
 }
 
 impl Images {
@@ -161,28 +167,41 @@ impl Images {
     pub async fn open(&self, name: &ImageName) -> Result<Image, ImageError> {
         let manifest = self.manifest(name.as_ref())?;
         let path = self.dir.join(format!("{name}.erofs"));
-        let slot = Arc::clone(
-            self.proofs.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default(),
-        );
-        let mut proof = slot.lock().await;
-        let now = look(&path, &manifest)?;
-        if proof.as_ref() != Some(&now) {
-            let (file, wanted) = (path.clone(), now.digest.clone());
-            let found = tokio::task::spawn_blocking(move || digest(&file)).await;
-            let found = found.unwrap_or_else(|e| Err(io::Error::other(e)));
-            let found = found.map_err(|source| ImageError::Unreadable { path: path.clone(), source })?;
-            if found != wanted {
-                let why = format!("{} has the digest {found}, its manifest says {wanted}", path.display());
-                return Err(ImageError::Corrupt { name: manifest.name.into(), why });
-            }
-            *proof = Some(now);
+        check_size(&path, &manifest)?;
+        let (found, wanted) = (self.digest_of(&path).await?, &manifest.digest);
+        if found != *wanted {
+            let why = format!("{} has the digest {found}, its manifest says {wanted}", path.display());
+            return Err(ImageError::Corrupt { name: manifest.name.into(), why });
         }
         Ok(Image { manifest, path })
     }
+
+    /// `sha256:` and 64 hexadecimal digits over the file at `path`: computed once per state of the file; who asks meanwhile
+    /// waits for it.
+    ///
+    /// # Errors
+    /// [`ImageError::Unreadable`].
+    pub async fn digest_of(&self, path: &Path) -> Result<String, ImageError> {
+        let unreadable = |source| ImageError::Unreadable { path: path.to_owned(), source };
+        let slot = Arc::clone(
+            self.proofs.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default(),
+        );
+        let mut proof = slot.lock().await;
+        let meta = std::fs::metadata(path).map_err(unreadable)?;
+        let looks = Looks { inode: meta.ino(), size: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()) };
+        if let Some(known) = proof.as_ref().filter(|known| known.looks == looks) {
+            return Ok(known.digest.clone());
+        }
+        let file = path.to_owned();
+        let found = tokio::task::spawn_blocking(move || digest(&file)).await;
+        let digest = found.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(unreadable)?;
+        *proof = Some(Proof { looks, digest: digest.clone() });
+        Ok(digest)
+    }
 }
 
-/// What the image file looks like without reading it, after a check of its size.
-fn look(path: &Path, manifest: &ImageManifest) -> Result<Proof, ImageError> {
+/// Whether the image file is there and has the size that its manifest says.
+fn check_size(path: &Path, manifest: &ImageManifest) -> Result<(), ImageError> {
     let corrupt = |why| ImageError::Corrupt { name: manifest.name.to_string(), why };
     let meta = match std::fs::metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -194,8 +213,7 @@ fn look(path: &Path, manifest: &ImageManifest) -> Result<Proof, ImageError> {
     if size != wanted {
         return Err(corrupt(format!("{} has {size} bytes, its manifest says {wanted}", path.display())));
     }
-    let mtime = (meta.mtime(), meta.mtime_nsec());
-    Ok(Proof { inode: meta.ino(), size, mtime, digest: manifest.digest.clone() })
+    Ok(())
 }
 
 /// `sha256:` and 64 hexadecimal digits over the file at `path`.

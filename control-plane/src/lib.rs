@@ -22,6 +22,7 @@
 //! | [`supervisor`] | an `ark-vmm` child: start, identity, control socket, end |
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |
+//! | [`snapshots`], [`templates`] | what agents are forked from: files, who needs which, proofs |
 //! | [`cleanup`] | what an earlier, killed `arkd` left |
 //!
 //! `arkd` never links the VMM: it starts a process and speaks to sockets.
@@ -38,9 +39,12 @@ pub mod guest;
 pub mod host;
 pub mod images;
 pub mod names;
+pub mod pool;
 pub mod problems;
 pub mod registry;
 pub mod routes;
 pub mod server;
+pub mod snapshots;
 pub mod supervisor;
+pub mod templates;
 pub mod validate;

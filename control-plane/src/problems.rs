@@ -11,10 +11,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::agent::{BootError, CallError, NotRunning};
+use crate::agent::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
 use crate::registry::{AdmitError, NoSuchAgent};
+use crate::snapshots::SnapshotError;
+use crate::templates::TemplateError;
 
 /// Most bytes of a refusal by axum that are read for their text.
 const MAX_REFUSAL: usize = 4096;
@@ -94,6 +96,46 @@ impl From<ImageError> for Refusal {
     }
 }
 
+impl From<SnapshotError> for Refusal {
+    fn from(error: SnapshotError) -> Self {
+        let kind = match error {
+            SnapshotError::Image(error) => return error.into(),
+            SnapshotError::NotFound(_) => ProblemKind::SnapshotNotFound,
+            SnapshotError::NameTaken(_) => ProblemKind::NameTaken,
+            SnapshotError::Lived { .. } | SnapshotError::Needed { .. } => ProblemKind::InUse,
+            SnapshotError::Unusable { .. } | SnapshotError::OtherImage { .. } => {
+                ProblemKind::SnapshotUnusable
+            }
+            SnapshotError::OfAnother { .. } => ProblemKind::InvalidValue,
+            SnapshotError::DiskFull { .. } => ProblemKind::DiskFull,
+            SnapshotError::File { .. } | SnapshotError::Tool { .. } => ProblemKind::HostUnable,
+            SnapshotError::Endless { .. } => ProblemKind::DeadlinePassed,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<TemplateError> for Refusal {
+    fn from(error: TemplateError) -> Self {
+        let kind = match error {
+            // These have words and kinds of their own.
+            TemplateError::Image(error) => return error.into(),
+            TemplateError::Snapshot(error) => return error.into(),
+            TemplateError::NotFound(_) => ProblemKind::TemplateNotFound,
+            TemplateError::Reserved { .. } | TemplateError::Timeout { .. } => ProblemKind::InvalidValue,
+            TemplateError::Building(_) | TemplateError::InUse { .. } => ProblemKind::InUse,
+            TemplateError::NoEvaluator(_) => ProblemKind::NoEvaluator,
+            TemplateError::Agent(Self(ref problem)) => problem.kind,
+            TemplateError::Raised { .. } | TemplateError::Endless { .. } | TemplateError::Guest(_) => {
+                ProblemKind::TemplateFailed
+            }
+            TemplateError::Record { .. } => ProblemKind::DiskFull,
+            TemplateError::Interrupted => ProblemKind::HostUnable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl From<ConfigError> for Refusal {
     fn from(error: ConfigError) -> Self {
         Self::new(ProblemKind::InvalidValue, error.to_string())
@@ -122,9 +164,46 @@ impl From<NotRunning> for Refusal {
     }
 }
 
+impl From<SnapshotFailure> for Refusal {
+    fn from(failure: SnapshotFailure) -> Self {
+        let kind = match failure {
+            SnapshotFailure::NotRunning(error) => return error.into(),
+            SnapshotFailure::Store(error) => return error.into(),
+            SnapshotFailure::Gone { .. } => ProblemKind::AgentGone,
+            SnapshotFailure::DiskFull(_) => ProblemKind::DiskFull,
+            SnapshotFailure::File { ref source, .. }
+                if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
+            {
+                ProblemKind::DiskFull
+            }
+            SnapshotFailure::File { .. } | SnapshotFailure::ShuttingDown => ProblemKind::HostUnable,
+            SnapshotFailure::Refused(_) | SnapshotFailure::Control(_) => ProblemKind::ForkFailed,
+        };
+        Self::new(kind, failure.to_string())
+    }
+}
+
+impl From<PauseError> for Refusal {
+    fn from(error: PauseError) -> Self {
+        let words = error.to_string();
+        let kind = match error {
+            PauseError::NotRunning(error) => return error.into(),
+            PauseError::Paused(_) | PauseError::NotPaused { .. } => ProblemKind::AgentNotRunning,
+            PauseError::Vmm { .. } => ProblemKind::HostUnable,
+            // The kind is the cause's, the words say that the agent goes on.
+            PauseError::Snapshot(failure) => Self::from(failure).0.kind,
+        };
+        Self::new(kind, words)
+    }
+}
+
 impl From<BootError> for Refusal {
     fn from(error: BootError) -> Self {
         let kind = match &error {
+            BootError::Ended { record, .. } if record.reason == ExitReason::BadSnapshot => {
+                ProblemKind::SnapshotUnusable
+            }
+            BootError::Renewal(_) | BootError::Check(_) | BootError::NoCall { .. } => ProblemKind::ForkFailed,
             BootError::Directory { .. } | BootError::Spawn(_) => ProblemKind::HostUnable,
             BootError::Ended { record, .. } if record.reason == ExitReason::HostError => {
                 ProblemKind::HostUnable
@@ -142,6 +221,7 @@ impl From<BootError> for Refusal {
 impl From<CallError> for Refusal {
     fn from(error: CallError) -> Self {
         let kind = match &error {
+            CallError::NotRunning(_) => ProblemKind::AgentNotRunning,
             CallError::Gone { .. } => ProblemKind::AgentGone,
             CallError::Guest(failure) => kind_of(failure),
         };
@@ -155,6 +235,7 @@ pub fn kind_of(failure: &GuestFailure) -> ProblemKind {
     match failure {
         GuestFailure::Said(error) => error.code.into(),
         GuestFailure::TooMuch(_) => ProblemKind::FileError,
+        GuestFailure::Late(_) => ProblemKind::DeadlinePassed,
         GuestFailure::Unreachable(_) | GuestFailure::Broken(_) | GuestFailure::Closed => {
             ProblemKind::AgentGone
         }

@@ -46,13 +46,14 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives out an id and a name (`wanted`, or a pleasant one) and takes in the agent that `make` makes with them.
+    /// Gives out an id (that of what was made ahead, or a new one) and a name (`wanted`, or a pleasant one) and takes in the agent that `make` makes with them.
     ///
     /// # Errors
     /// [`AdmitError`]; nothing was made then.
     pub fn admit<T>(
         &self,
         wanted: Option<AgentName>,
+        id: Option<String>,
         make: impl FnOnce(String, AgentName) -> (Handle, T),
     ) -> Result<(Handle, T), AdmitError> {
         let mut inner = self.lock();
@@ -70,7 +71,7 @@ impl Registry {
                 }
             },
         };
-        let id = format!("{:016x}", rand::random::<u64>());
+        let id = id.unwrap_or_else(|| format!("{:016x}", rand::random::<u64>()));
         let (handle, rest) = make(id, name);
         inner.agents.push(handle.clone());
         inner.forget_the_oldest();
@@ -112,14 +113,15 @@ impl Registry {
         self.lock().agents.retain(|agent| agent.id() != id);
     }
 
-    /// Takes in no more agents and removes all there are, each given `grace` to end in order.
+    /// Takes in no more agents and removes all there are, each given `grace` to end in order; paused
+    /// ones stay on disk.
     pub async fn shut_down(&self, grace: Duration) {
         let agents = {
             let mut inner = self.lock();
             inner.shutting_down = true;
             inner.agents.clone()
         };
-        join_all(agents.iter().map(|agent| agent.remove(grace))).await;
+        join_all(agents.iter().map(|agent| agent.shut_down(grace))).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ark_types::eval::{EvalRequest, MAX_CODE};
 use ark_types::exec::{Encoding, ExecRequest, MAX_ARGS};
 use ark_types::guest::{Frame, FrameError, Kind};
 use ark_types::problem::ProblemKind;
@@ -77,6 +78,20 @@ pub fn prepare_exec(
         other => Refusal::new(ProblemKind::Internal, other.to_string()),
     })?;
     Ok((frame, stdin))
+}
+
+/// Checks code for the evaluator.
+///
+/// # Errors
+/// A [`Refusal`] that names the field.
+pub fn check_eval(request: &EvalRequest) -> Result<(), Refusal> {
+    if request.code.len() > MAX_CODE {
+        return Err(invalid(format!("the code has {} bytes: at most {MAX_CODE}", request.code.len())));
+    }
+    if request.timeout_ms == Some(0) {
+        return Err(invalid("timeout_ms is 0: leave it out for no limit"));
+    }
+    Ok(())
 }
 
 fn decode(text: String, encoding: Encoding) -> Result<Vec<u8>, Refusal> {
@@ -159,6 +174,14 @@ mod tests {
         let sent: ExecRequest = frame.parse().unwrap();
         assert_eq!(sent.env, env(&[("A", "mine"), ("B", "agent")]));
         assert_eq!((sent.stdin, stdin), (None, b"in".to_vec()));
+    }
+
+    #[test]
+    fn code_is_bounded_and_a_timeout_of_nothing_refused() {
+        let code = |len| EvalRequest { code: "x".repeat(len), ..EvalRequest::default() };
+        check_eval(&code(MAX_CODE)).unwrap();
+        assert!(check_eval(&code(MAX_CODE + 1)).unwrap_err().0.detail.contains("at most"));
+        assert!(check_eval(&EvalRequest { timeout_ms: Some(0), ..code(1) }).is_err());
     }
 
     #[test]

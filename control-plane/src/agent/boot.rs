@@ -13,6 +13,7 @@ use ark_types::layout::AgentDir;
 use ark_types::vmm::{ControlReply, ControlRequest, ExitReason};
 
 use super::BootError;
+use crate::guest::GuestFailure;
 use crate::supervisor;
 
 /// How often an agent's guest is booted, at most, where the processor is emulated.
@@ -31,9 +32,15 @@ pub(super) fn attempts() -> u32 {
 pub(super) fn is_worth_another(error: &BootError) -> bool {
     match error {
         // At the deadline something moves, but never to a hello.
-        BootError::Standstill { .. } | BootError::Deadline { .. } => true,
+        BootError::Standstill { .. } | BootError::Deadline { .. } | BootError::NoCall { .. } => true,
+        // A restored guest that does not answer stands still, too.
+        BootError::Renewal(failure) => matches!(failure, GuestFailure::Late(_)),
         BootError::Ended { record, .. } => record.reason == ExitReason::GuestCrash,
-        BootError::Directory { .. } | BootError::Spawn(_) | BootError::Hello(_) | BootError::Removed => false,
+        BootError::Directory { .. }
+        | BootError::Spawn(_)
+        | BootError::Hello(_)
+        | BootError::Check(_)
+        | BootError::Removed => false,
     }
 }
 

@@ -5,118 +5,54 @@
 //!     ▲                      │
 //!     └──────── watch ◄──────┘
 //! ```
+//!
+//! | file | what happens there |
+//! |---|---|
+//! | [`birth`] | an agent begins: booted, restored, claimed from the pool, or known from an earlier `arkd` |
+//! | [`owner`], [`start`], [`boot`] | its life; how its VMM and guest come up |
+//! | [`renewal`] | what a restored guest has to prove, and the receipt |
+//! | [`pause`], [`record`] | snapshots of it, pausing it, and what of a paused one is on disk |
+//! | [`fork`] | many from one |
 
+mod birth;
+mod body;
 mod boot;
+mod error;
+mod fork;
+mod identity;
 mod owner;
+mod pause;
+mod record;
+mod renewal;
+mod start;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ark_types::agent::{Agent, AgentName, AgentState, CreateAgent};
-use ark_types::guest::CONTROL_PORT;
-use ark_types::plain::plain;
-use ark_types::vmm::ExitRecord;
+use ark_types::agent::{Agent, AgentName, AgentState};
+use ark_types::eval::{EvalReply, EvalRequest};
+use ark_types::layout::AgentDir;
+use ark_types::receipt::Receipt;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::core::Core;
-use crate::guest::{Address, GuestFailure, Idle};
-use crate::host::unix_ms;
-use crate::images::Image;
-use crate::registry::AdmitError;
-use crate::supervisor::SpawnError;
+use crate::guest::{Address, GuestFailure, evaluate};
+use crate::snapshots::Hold;
 
-use owner::{Owner, Request};
+pub use birth::{Birth, HiddenSpec, boot_hidden, create, from_template, restore};
+pub(crate) use birth::{Standby, stand_by, wake_paused};
+pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
+pub use fork::fork;
+pub use pause::{Taken, pause, resume};
+pub(crate) use record::load as load_paused;
+pub use renewal::{FailedCheck, RENEWALS_FILE, Seen};
+
+use body::Body;
+use owner::Request;
 
 /// How long the reason of a broken connection is waited for: the VMM's end and the guest's sockets' end race.
 const REASON_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Why an agent did not come up.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// Its directory or sockets cannot be made.
-    #[error(
-        "the agent's directory {path} cannot be made: {}; free some space there or set ARK_RUN",
-        plain(source)
-    )]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Its VMM cannot be started.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    /// Its VMM ended first.
-    #[error("the agent ended before its guest said hello: {}{}", sentence(record), quote(words))]
-    Ended {
-        /// How it ended.
-        record: ExitRecord,
-        /// The console's last lines.
-        words: String,
-    },
-    /// Its guest did not say hello in time.
-    #[error("the agent's guest did not say hello within {} s{}", limit.as_secs(), quote(words))]
-    Deadline {
-        /// How long it was waited for.
-        limit: Duration,
-        /// The console's last lines.
-        words: String,
-    },
-    /// Its guest stopped on the way.
-    #[error("the agent's guest has stood still for {} s and not said hello{}", time.as_secs(), quote(words))]
-    Standstill {
-        /// For how long.
-        time: Duration,
-        /// The console's last lines.
-        words: String,
-    },
-    /// Its guest said something else.
-    #[error("the agent's guest did not say hello as it should: {0}")]
-    Hello(#[source] GuestFailure),
-    /// It was deleted, or whoever asked for it left.
-    #[error("the agent was removed before its guest said hello")]
-    Removed,
-}
-
-/// The agent cannot be asked for this now.
-#[derive(Debug, thiserror::Error)]
-#[error("the agent {name} is {state}{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
-pub struct NotRunning {
-    name: AgentName,
-    state: AgentState,
-    reason: Option<String>,
-}
-
-/// Why an operation in an agent's guest did not work.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The agent ended meanwhile.
-    #[error("the agent {name} ended while the request ran: {reason}")]
-    Gone {
-        /// The agent.
-        name: AgentName,
-        /// How it ended.
-        reason: String,
-    },
-    /// The guest refused, failed or broke the protocol.
-    #[error(transparent)]
-    Guest(GuestFailure),
-}
-
-/// How a VMM ended, as a sentence without a full stop.
-fn sentence(record: &ExitRecord) -> String {
-    match &record.detail {
-        Some(detail) => format!("{}: {detail}", record.reason),
-        None => record.reason.to_string(),
-    }
-}
-
-fn quote(words: &str) -> String {
-    if words.is_empty() { String::new() } else { format!("; the console's last lines:\n{words}") }
-}
 
 /// A way to one agent; clones are the same agent.
 #[derive(Clone, Debug)]
@@ -128,52 +64,11 @@ struct Shared {
     name: AgentName,
     env: BTreeMap<String, String>,
     guest: Address,
+    dir: AgentDir,
     console: PathBuf,
     state: watch::Receiver<Agent>,
     requests: mpsc::UnboundedSender<Request>,
-}
-
-/// Begins an agent and waits until its guest said hello. When the caller stops waiting, the agent is removed.
-///
-/// # Errors
-/// [`AdmitError`], or [`BootError`] within; nothing is left then.
-pub async fn create(
-    core: &Arc<Core>,
-    request: CreateAgent,
-    image: Image,
-) -> Result<Result<Agent, BootError>, AdmitError> {
-    let (up, came_up) = oneshot::channel();
-    let (_, owner) = core.registry.admit(request.name.clone(), |id, name| {
-        let agent = Agent {
-            id,
-            name,
-            image: request.image.clone(),
-            image_digest: image.manifest.digest.clone(),
-            vcpus: request.vcpus,
-            memory_mib: request.memory_mib,
-            state: AgentState::Creating,
-            reason: None,
-            exit: None,
-            vmm_pid: None,
-            created_unix_ms: unix_ms(),
-            boot_ms: None,
-            heartbeat: None,
-            auto_remove: request.auto_remove,
-        };
-        begin(Arc::clone(core), agent, request.env, image)
-    })?;
-    tokio::spawn(owner.live(up));
-    Ok(came_up.await.unwrap_or(Err(BootError::Removed)))
-}
-
-fn begin(core: Arc<Core>, agent: Agent, env: BTreeMap<String, String>, image: Image) -> (Handle, Owner) {
-    let dir = core.config.run.agent(&agent.id);
-    let (requests, inbox) = mpsc::unbounded_channel();
-    let (id, name) = (agent.id.clone(), agent.name.clone());
-    let (publish, state) = watch::channel(agent);
-    let guest = Address { socket: dir.vsock(), port: Some(CONTROL_PORT), idle: Idle::default() };
-    let shared = Shared { id, name, env, guest, console: dir.console(), state, requests };
-    (Handle(Arc::new(shared)), Owner::new(core, dir, image, publish, inbox))
+    body: Arc<Body>,
 }
 
 const fn is_ended(state: AgentState) -> bool {
@@ -208,7 +103,26 @@ impl Handle {
     /// What it is now.
     #[must_use]
     pub fn agent(&self) -> Agent {
-        self.0.state.borrow().clone()
+        // A standby that is just being claimed is published under its old name a moment longer.
+        Agent { name: self.0.name.clone(), ..self.0.state.borrow().clone() }
+    }
+
+    /// What it had to prove when it was restored; none when it was booted.
+    #[must_use]
+    pub fn receipt(&self) -> Option<Receipt> {
+        self.0.body.receipt()
+    }
+
+    /// Its machine-id.
+    #[must_use]
+    pub fn machine_id(&self) -> String {
+        self.0.body.machine_id()
+    }
+
+    /// The snapshot that its memory is read from; none when it was booted.
+    #[must_use]
+    pub fn base(&self) -> Option<Hold> {
+        self.0.body.base().hold()
     }
 
     /// Whether its VMM is no more.
@@ -226,7 +140,32 @@ impl Handle {
         if agent.state == AgentState::Running {
             return Ok(&self.0.guest);
         }
-        Err(NotRunning { name: agent.name.clone(), state: agent.state, reason: agent.reason.clone() })
+        drop(agent);
+        Err(self.not_running())
+    }
+
+    fn not_running(&self) -> NotRunning {
+        let agent = self.agent();
+        NotRunning { name: agent.name, state: agent.state, reason: agent.reason }
+    }
+
+    /// Has its evaluator run the code of `request`.
+    ///
+    /// # Errors
+    /// [`CallError`]; an exception of the code is none.
+    pub async fn eval(&self, request: &EvalRequest) -> Result<EvalReply, CallError> {
+        let evaluated = match evaluate(self.guest()?, request).await {
+            Ok(evaluated) => evaluated,
+            Err(failure) => return Err(self.explain(failure).await),
+        };
+        Ok(EvalReply {
+            stdout: String::from_utf8_lossy(&evaluated.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&evaluated.stderr).into_owned(),
+            value: evaluated.end.value,
+            exception: evaluated.end.exception,
+            truncated: evaluated.truncated,
+            duration_us: evaluated.end.duration_us,
+        })
     }
 
     /// What a failed operation means: when the guest was lost, the reason of its end is awaited for a moment.
@@ -255,14 +194,31 @@ impl Handle {
     /// Asks its owner to remove it, given `grace` to end in order, and does not wait.
     pub fn ask_removal(&self, grace: Duration) {
         // Without an owner it is removed already.
-        let _ = self.0.requests.send(Request::Remove { grace });
+        let _ = self.0.requests.send(Request::Remove { grace, for_good: true });
     }
 
-    /// Removes it: process, directory, sockets, name.
+    /// Removes it: process, directory, sockets, name, and what a paused one has on disk.
     pub async fn remove(&self, grace: Duration) {
         self.ask_removal(grace);
+        self.gone().await;
+    }
+
+    /// Removes it as [`Self::remove`] does, but leaves a paused one on disk for the next `arkd`.
+    pub async fn shut_down(&self, grace: Duration) {
+        let _ = self.0.requests.send(Request::Remove { grace, for_good: false });
+        self.gone().await;
+    }
+
+    async fn gone(&self) {
         let mut state = self.0.state.clone();
         while state.changed().await.is_ok() {}
+    }
+
+    /// Asks the owner to publish `state`; whether it did.
+    async fn enter(&self, state: AgentState) -> bool {
+        let (done, is_done) = oneshot::channel();
+        let _ = self.0.requests.send(Request::Enter { state, done });
+        is_done.await.is_ok()
     }
 
     /// Tells its owner that a streamed exec begins, and by the guard's end that it ended.

@@ -1,41 +1,48 @@
 //! The one task that owns an agent: it alone holds the VMM and changes the state.
 //!
 //! ```text
-//!            hello                     Remove, or the first stream ended (auto_remove)
-//!  boot() ──────────► serve() ──────────────────────────────────────────────────────► stop() ──► gone
-//!     │                 │  ▲ heartbeats                                                ▲
-//!     │ no hello (1)    └──┘ VMM ended: Stopped or Failed, still known until removed ──┘
-//!     ▼
-//!   gone (directory, sockets, process and registry entry go with the guards of `Life`)
+//!                    hello, or every check                     Remove, or the first stream ended (auto_remove)
+//!  live: come_up() ────────────────────────► serve() ──────────────────────────────────────► stop() ──► gone
+//!     │                                        │  ▲ heartbeats, pause, resume, rewind          ▲
+//!     │ neither (1)                            └──┘ VMM ended: Stopped or Failed, or paused ───┘
+//!     ▼                                         ▲                still known until removed
+//!   gone (directory, sockets, process           │
+//!   and registry entry go with the              ├── claimed ◄── stand_by: a fork that waits in the pool
+//!   guards of `Life`)                           └────────────── sleep: paused by an earlier `arkd`
 //! ```
 //!
-//! (1) On an emulated processor a guest that it spoiled is booted again first: see [`boot`].
+//! (1) On an emulated processor a guest that it spoiled is booted again first: see [`super::boot`].
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ark_types::agent::{Agent, AgentHeartbeat, AgentState};
-use ark_types::guest::{HELLO_PORT, Heartbeat};
+use ark_types::agent::{Agent, AgentHeartbeat, AgentName, AgentState, Origin};
+use ark_types::exec::ExecRequest;
+use ark_types::guest::{Frame, Heartbeat, Kind};
 use ark_types::layout::AgentDir;
-use ark_types::vmm::{
-    ControlReply, ControlRequest, DiskConfig, ExitReason, ExitRecord, VmConfig, VsockConfig,
-};
+use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until};
 
-use super::{BootError, boot, sentence};
-use crate::cleanup;
+use super::birth::Begun;
+use super::body::{Base, Body};
+use super::error::sentence;
+use super::start::{Life, Seat, ended};
+use super::{BootError, identity, record};
 use crate::core::Core;
-use crate::guest::{Event, Greeter};
+use crate::guest::{Address, Event, capture};
 use crate::host::{millis, unix_ms};
 use crate::images::Image;
-use crate::supervisor::{self, Vmm, tail_text};
+use crate::snapshots::Hold;
+use crate::supervisor::{self, Vmm};
 
-/// Context id of every guest: each VMM is its own vsock world, so they need not differ.
-const GUEST_CID: u32 = 3;
 /// Time a VMM has beyond the guest's grace to end itself before it is killed.
 const STOP_SLACK: Duration = Duration::from_secs(1);
+/// Time a standby's first program has.
+const WARM_UP: Duration = Duration::from_secs(10);
+
+/// Who waits for an agent; who no longer does has given it up.
+pub(super) type Up = oneshot::Sender<Result<Agent, BootError>>;
 
 /// What others may ask of an agent's owner.
 #[derive(Debug)]
@@ -44,224 +51,295 @@ pub(super) enum Request {
     Remove {
         /// Time the guest has to end in order.
         grace: Duration,
+        /// Whether what a paused agent has on disk goes too.
+        for_good: bool,
     },
     /// A streamed exec began.
     StreamBegan,
     /// A streamed exec ended.
     StreamEnded,
+    /// Publish a state that the VMM is in by now: running or paused.
+    Enter {
+        /// The state.
+        state: AgentState,
+        /// Told when it is; dropped when it cannot be.
+        done: oneshot::Sender<()>,
+    },
+    /// Go on from a snapshot, with a new VMM.
+    Restart {
+        /// The snapshot.
+        hold: Hold,
+        /// Its image.
+        image: Image,
+        /// What is told of the agent from then on; unchanged when absent.
+        origin: Option<Origin>,
+        /// Told when it runs, or why it does not.
+        up: Up,
+    },
+    /// Be somebody: only of a standby.
+    Claim {
+        /// Name.
+        name: AgentName,
+        /// Where it comes from.
+        origin: Origin,
+        /// Whether it goes away with its first streamed exec.
+        auto_remove: bool,
+        /// The snapshot, lived in.
+        base: Base,
+        /// Told when it runs, or why it does not.
+        up: Up,
+    },
+}
+
+/// How an agent is to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removal {
+    grace: Duration,
+    for_good: bool,
+}
+
+impl Removal {
+    /// At once.
+    const NOW: Self = Self { grace: Duration::ZERO, for_good: true };
 }
 
 /// The owner, before and while its agent lives.
 pub(super) struct Owner {
-    core: Arc<Core>,
-    dir: AgentDir,
-    image: Image,
-    state: watch::Sender<Agent>,
-    requests: mpsc::UnboundedReceiver<Request>,
-}
-
-/// What an agent has on this host. Each field undoes itself when dropped, in this order.
-struct Life {
-    /// None once it ended.
-    vmm: Option<Vmm>,
-    greeter: Greeter,
-    _home: Home,
-    _seat: Seat,
-}
-
-/// The agent's directory.
-struct Home(AgentDir);
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        cleanup::remove_agent_dir(&self.0.0);
-    }
-}
-
-/// The agent's entry in the registry.
-struct Seat(Arc<Core>, String);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.registry.forget(&self.1);
-    }
+    pub(super) core: Arc<Core>,
+    pub(super) dir: AgentDir,
+    pub(super) image: Image,
+    pub(super) guest: Address,
+    pub(super) body: Arc<Body>,
+    /// How it begins; none once it has begun.
+    pub(super) begun: Option<Begun>,
+    /// When it was asked for.
+    pub(super) since: Instant,
+    pub(super) state: watch::Sender<Agent>,
+    pub(super) requests: mpsc::UnboundedReceiver<Request>,
+    /// A removal that was asked for while something else was waited for.
+    pub(super) removal: Option<Removal>,
 }
 
 impl Owner {
-    pub(super) fn new(
-        core: Arc<Core>,
-        dir: AgentDir,
-        image: Image,
-        state: watch::Sender<Agent>,
-        requests: mpsc::UnboundedReceiver<Request>,
-    ) -> Self {
-        Self { core, dir, image, state, requests }
+    /// The agent's whole life. The first word on it goes to `up`.
+    pub(super) async fn live(mut self, mut up: Up) {
+        match self.come_up(&mut up).await {
+            Ok(life) => self.go_on(life, up).await,
+            Err(error) => self.give_up(error, up),
+        }
     }
 
-    /// The agent's whole life. The first word on it goes to `up`; who no longer listens there has given it up.
-    pub(super) async fn live(mut self, mut up: oneshot::Sender<Result<Agent, BootError>>) {
-        let (id, name) = {
-            let agent = self.state.borrow();
-            (agent.id.clone(), agent.name.clone())
-        };
-        let seat = Seat(Arc::clone(&self.core), id.clone());
-        let mut life = match self.come_up(seat, &mut up).await {
+    /// A standby's life: it comes up, runs one program, and waits to be claimed.
+    pub(super) async fn stand_by(mut self, mut ready: oneshot::Sender<Result<(), BootError>>) {
+        let mut life = match self.come_up(&mut ready).await {
             Ok(life) => life,
             Err(error) => {
-                tracing::warn!(%id, %name, %error, "the agent did not start");
-                self.enter(AgentState::Failed, Some(error.to_string()), None);
-                // By now every guard has run, so who is told finds nothing left.
-                let _ = up.send(Err(error));
+                let _ = ready.send(Err(error));
                 return;
             }
         };
+        self.warm_up().await;
+        if ready.send(Ok(())).is_err() {
+            return;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                _ = ended(&mut life.vmm) => return,
+                request = self.requests.recv() => match request {
+                    Some(Request::Claim { name, origin, auto_remove, base, up }) => {
+                        self.state.send_modify(|agent| {
+                            (agent.name, agent.origin, agent.auto_remove) = (name, origin, auto_remove);
+                            agent.created_unix_ms = unix_ms();
+                        });
+                        self.body.set_base(base);
+                        return self.be_claimed(life, up).await;
+                    }
+                    Some(Request::Remove { .. }) | None => return,
+                    // Nobody has a handle to ask for more.
+                    Some(_) => {}
+                },
+                event = life.greeter.next() => self.hear(event),
+            }
+        }
+    }
+
+    async fn be_claimed(mut self, mut life: Life, mut up: Up) {
+        self.since = Instant::now();
+        self.body.set_machine_id(identity::machine_id());
+        match self.renew(&mut life, self.since, up.closed()).await {
+            Ok(()) => self.go_on(life, up).await,
+            Err(error) => {
+                life.kill().await;
+                drop(life);
+                self.give_up(error, up);
+            }
+        }
+    }
+
+    /// The life of an agent that an earlier `arkd` left paused.
+    pub(super) async fn sleep(self) {
+        let (id, name) = self.who();
+        match Life::home(&self.core, &self.dir, id.clone()) {
+            Ok(life) => self.serve_and_end(life).await,
+            Err(error) => {
+                tracing::error!(%id, %name, %error, "the paused agent cannot be taken in; it stays on disk");
+                self.enter(AgentState::Failed, Some(error.to_string()), None);
+                self.core.registry.forget(&id);
+            }
+        }
+    }
+
+    fn who(&self) -> (String, AgentName) {
+        let agent = self.state.borrow();
+        (agent.id.clone(), agent.name.clone())
+    }
+
+    fn give_up(&self, error: BootError, up: Up) {
+        let (id, name) = self.who();
+        tracing::warn!(%id, %name, %error, "the agent did not start");
+        self.enter(AgentState::Failed, Some(error.to_string()), None);
+        // By now every guard has run, so who is told finds nothing left.
+        let _ = up.send(Err(error));
+    }
+
+    /// The agent is up: it is served until it is removed.
+    async fn go_on(mut self, life: Life, up: Up) {
+        self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
         let agent = self.state.borrow().clone();
-        tracing::info!(%id, %name, boot_ms = agent.boot_ms, pid = agent.vmm_pid, "the agent runs");
-        let grace = match up.send(Ok(agent)) {
-            Ok(()) => self.serve(&mut life).await,
-            Err(_) => Duration::ZERO,
-        };
-        if let Some(vmm) = &mut life.vmm {
-            let record = self.stop(vmm, grace).await;
+        tracing::info!(id = agent.id, name = %agent.name, boot_ms = agent.boot_ms, pid = agent.vmm_pid, "the agent runs");
+        if up.send(Ok(agent)).is_err() {
+            self.removal = Some(Removal::NOW);
+        }
+        self.serve_and_end(life).await;
+    }
+
+    async fn serve_and_end(mut self, mut life: Life) {
+        let Removal { grace, for_good } = self.serve(&mut life).await;
+        if let Some(mut vmm) = life.vmm.take() {
+            let record = self.stop(&mut vmm, grace).await;
             self.conclude(record, true);
+        }
+        let (id, name) = self.who();
+        if for_good && self.body.is_recorded() {
+            self.body.set_base(Base::None);
+            record::forget(&self.core, &id);
         }
         tracing::info!(%id, %name, "the agent is removed");
     }
 
-    /// Starts the VMM and waits for the hello; on failure nothing is left, the process neither.
-    async fn come_up(
-        &mut self,
-        seat: Seat,
-        up: &mut oneshot::Sender<Result<Agent, BootError>>,
-    ) -> Result<Life, BootError> {
-        let mut life = self.start(seat).await?;
-        let mut attempts = boot::attempts();
-        while let Err(error) = self.boot(&mut life, up).await {
-            if let Some(vmm) = &mut life.vmm {
-                vmm.kill();
-                vmm.wait().await;
-            }
-            attempts -= 1;
-            if attempts == 0 || !boot::is_worth_another(&error) {
-                return Err(error);
-            }
-            tracing::warn!(%error, attempts_left = attempts, "this host's processor is emulated, so the guest is booted again");
-            boot::clear(&self.dir);
-            life.vmm = Some(self.start_vmm().await?);
-        }
-        Ok(life)
-    }
-
-    /// Makes the directory and the sockets, and starts the VMM.
-    async fn start(&self, seat: Seat) -> Result<Life, BootError> {
-        let directory = |source| BootError::Directory { path: self.dir.0.clone(), source };
-        cleanup::make_private_dir(&self.dir.0).map_err(directory)?;
-        let home = Home(self.dir.clone());
-        let mut hello_socket = self.dir.vsock().into_os_string();
-        hello_socket.push(format!("_{HELLO_PORT}"));
-        let greeter = Greeter::listen(&PathBuf::from(hello_socket)).map_err(directory)?;
-        let vmm = self.start_vmm().await?;
-        Ok(Life { vmm: Some(vmm), greeter, _home: home, _seat: seat })
-    }
-
-    async fn start_vmm(&self) -> Result<Vmm, BootError> {
-        let program = self.core.config.assets.program("ark-vmm");
-        let vmm = Vmm::start(&program, &self.config(), &self.dir).await?;
-        self.state.send_modify(|agent| agent.vmm_pid = Some(vmm.pid()));
-        Ok(vmm)
-    }
-
-    fn config(&self) -> VmConfig {
-        let agent = self.state.borrow();
-        VmConfig {
-            kernel: self.core.config.assets.kernel(),
-            initrd: Some(self.core.config.assets.initrd()),
-            // Read by ark-guestd.
-            cmdline: format!("ark.hostname={}", agent.name),
-            vcpus: agent.vcpus,
-            memory_mib: agent.memory_mib,
-            disks: vec![DiskConfig { path: self.image.path.clone(), read_only: true }],
-            vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: self.dir.vsock() }),
-            console: Some(self.dir.console()),
-            control_socket: Some(self.dir.control_socket()),
-            exit_file: Some(self.dir.exit_file()),
+    /// Lets the guest run its first program, which is slower than any later one.
+    async fn warm_up(&self) {
+        let request = ExecRequest { argv: vec!["/bin/true".to_owned()], ..ExecRequest::default() };
+        let Ok(frame) = Frame::json(Kind::Exec, &request) else { return };
+        match tokio::time::timeout(WARM_UP, capture(&self.guest, &frame, b"")).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a standby is not warm"),
+            Err(_) => tracing::debug!("a standby's first program takes long"),
         }
     }
 
-    /// Waits for the guest's hello.
-    async fn boot(
-        &mut self,
-        life: &mut Life,
-        up: &mut oneshot::Sender<Result<Agent, BootError>>,
-    ) -> Result<(), BootError> {
-        let started = Instant::now();
-        let limit = self.core.config.timing.boot;
-        let deadline = sleep(limit);
-        let control = self.dir.control_socket();
-        let standstill = boot::standstill(&control);
-        tokio::pin!(deadline, standstill);
-        loop {
-            tokio::select! {
-                biased;
-                () = up.closed() => return Err(BootError::Removed),
-                event = life.greeter.next() => match event {
-                    Event::Hello(hello) => {
-                        tracing::debug!(?hello, "hello");
-                        self.enter(AgentState::Running, None, Some(millis(started.elapsed())));
-                        return Ok(());
-                    }
-                    Event::Misbehaved(failure) if !failure.is_disconnect() => {
-                        return Err(BootError::Hello(failure));
-                    }
-                    Event::Heartbeat(_) | Event::Misbehaved(_) => {}
-                },
-                record = ended(&mut life.vmm) => {
-                    return Err(BootError::Ended { record, words: tail_text(&self.dir.console()) });
-                }
-                request = self.requests.recv() => match request {
-                    Some(Request::Remove { .. }) | None => return Err(BootError::Removed),
-                    Some(Request::StreamBegan | Request::StreamEnded) => {}
-                },
-                time = &mut standstill => {
-                    return Err(BootError::Standstill { time, words: tail_text(&self.dir.console()) });
-                }
-                () = &mut deadline => {
-                    return Err(BootError::Deadline { limit, words: tail_text(&self.dir.console()) });
-                }
-            }
-        }
-    }
-
-    /// Looks after the agent until it is to be removed; returns the guest's grace.
-    async fn serve(&mut self, life: &mut Life) -> Duration {
+    /// Looks after the agent until it is to be removed.
+    async fn serve(&mut self, life: &mut Life) -> Removal {
         let auto_remove = self.state.borrow().auto_remove;
         let first_stream = sleep(self.core.config.timing.first_stream);
         tokio::pin!(first_stream);
         let mut streamed = false;
         loop {
+            if let Some(removal) = self.removal.take() {
+                return removal;
+            }
+            let waits = auto_remove && !streamed && self.state.borrow().state == AgentState::Running;
             tokio::select! {
                 biased;
                 record = ended(&mut life.vmm) => {
-                    self.conclude(record, false);
                     life.vmm = None;
+                    self.lose_vmm(record);
                 }
                 request = self.requests.recv() => match request {
-                    Some(Request::Remove { grace }) => return grace,
+                    Some(Request::Remove { grace, for_good }) => return Removal { grace, for_good },
                     Some(Request::StreamBegan) => streamed = true,
-                    Some(Request::StreamEnded) if auto_remove => return Duration::ZERO,
+                    Some(Request::StreamEnded) if auto_remove => return Removal::NOW,
                     Some(Request::StreamEnded) => {}
-                    None => return Duration::ZERO,
+                    Some(Request::Enter { state, done }) => self.enter_if_legal(state, done),
+                    Some(Request::Restart { hold, image, origin, up }) => {
+                        self.restart(life, (hold, image, origin), up).await;
+                    }
+                    // Dropping it tells who asked.
+                    Some(Request::Claim { .. }) => {}
+                    None => return Removal::NOW,
                 },
                 event = life.greeter.next() => self.hear(event),
-                () = &mut first_stream, if auto_remove && !streamed => {
+                () = &mut first_stream, if waits => {
                     tracing::info!("no streamed exec began in time");
-                    return Duration::ZERO;
+                    return Removal::NOW;
                 }
             }
         }
     }
 
-    fn hear(&self, event: Event) {
+    /// The VMM ended by itself. A paused agent that is on disk outlasts it.
+    fn lose_vmm(&self, record: ExitRecord) {
+        if self.state.borrow().state == AgentState::Paused && self.body.is_recorded() {
+            tracing::warn!(
+                reason = sentence(&record),
+                "the VMM of a paused agent ended; its memory is on disk"
+            );
+            self.state.send_modify(|agent| agent.vmm_pid = None);
+        } else {
+            self.conclude(record, false);
+        }
+    }
+
+    fn enter_if_legal(&self, state: AgentState, done: oneshot::Sender<()>) {
+        let now = self.state.borrow().state;
+        if now == state
+            || !matches!(state, AgentState::Running | AgentState::Paused)
+            || !now.may_become(state)
+        {
+            return;
+        }
+        self.enter(state, None, None);
+        let _ = done.send(());
+    }
+
+    /// Ends the VMM, if there is one, and goes on from `hold` with a new one: to rewind, or to wake from disk.
+    async fn restart(&mut self, life: &mut Life, from: (Hold, Image, Option<Origin>), up: Up) {
+        let (hold, image, origin) = from;
+        let was = self.state.borrow().state;
+        if !was.may_become(AgentState::Creating) {
+            return;
+        }
+        let from_disk = was == AgentState::Paused && origin.is_none();
+        self.since = Instant::now();
+        self.enter(AgentState::Creating, None, None);
+        life.kill().await;
+        self.image = image;
+        self.body.set_base(Base::lived_in(&hold));
+        // Who asked may leave: an agent that is half rewound is of no use to anybody else.
+        match self.restore_again(life, &hold).await {
+            Ok(()) => {
+                self.state.send_modify(|agent| agent.origin = origin.unwrap_or(agent.origin.clone()));
+                self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
+                let agent = self.state.borrow().clone();
+                let _ = up.send(Ok(agent));
+            }
+            Err(error) => {
+                life.kill().await;
+                self.state.send_modify(|agent| agent.vmm_pid = None);
+                // What is on disk is still whole, so waking can be tried again; what a rewind left behind is not.
+                let (next, why) = if from_disk {
+                    (AgentState::Paused, None)
+                } else {
+                    (AgentState::Failed, Some(error.to_string()))
+                };
+                self.enter(next, why, None);
+                let _ = up.send(Err(error));
+            }
+        }
+    }
+
+    pub(super) fn hear(&self, event: Event) {
         match event {
             Event::Heartbeat(Heartbeat { uptime_ms, mem_available_kib, load1_x100, .. }) => {
                 let heartbeat =
@@ -275,18 +353,20 @@ impl Owner {
 
     /// Ends the VMM: asks it, waits for `grace` (or less, when a later removal gives less), then kills it.
     async fn stop(&mut self, vmm: &mut Vmm, grace: Duration) -> ExitRecord {
+        let is_paused = self.state.borrow().state == AgentState::Paused;
         self.enter(AgentState::Stopping, None, None);
-        if !grace.is_zero() && self.ask_to_stop(grace).await {
+        // A paused guest cannot follow.
+        if !grace.is_zero() && !is_paused && self.ask_to_stop(grace).await {
             let mut deadline = tokio::time::Instant::now() + grace + STOP_SLACK;
             loop {
                 tokio::select! {
                     record = vmm.wait() => return record,
                     () = sleep_until(deadline) => break,
                     request = self.requests.recv() => match request {
-                        Some(Request::Remove { grace }) => {
+                        Some(Request::Remove { grace, .. }) => {
                             deadline = deadline.min(tokio::time::Instant::now() + grace);
                         }
-                        Some(Request::StreamBegan | Request::StreamEnded) => {}
+                        Some(_) => {}
                         None => break,
                     },
                 }
@@ -314,7 +394,8 @@ impl Owner {
     /// Publishes the VMM's end.
     fn conclude(&self, record: ExitRecord, on_request: bool) {
         let by_itself = matches!(record.reason, ExitReason::GuestPoweroff);
-        let (state, reason) = match (on_request, by_itself) {
+        let was_paused = self.state.borrow().state == AgentState::Paused;
+        let (state, reason) = match (on_request, by_itself && !was_paused) {
             (true, _) => (AgentState::Stopped, "it was stopped on request".to_owned()),
             (false, true) => (AgentState::Stopped, sentence(&record)),
             (false, false) => (AgentState::Failed, sentence(&record)),
@@ -324,11 +405,13 @@ impl Owner {
             tracing::warn!(id = agent.id, name = %agent.name, reason, "the agent ended");
         }
         self.state.send_modify(|agent| agent.exit = Some(record));
+        // Its memory is no more, and with it the need for what that was read from.
+        self.body.set_base(Base::None);
         self.enter(state, Some(reason), None);
     }
 
     /// Moves to `next`, with its reason or, on the way to running, the time that it took.
-    fn enter(&self, next: AgentState, reason: Option<String>, boot_ms: Option<u64>) {
+    pub(super) fn enter(&self, next: AgentState, reason: Option<String>, boot_ms: Option<u64>) {
         self.state.send_modify(|agent| {
             debug_assert!(agent.state.may_become(next), "{} may not become {next}", agent.state);
             agent.state = next;
@@ -339,12 +422,21 @@ impl Owner {
             }
         });
     }
+
+    /// The agent's entry in the registry, to be forgotten with its life.
+    pub(super) fn seat(&self) -> Seat {
+        Seat::new(Arc::clone(&self.core), self.state.borrow().id.clone())
+    }
 }
 
-/// The end of the VMM; for ever when there is none.
-async fn ended(vmm: &mut Option<Vmm>) -> ExitRecord {
-    match vmm {
-        Some(vmm) => vmm.wait().await,
-        None => std::future::pending().await,
+impl Request {
+    /// What a removal among the requests that come while the guest comes up asks for; anything else has to wait for the next
+    /// try, which dropping it tells who asked.
+    pub(super) const fn removal(request: Option<&Self>) -> Option<Removal> {
+        match request {
+            None => Some(Removal::NOW),
+            Some(Self::Remove { grace, for_good }) => Some(Removal { grace: *grace, for_good: *for_good }),
+            Some(_) => None,
+        }
     }
 }

@@ -50,7 +50,7 @@ pub async fn capture(address: &Address, request: &Frame, stdin: &[u8]) -> Result
 }
 
 /// Sends `request`, all that the operation has to say, on a kept connection where there is one.
-async fn begin(address: &Address, request: &[u8]) -> Result<Connection, GuestFailure> {
+pub(super) async fn begin(address: &Address, request: &[u8]) -> Result<Connection, GuestFailure> {
     while let Some(mut kept) = address.idle.take() {
         // guestd ends a kept connection only while no operation runs on it: without an answer, nothing was begun.
         if kept.writer.send_encoded(request).await.is_ok() && kept.reader.is_answered().await {
@@ -80,7 +80,7 @@ async fn collect(reader: &mut FrameReader) -> Result<Captured, GuestFailure> {
 }
 
 /// Adds `bytes` to `kept` as far as [`MAX_CAPTURE`] allows; whether some were dropped.
-fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
+pub(super) fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
     let room = MAX_CAPTURE.saturating_sub(kept.len());
     let fits = bytes.get(..room).unwrap_or(bytes);
     kept.extend_from_slice(fits);

@@ -4,21 +4,27 @@
 //! what the operation allows, and what piles up (captured output, listings) has a limit of its own.
 
 mod connection;
+mod eval;
 mod exec;
 mod files;
 mod hello;
 mod idle;
+mod renew;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ark_types::guest::{FrameError, GuestError, Kind};
 use ark_types::plain::plain;
 
 pub use connection::{Connection, FrameReader, FrameWriter};
+pub use eval::{Evaluated, evaluate};
 pub use exec::{Captured, capture};
 pub use files::{Download, MAX_ENTRIES, Upload, list, stat};
 pub use hello::{Event, Greeter};
 pub use idle::Idle;
+pub(crate) use renew::max_error_ns;
+pub use renew::{Renewal, renew, set_clock};
 
 /// Where a guest (or the host's own guestd) takes operations.
 #[derive(Clone, Debug)]
@@ -52,6 +58,9 @@ pub enum GuestFailure {
     /// A frame that does not belong here.
     #[error("the agent sent a frame of kind {0:?}, which does not belong here")]
     Unexpected(Kind),
+    /// No answer in time.
+    #[error("the agent did not answer within {} s", .0.as_secs())]
+    Late(Duration),
     /// More than the host is ready to hold.
     #[error("the agent's answer is over the limit: {0}")]
     TooMuch(String),

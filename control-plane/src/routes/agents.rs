@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ark_types::agent::{Agent, AgentList, CreateAgent};
+use ark_types::agent::{Agent, AgentList, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, Origin};
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -12,9 +12,10 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Shared;
-use crate::admission::admit;
-use crate::agent;
+use crate::admission::{self, Source, admit};
+use crate::agent::{self, Birth};
 use crate::problems::Refusal;
+use crate::templates::{self, Found};
 
 /// Grace of a deletion that names none.
 const DEFAULT_GRACE_MS: u64 = 2000;
@@ -22,6 +23,9 @@ const DEFAULT_GRACE_MS: u64 = 2000;
 const MAX_GRACE_MS: u64 = 600_000;
 
 /// Creates an agent and waits until its guest takes commands.
+///
+/// It is forked from the template that is named, or from the image's own one when it is of default size and not `cold`;
+/// else it is booted.
 ///
 /// A client that disconnects before the reply takes its request back: the agent is removed.
 #[utoipa::path(
@@ -36,10 +40,34 @@ pub(super) async fn create_agent(
     State(core): State<Shared>,
     Json(request): Json<CreateAgent>,
 ) -> Result<impl IntoResponse, Refusal> {
-    let image = admit(&core, &request).await?;
-    let agent = agent::create(&core, request, image).await??;
+    let _busy = core.pool.busy();
+    let agent = match admit(&core, &request).await? {
+        Source::Image(image) => agent::create(&core, request, image).await??,
+        Source::Template(name) => {
+            let found = templates::by_name(&core, &name).await?;
+            fork_of(&core, request, found).await?
+        }
+        Source::Default(image) => match templates::default_for(&core, &image.manifest.name).await {
+            Ok(found) => fork_of(&core, request, found).await?,
+            // An agent that can be had by a boot is not refused for want of a template.
+            Err(error) => {
+                tracing::warn!(image = %image.manifest.name, %error, "the image's template cannot be built; the agent is booted");
+                admission::admit_size(&core, DEFAULT_VCPUS, DEFAULT_MEMORY_MIB).await?;
+                agent::create(&core, request, image).await??
+            }
+        },
+    };
     let location = format!("/v1/agents/{}", agent.id);
     Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))
+}
+
+async fn fork_of(core: &Shared, request: CreateAgent, found: Found) -> Result<Agent, Refusal> {
+    let Found { hold, template, .. } = found;
+    core.templates.used(&hold);
+    core.pool.used(&hold);
+    let CreateAgent { name, env, auto_remove, .. } = request;
+    let origin = Origin::Template { name: template.name };
+    agent::from_template(core, Birth { hold, origin, name, env, auto_remove }).await
 }
 
 /// Agents, oldest first: the living ones, and those that ended by themselves and were not deleted yet.

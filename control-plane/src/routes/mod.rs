@@ -1,14 +1,18 @@
 //! The REST API under `/v1`, one file per noun. The OpenAPI document is made from these handlers.
 
 mod agents;
+mod eval;
 mod exec;
 mod files;
+mod fork;
 mod health;
 mod host;
 mod images;
 mod logs;
 mod openapi;
+mod snapshots;
 mod stream;
+mod templates;
 
 use std::sync::Arc;
 
@@ -38,11 +42,24 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(images::inspect_image))
         .routes(routes!(agents::create_agent, agents::list_agents))
         .routes(routes!(agents::inspect_agent, agents::delete_agent))
+        .routes(routes!(fork::fork_agent))
+        .routes(routes!(fork::pause_agent))
+        .routes(routes!(fork::resume_agent))
+        .routes(routes!(fork::receipt))
+        .routes(routes!(eval::eval))
         .routes(routes!(exec::exec))
         .routes(routes!(exec::exec_stream))
         .routes(routes!(files::read_file, files::write_file))
         .routes(routes!(files::stat_file))
         .routes(routes!(files::list_files))
+        .routes(routes!(snapshots::create_snapshot))
+        .routes(routes!(snapshots::rewind_agent))
+        .routes(routes!(snapshots::list_snapshots))
+        .routes(routes!(snapshots::inspect_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(snapshots::compact_snapshot))
+        .routes(routes!(snapshots::restore_snapshot))
+        .routes(routes!(templates::create_template, templates::list_templates))
+        .routes(routes!(templates::inspect_template, templates::delete_template))
         .routes(routes!(logs::logs))
         .routes(routes!(host::host_exec_stream));
     openapi::frame().nest("/v1", v1)

@@ -21,8 +21,8 @@ pub enum ControlError {
     #[error("the VMM's answer could not be understood: {0}")]
     Answer(#[from] serde_json::Error),
     /// No answer in time.
-    #[error("the VMM did not answer within {} s", PATIENCE.as_secs())]
-    Silent,
+    #[error("the VMM did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
 }
 
 /// Asks the VMM at `socket` for `request`.
@@ -30,7 +30,20 @@ pub enum ControlError {
 /// # Errors
 /// [`ControlError`].
 pub async fn ask(socket: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {
-    tokio::time::timeout(PATIENCE, converse(socket, request)).await.map_err(|_| ControlError::Silent)?
+    ask_for(socket, request, PATIENCE).await
+}
+
+/// As [`ask`], for what takes the VMM up to `patience`.
+///
+/// # Errors
+/// [`ControlError`].
+pub async fn ask_for(
+    socket: &Path,
+    request: ControlRequest,
+    patience: Duration,
+) -> Result<ControlReply, ControlError> {
+    let answer = tokio::time::timeout(patience, converse(socket, request)).await;
+    answer.map_err(|_| ControlError::Silent(patience))?
 }
 
 async fn converse(socket: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {
@@ -40,5 +53,8 @@ async fn converse(socket: &Path, request: ControlRequest) -> Result<ControlReply
     stream.write_all(&line).await?;
     line.clear();
     BufReader::new(stream).take(MAX_CONTROL_LINE as u64).read_until(b'\n', &mut line).await?;
+    if line.is_empty() {
+        return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    }
     Ok(serde_json::from_slice(&line)?)
 }

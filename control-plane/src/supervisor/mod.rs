@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The configuration goes through standard input and only after the identity is on disk: an `arkd` killed in between
-//! leaves a VMM that reads the end of its input and gives up, so no VMM ever runs that a later `arkd` cannot find.
+//! leaves a VMM that reads the end of its input and gives up, so no VMM ever runs that a later `arkd` cannot find. Between
+//! the two a VMM can wait, prepared, for as long as it takes.
 
 mod control;
 mod identity;
@@ -18,11 +19,11 @@ use std::time::Duration;
 
 use ark_types::layout::AgentDir;
 use ark_types::plain::plain;
-use ark_types::vmm::{ExitRecord, VmConfig};
+use ark_types::vmm::{ExitRecord, RunConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-pub use control::{ControlError, ask};
+pub use control::{ControlError, ask, ask_for};
 pub use identity::{ProcessIdentity, Terminated};
 pub use record::tail_text;
 
@@ -60,6 +61,8 @@ pub enum SpawnError {
 pub struct Vmm {
     child: Child,
     pid: u32,
+    /// Where it waits for its configuration.
+    stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     /// What came on `stdout` so far.
     output: Vec<u8>,
@@ -71,11 +74,25 @@ impl Vmm {
     ///
     /// # Errors
     /// [`SpawnError`]; nothing runs then.
-    pub async fn start(program: &Path, config: &VmConfig, dir: &AgentDir) -> Result<Self, SpawnError> {
+    pub async fn start(program: &Path, config: &RunConfig, dir: &AgentDir) -> Result<Self, SpawnError> {
+        let mut vmm = Self::spawn(program, &["run", "--config", "-"], dir)?;
+        vmm.configure(config).await?;
+        Ok(vmm)
+    }
+
+    /// Starts `program` ahead of need: a VM with `vcpus` processors is made, and waits for [`Self::configure`].
+    ///
+    /// # Errors
+    /// [`SpawnError`]; nothing runs then.
+    pub fn prepare(program: &Path, vcpus: u32, dir: &AgentDir) -> Result<Self, SpawnError> {
+        Self::spawn(program, &["run", "--prepared", &vcpus.to_string(), "--config", "-"], dir)
+    }
+
+    fn spawn(program: &Path, arguments: &[&str], dir: &AgentDir) -> Result<Self, SpawnError> {
         let file = |path: PathBuf| move |source| SpawnError::File { path, source };
         let log = File::create(dir.vmm_log()).map_err(file(dir.vmm_log()))?;
         let mut child = Command::new(program)
-            .args(["run", "--config", "-"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -87,16 +104,29 @@ impl Vmm {
         let pid = child.id().unwrap_or_default();
         let identity = ProcessIdentity::of(pid).map_err(file("/proc".into()))?;
         identity.write(&dir.identity()).map_err(file(dir.identity()))?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        Ok(Self { child, pid, stdin, stdout, output: Vec::new(), dir: dir.clone() })
+    }
+
+    /// Tells a VMM that waits for it what to run. The second time nobody reads it.
+    ///
+    /// # Errors
+    /// [`SpawnError::Configure`].
+    pub async fn configure(&mut self, config: &RunConfig) -> Result<(), SpawnError> {
         let json = serde_json::to_vec(config).map_err(|e| SpawnError::Configure(e.into()))?;
-        if let Some(mut stdin) = child.stdin.take()
+        if let Some(mut stdin) = self.stdin.take()
             && let Err(source) = stdin.write_all(&json).await
             // A VMM that ends without reading tells why in its record, which says more than a broken pipe.
             && source.kind() != std::io::ErrorKind::BrokenPipe
         {
             return Err(SpawnError::Configure(source));
         }
-        let stdout = child.stdout.take();
-        Ok(Self { child, pid, stdout, output: Vec::new(), dir: dir.clone() })
+        Ok(())
+    }
+
+    /// Whether it has ended already.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Its process id.

@@ -1,0 +1,108 @@
+//! What an agent's owner and its handles share beside the published state.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ark_types::receipt::Receipt;
+
+use crate::snapshots::{Hold, Tenant};
+
+/// The snapshot that an agent's memory is read from, kept on disk while this lives.
+#[derive(Clone, Debug)]
+pub(super) enum Base {
+    /// It was booted.
+    None,
+    /// A standby: nobody lives there yet.
+    Held(Hold),
+    /// An agent lives there.
+    Tenanted(Arc<Tenant>),
+}
+
+impl Base {
+    /// `hold` with an agent on it.
+    pub(super) fn lived_in(hold: &Hold) -> Self {
+        Self::Tenanted(Arc::new(hold.tenant()))
+    }
+
+    pub(super) fn hold(&self) -> Option<Hold> {
+        match self {
+            Self::None => None,
+            Self::Held(hold) => Some(hold.clone()),
+            Self::Tenanted(tenant) => Some(tenant.hold().clone()),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Body {
+    base: Mutex<Base>,
+    machine_id: Mutex<String>,
+    receipt: Mutex<Option<Receipt>>,
+    /// How often its guest was renewed, parents included.
+    renewals: AtomicU64,
+    /// Whether the paused agent is on disk whole, so that it outlasts its VMM.
+    recorded: AtomicBool,
+    /// Held by the one snapshot, pause, resume or rewind that is under way.
+    pub(super) turn: tokio::sync::Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Body {
+    pub(super) fn new(machine_id: String) -> Self {
+        Self {
+            base: Mutex::new(Base::None),
+            machine_id: Mutex::new(machine_id),
+            receipt: Mutex::default(),
+            renewals: AtomicU64::new(0),
+            recorded: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(super) fn base(&self) -> Base {
+        lock(&self.base).clone()
+    }
+
+    /// Lets go of the old base.
+    pub(super) fn set_base(&self, base: Base) {
+        // What letting go leads to happens without the lock.
+        let old = std::mem::replace(&mut *lock(&self.base), base);
+        drop(old);
+    }
+
+    pub(super) fn machine_id(&self) -> String {
+        lock(&self.machine_id).clone()
+    }
+
+    pub(super) fn set_machine_id(&self, id: String) {
+        *lock(&self.machine_id) = id;
+    }
+
+    pub(super) fn receipt(&self) -> Option<Receipt> {
+        lock(&self.receipt).clone()
+    }
+
+    pub(super) fn set_receipt(&self, receipt: Option<Receipt>) {
+        *lock(&self.receipt) = receipt;
+    }
+
+    pub(super) fn renewals(&self) -> u64 {
+        self.renewals.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_renewals(&self, count: u64) {
+        self.renewals.store(count, Ordering::Release);
+    }
+
+    pub(super) fn is_recorded(&self) -> bool {
+        self.recorded.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_recorded(&self, recorded: bool) {
+        self.recorded.store(recorded, Ordering::Release);
+    }
+}

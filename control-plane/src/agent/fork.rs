@@ -1,0 +1,120 @@
+//! Many from one: a branch point on disk, and forks restored from it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::problem::ProblemKind;
+use ark_types::snapshot::{FailedFork, Forked, MAX_FORKS};
+use futures_util::future::join_all;
+
+use super::{Birth, BootError, Handle, SnapshotFailure, birth};
+use crate::core::Core;
+use crate::images::Image;
+use crate::problems::Refusal;
+use crate::registry::AdmitError;
+use crate::snapshots::Hold;
+
+/// Where an agent branches.
+struct Branch {
+    hold: Hold,
+    pause_us: u64,
+    durable_us: u64,
+}
+
+/// Makes `count` forks of `handle`'s agent, which goes on meanwhile. When the caller stops waiting, they are removed.
+///
+/// # Errors
+/// A [`Refusal`] when the count is out of bounds, the agent cannot branch, or not a single fork came to be.
+pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forked, Refusal> {
+    if !(1..=MAX_FORKS).contains(&count) {
+        let detail = format!("{count} forks cannot be had at once: ask for 1 to {MAX_FORKS}");
+        return Err(Refusal::new(ProblemKind::InvalidValue, detail));
+    }
+    // Every name is tried before the agent stands still for it.
+    let longest = format!("{}-{}", handle.name(), u64::from(count) * 2);
+    if longest.parse::<AgentName>().is_err() {
+        let detail = format!(
+            "the forks of {} would have names that are too long, such as {longest}: fork an agent of a shorter name",
+            handle.name()
+        );
+        return Err(Refusal::new(ProblemKind::InvalidValue, detail));
+    }
+    let branch = branch(core, handle).await?;
+    let image = birth::prove(core, &branch.hold).await?;
+    let mut forks = Vec::new();
+    let mut number = 0;
+    for _ in 0..count {
+        let (name, fork) = begin(core, handle, &branch.hold, &image, &mut number)?;
+        forks.push(async move { (name, fork.await) });
+    }
+    let mut forked = Forked {
+        agents: Vec::new(),
+        failed: Vec::new(),
+        pause_us: branch.pause_us,
+        durable_us: branch.durable_us,
+    };
+    let mut last = None;
+    for (name, agent) in join_all(forks).await {
+        match agent {
+            Ok(agent) => forked.agents.push(agent),
+            Err(error) => {
+                forked.failed.push(FailedFork { name, why: error.to_string() });
+                last = Some(error);
+            }
+        }
+    }
+    match last {
+        Some(error) if forked.agents.is_empty() => Err(none_came_to_be(count, &error)),
+        _ => Ok(forked),
+    }
+}
+
+fn none_came_to_be(count: u32, error: &BootError) -> Refusal {
+    let which = if count == 1 { "the fork".to_owned() } else { format!("none of {count} forks") };
+    let not = if count == 1 { "did not come to be" } else { "came to be" };
+    Refusal::new(ProblemKind::ForkFailed, format!("{which} {not}: {error}"))
+}
+
+/// A point on disk to go on from: a paused agent is there already.
+async fn branch(core: &Arc<Core>, handle: &Handle) -> Result<Branch, Refusal> {
+    if handle.agent().state == AgentState::Paused
+        && handle.0.body.is_recorded()
+        && let Some(hold) = handle.base()
+    {
+        return Ok(Branch { hold, pause_us: 0, durable_us: 0 });
+    }
+    let draft = core.snapshots.draft();
+    let taken = handle.snapshot(draft.dir()).await?;
+    let hold = core.snapshots.adopt(draft.dir(), None).map_err(SnapshotFailure::Store)?;
+    Ok(Branch { hold, pause_us: taken.report.pause_us, durable_us: taken.report.durable_us })
+}
+
+/// Begins the fork with the next free number after `number`.
+fn begin(
+    core: &Arc<Core>,
+    handle: &Handle,
+    hold: &Hold,
+    image: &Image,
+    number: &mut u64,
+) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
+    loop {
+        *number += 1;
+        let text = format!("{}-{number}", handle.name());
+        let name: AgentName =
+            text.parse().map_err(|e| Refusal::new(ProblemKind::InvalidValue, format!("{e}")))?;
+        let birth = Birth {
+            hold: hold.clone(),
+            origin: Origin::Fork { name: handle.name().clone(), id: handle.id().to_owned() },
+            name: Some(name.clone()),
+            // The parent's are not inherited: they may be secrets.
+            env: BTreeMap::new(),
+            auto_remove: false,
+        };
+        match birth::begin_restore(core, birth, image.clone()) {
+            Ok(fork) => return Ok((name, fork)),
+            Err(AdmitError::NameTaken(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

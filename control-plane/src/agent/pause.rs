@@ -1,0 +1,308 @@
+//! Snapshots of an agent, pausing it to disk, and resuming it.
+//!
+//! ```text
+//!  pause:   VMM pauses ──► Paused ──► snapshot, durable ──► memory given back ──► record written
+//!              └──────────────────────── any failure: VMM goes on ──► Running, nothing is left
+//!  resume:  VMM there? yes: it goes on, its clock is set ──┐
+//!                      no:  restored from the snapshot ────┴──► Running ──► record removed
+//! ```
+//!
+//! After the memory was given back it is read from the snapshot, which therefore stays as long as the agent lives.
+//! Each of these runs to its end even when who asked for it leaves, and only one at a time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ark_types::agent::{Agent, AgentState, Origin};
+use ark_types::vmm::{ControlReply, ControlRequest, SnapshotReport};
+use tokio::sync::oneshot;
+
+use super::body::Base;
+use super::error::sentence;
+use super::owner::Request;
+use super::record::{self, Record};
+use super::{
+    BootError, Handle, PauseError, REASON_PATIENCE, RENEWALS_FILE, SnapshotFailure, birth, identity, is_ended,
+};
+use crate::cleanup::make_private_dir;
+use crate::core::Core;
+use crate::guest::set_clock;
+use crate::problems::Refusal;
+use crate::snapshots::{Hold, tells_of_full_disk};
+use crate::supervisor::{self, ask_for};
+
+/// Time a VMM has to bring a guest's memory to disk: 64 GiB at 64 MiB/s.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1024);
+/// Time a resumed guest has to take the time.
+const SET_CLOCK: Duration = Duration::from_secs(10);
+
+/// A snapshot that was taken of an agent.
+#[derive(Debug)]
+pub struct Taken {
+    /// What the VMM says of it.
+    pub report: SnapshotReport,
+    /// The agent at that time.
+    pub agent: Agent,
+    /// Keeps what it is a diff over.
+    pub base: Option<Hold>,
+}
+
+impl Handle {
+    /// Takes a snapshot of it into `dir`, which must not exist.
+    ///
+    /// # Errors
+    /// [`SnapshotFailure`]; of `dir` nothing is left then.
+    pub async fn snapshot(&self, dir: &Path) -> Result<Taken, SnapshotFailure> {
+        let (handle, dir) = (self.clone(), dir.to_owned());
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(async move {
+            let taken = {
+                let _turn = handle.0.body.turn.lock().await;
+                take(&handle, &dir).await
+            };
+            if tell.send(taken).is_err() {
+                clear(&dir);
+            }
+        });
+        told.await.unwrap_or(Err(SnapshotFailure::ShuttingDown))
+    }
+
+    /// Goes back to the snapshot `hold`, which has to be one of this very agent: a new VMM takes the place of the old one.
+    ///
+    /// # Errors
+    /// A [`Refusal`]; when the snapshot could not be restored the agent has failed with that reason.
+    pub async fn rewind(&self, core: &Arc<Core>, hold: Hold, origin: Origin) -> Result<Agent, Refusal> {
+        let (core, handle) = (Arc::clone(core), self.clone());
+        in_full(async move {
+            let _turn = handle.0.body.turn.lock().await;
+            if is_ended(handle.agent().state) || handle.agent().state == AgentState::Stopping {
+                return Err(handle.not_running().into());
+            }
+            let image = birth::prove(&core, &hold).await?;
+            let agent = restart(&handle, hold, image, Some(origin)).await?;
+            forget_record(&core, &handle);
+            Ok(agent)
+        })
+        .await?
+    }
+}
+
+/// Runs `job` to its end, whoever leaves.
+async fn in_full<T: Send + 'static>(
+    job: impl Future<Output = T> + Send + 'static,
+) -> Result<T, SnapshotFailure> {
+    tokio::spawn(job).await.map_err(|_| SnapshotFailure::ShuttingDown)
+}
+
+/// The turn is the caller's.
+async fn take(handle: &Handle, dir: &Path) -> Result<Taken, SnapshotFailure> {
+    let agent = handle.agent();
+    if !matches!(agent.state, AgentState::Running | AgentState::Paused) || agent.vmm_pid.is_none() {
+        return Err(handle.not_running().into());
+    }
+    let base = handle.base();
+    let taken = match ask_for_snapshot(handle, dir).await {
+        Ok(report) => {
+            let path = dir.join(RENEWALS_FILE);
+            let written = std::fs::write(&path, format!("{}\n", handle.0.body.renewals()));
+            written.map(|()| report).map_err(|source| SnapshotFailure::File { path, source })
+        }
+        Err(failure) => Err(failure),
+    };
+    if taken.is_err() {
+        clear(dir);
+    }
+    Ok(Taken { report: taken?, agent, base })
+}
+
+async fn ask_for_snapshot(handle: &Handle, dir: &Path) -> Result<SnapshotReport, SnapshotFailure> {
+    let socket = handle.0.dir.control_socket();
+    let request = ControlRequest::Snapshot { dir: dir.to_owned() };
+    match ask_for(&socket, request, SNAPSHOT_PATIENCE).await {
+        Ok(ControlReply::Snapshot(report)) => Ok(report),
+        Ok(ControlReply::Refused { why }) if tells_of_full_disk(&why) => Err(SnapshotFailure::DiskFull(why)),
+        Ok(ControlReply::Refused { why }) => Err(SnapshotFailure::Refused(why)),
+        Ok(other) => Err(SnapshotFailure::Refused(format!("it answered {other:?}"))),
+        Err(error) => Err(why_silent(handle, error).await),
+    }
+}
+
+/// A VMM that ended says more than its broken socket.
+async fn why_silent(handle: &Handle, error: supervisor::ControlError) -> SnapshotFailure {
+    let mut state = handle.0.state.clone();
+    let ending = |agent: &Agent| is_ended(agent.state) || agent.state == AgentState::Stopping;
+    match tokio::time::timeout(REASON_PATIENCE, state.wait_for(ending)).await {
+        Ok(Ok(agent)) => {
+            let reason = match (&agent.reason, &agent.exit) {
+                (Some(reason), _) => reason.clone(),
+                (None, Some(exit)) => sentence(exit),
+                (None, None) => "it was stopped on request".to_owned(),
+            };
+            SnapshotFailure::Gone { name: handle.name().clone(), reason }
+        }
+        _ => SnapshotFailure::Control(error),
+    }
+}
+
+/// Removes a snapshot that is of no use, half written or whole.
+fn clear(dir: &Path) {
+    let mut beside = dir.as_os_str().to_owned();
+    beside.push(".tmp");
+    for path in [dir.to_owned(), PathBuf::from(beside)] {
+        if let Err(error) = std::fs::remove_dir_all(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "a useless snapshot cannot be removed");
+        }
+    }
+}
+
+/// Stands the agent still, with its memory on disk.
+///
+/// # Errors
+/// [`PauseError`]; the agent goes on then.
+pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseError> {
+    let (core, handle) = (Arc::clone(core), handle.clone());
+    in_full(async move {
+        let _turn = handle.0.body.turn.lock().await;
+        match handle.agent().state {
+            AgentState::Running => {}
+            AgentState::Paused => return Err(PauseError::Paused(handle.name().clone())),
+            _ => return Err(handle.not_running().into()),
+        }
+        ask_state(&handle, ControlRequest::Pause, "pause").await?;
+        if !handle.enter(AgentState::Paused).await {
+            return Err(handle.not_running().into());
+        }
+        let Err(failure) = to_disk(&core, &handle).await else { return Ok(handle.agent()) };
+        // With the VMM gone there is nothing to go on.
+        if let Err(error) = go_on(&handle).await {
+            tracing::warn!(name = %handle.name(), %error, "an agent that could not be paused does not go on");
+        }
+        Err(failure.into())
+    })
+    .await?
+}
+
+/// The VMM is paused; its memory goes to disk, durably, and then back to the host.
+async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailure> {
+    let home = record::dir(core, handle.id());
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| SnapshotFailure::File { path, source }
+    };
+    make_private_dir(&home).map_err(file(&home))?;
+    let result = async {
+        let draft = core.snapshots.draft_at(home.join(identity::dice::<8>()));
+        take(handle, draft.dir()).await?;
+        let hold = core.snapshots.adopt(draft.dir(), None)?;
+        let written = async {
+            let request = ControlRequest::Reclaim { dir: hold.dir().to_owned() };
+            match ask_for(&handle.0.dir.control_socket(), request, SNAPSHOT_PATIENCE).await {
+                Ok(ControlReply::State { .. }) => {}
+                Ok(ControlReply::Refused { why }) => return Err(SnapshotFailure::Refused(why)),
+                Ok(other) => return Err(SnapshotFailure::Refused(format!("it answered {other:?}"))),
+                Err(error) => return Err(why_silent(handle, error).await),
+            }
+            // From here on its memory is read from there, whatever becomes of the record.
+            handle.0.body.set_base(Base::lived_in(&hold));
+            record_of(handle, &hold).write(&home).map_err(file(&home))
+        };
+        if let Err(failure) = written.await {
+            core.snapshots.dispose(hold.id());
+            return Err(failure);
+        }
+        handle.0.body.set_recorded(true);
+        Ok(())
+    };
+    let result = result.await;
+    // A removal that overtook this has nobody left to undo it.
+    if result.is_err() || handle.0.requests.is_closed() {
+        handle.0.body.set_recorded(false);
+        record::forget(core, handle.id());
+    }
+    result
+}
+
+fn record_of(handle: &Handle, hold: &Hold) -> Record {
+    let body = &handle.0.body;
+    Record {
+        agent: handle.agent(),
+        env: handle.env().clone(),
+        snapshot: hold.id(),
+        machine_id: body.machine_id(),
+        renewals: body.renewals(),
+        receipt: body.receipt(),
+    }
+}
+
+/// Lets a paused agent go on.
+///
+/// # Errors
+/// A [`Refusal`]; the agent stays paused then.
+pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal> {
+    let (core, handle) = (Arc::clone(core), handle.clone());
+    in_full(async move {
+        let _turn = handle.0.body.turn.lock().await;
+        let agent = handle.agent();
+        match agent.state {
+            AgentState::Paused => {}
+            state if is_ended(state) => return Err(handle.not_running().into()),
+            state => return Err(PauseError::NotPaused { name: agent.name, state }.into()),
+        }
+        if agent.vmm_pid.is_some() {
+            go_on(&handle).await?;
+        } else {
+            let Some(hold) = handle.base() else { return Err(handle.not_running().into()) };
+            let image = birth::prove(&core, &hold).await?;
+            restart(&handle, hold, image, None).await?;
+        }
+        forget_record(&core, &handle);
+        Ok(handle.agent())
+    })
+    .await?
+}
+
+/// The paused VMM goes on, and its clock with the host's.
+async fn go_on(handle: &Handle) -> Result<(), PauseError> {
+    ask_state(handle, ControlRequest::Resume, "resume").await?;
+    match set_clock(&handle.0.guest, SET_CLOCK).await {
+        Ok(error_ns) => tracing::debug!(error_ns, "the clock of a resumed agent is set"),
+        // It runs all the same; guestd sets its clock by itself when the guest was only slow.
+        Err(error) => {
+            tracing::warn!(name = %handle.name(), %error, "the clock of a resumed agent could not be set")
+        }
+    }
+    if handle.enter(AgentState::Running).await { Ok(()) } else { Err(handle.not_running().into()) }
+}
+
+async fn ask_state(handle: &Handle, request: ControlRequest, what: &'static str) -> Result<(), PauseError> {
+    match supervisor::ask(&handle.0.dir.control_socket(), request).await {
+        Ok(ControlReply::State { .. }) => Ok(()),
+        Ok(ControlReply::Refused { why }) => Err(PauseError::Vmm { what, why }),
+        Ok(other) => Err(PauseError::Vmm { what, why: format!("it answered {other:?}") }),
+        Err(error) => match why_silent(handle, error).await {
+            SnapshotFailure::Control(error) => Err(PauseError::Vmm { what, why: error.to_string() }),
+            gone => Err(gone.into()),
+        },
+    }
+}
+
+async fn restart(
+    handle: &Handle,
+    hold: Hold,
+    image: crate::images::Image,
+    origin: Option<Origin>,
+) -> Result<Agent, BootError> {
+    let (up, came_up) = oneshot::channel();
+    let _ = handle.0.requests.send(Request::Restart { hold, image, origin, up });
+    came_up.await.unwrap_or(Err(BootError::Removed))
+}
+
+fn forget_record(core: &Core, handle: &Handle) {
+    if handle.0.body.is_recorded() {
+        handle.0.body.set_recorded(false);
+        record::forget(core, handle.id());
+    }
+}

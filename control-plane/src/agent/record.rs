@@ -1,0 +1,129 @@
+//! What of a paused agent is on disk beside its snapshot: `paused/<id>/agent.json`, all it takes to list and resume it.
+//!
+//! The record is written last and renamed into place, and removed first, so that it never names a snapshot that is not whole.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ark_types::agent::Agent;
+use ark_types::receipt::Receipt;
+use ark_types::vmm::SnapshotId;
+use serde::{Deserialize, Serialize};
+
+use super::wake_paused;
+use crate::core::Core;
+
+/// Name of the file.
+const FILE: &str = "agent.json";
+/// Largest record that is read: environments have their own bounds far below.
+const MAX_RECORD: u64 = 32 << 20;
+
+/// A paused agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// What it was when it was paused.
+    pub(super) agent: Agent,
+    /// Variables its programs start with.
+    pub(super) env: BTreeMap<String, String>,
+    /// Its memory.
+    pub(super) snapshot: SnapshotId,
+    /// Its machine-id.
+    pub(super) machine_id: String,
+    /// How often its guest was renewed.
+    pub(super) renewals: u64,
+    /// Its last receipt.
+    pub(super) receipt: Option<Receipt>,
+}
+
+/// Directory of what the agent `id` has on disk while it is paused.
+pub(super) fn dir(core: &Core, id: &str) -> PathBuf {
+    core.config.state.paused().join(id)
+}
+
+impl Record {
+    /// Writes it for good: a crash leaves the whole record or none.
+    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+        let beside = dir.join("agent.json+");
+        let mut file = File::create(&beside)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&beside, dir.join(FILE))?;
+        File::open(dir)?.sync_all()?;
+        // The directory itself may be new.
+        File::open(dir.parent().unwrap_or(dir))?.sync_all()
+    }
+
+    fn read(dir: &Path) -> io::Result<Self> {
+        let mut text = Vec::new();
+        File::open(dir.join(FILE))?.take(MAX_RECORD).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+}
+
+/// The agent `id` is no longer paused: its record goes, and its snapshot as soon as nothing needs it.
+pub(super) fn forget(core: &Core, id: &str) {
+    let dir = dir(core, id);
+    let _ = fs::remove_file(dir.join("agent.json+"));
+    match fs::remove_file(dir.join(FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!(%id, %error, "the record of an agent that is paused no more cannot be removed");
+        }
+        _ => {}
+    }
+    dispose_all_but(core, &dir, None);
+}
+
+/// Lets every snapshot in `dir` but `kept` go, and the directory when it is empty by then.
+fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        // What is no snapshot was never complete; the store removes that.
+        if let Ok(hold) = core.snapshots.hold_dir(&entry.path())
+            && Some(hold.id()) != kept
+        {
+            core.snapshots.dispose(hold.id());
+        }
+    }
+    // Not empty while something in it is still needed.
+    let _ = fs::remove_dir(dir);
+}
+
+/// Takes in the agents that an earlier `arkd` left paused. One that cannot be taken in stays on disk as it is.
+pub(crate) async fn load(core: &Arc<Core>) {
+    let entries = fs::read_dir(core.config.state.paused());
+    for dir in entries.into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let record = match Record::read(&dir) {
+            Ok(record) => record,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                dispose_all_but(core, &dir, None);
+                continue;
+            }
+            Err(error) => {
+                tracing::error!(path = %dir.display(), %error, "the record of a paused agent cannot be read");
+                continue;
+            }
+        };
+        let (id, snapshot) = (record.agent.id.clone(), record.snapshot);
+        if dir.file_name().and_then(|name| name.to_str()) != Some(id.as_str()) {
+            tracing::error!(path = %dir.display(), id, "the record of a paused agent is that of another");
+            continue;
+        }
+        dispose_all_but(core, &dir, Some(snapshot));
+        let hold = match core.snapshots.hold(snapshot) {
+            Ok(hold) => hold,
+            Err(error) => {
+                tracing::error!(id, %error, "a paused agent's snapshot cannot be used");
+                continue;
+            }
+        };
+        let name = record.agent.name.clone();
+        match wake_paused(core, record, &hold).await {
+            Ok(()) => tracing::info!(id, %name, "a paused agent is back"),
+            Err(refusal) => {
+                tracing::error!(id, %name, why = refusal.0.detail, "a paused agent cannot be taken in")
+            }
+        }
+    }
+}

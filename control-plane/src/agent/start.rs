@@ -1,0 +1,394 @@
+//! How an agent's VMM and guest come up: by a boot, or from a snapshot with every check.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ark_types::agent::AgentState;
+use ark_types::guest::HELLO_PORT;
+use ark_types::layout::AgentDir;
+use ark_types::receipt::Receipt;
+use ark_types::vmm::{DiskConfig, ExitRecord, Generation, RestoreConfig, RunConfig, VmConfig, VsockConfig};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::birth::Begun;
+use super::body::Base;
+use super::owner::{Owner, Request};
+use super::renewal::{self, Wanted};
+use super::{BootError, REASON_PATIENCE, boot};
+use crate::cleanup::Home;
+use crate::core::Core;
+use crate::guest::{Event, Greeter, Renewal, renew};
+use crate::host::millis;
+use crate::pool::Den;
+use crate::snapshots::{Hold, LABEL_IMAGE, LABEL_IMAGE_DIGEST};
+use crate::supervisor::{Vmm, tail_text};
+
+/// Context id of every guest: each VMM is its own vsock world, so they need not differ.
+const GUEST_CID: u32 = 3;
+
+/// What an agent has on this host. Each field undoes itself when dropped, in this order.
+pub(super) struct Life {
+    /// None once it ended, or before it began.
+    pub(super) vmm: Option<Vmm>,
+    pub(super) greeter: Greeter,
+    /// The generation id of the restored VM, the snapshot it is of, and what its guest said when it called.
+    restored: Option<Restored>,
+    _home: Home,
+    _seat: Seat,
+}
+
+struct Restored {
+    generation: Generation,
+    snapshot: String,
+    hello: Option<String>,
+}
+
+/// An agent's entry in the registry.
+pub(super) struct Seat(Arc<Core>, String);
+
+impl Seat {
+    pub(super) const fn new(core: Arc<Core>, id: String) -> Self {
+        Self(core, id)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.registry.forget(&self.1);
+    }
+}
+
+impl Life {
+    /// The agent's directory and the socket that its guest calls; no VMM yet.
+    pub(super) fn home(core: &Arc<Core>, dir: &AgentDir, id: String) -> Result<Self, BootError> {
+        let seat = Seat::new(Arc::clone(core), id);
+        let home = Home::make(dir.clone()).map_err(|source| directory(dir, source))?;
+        Self::within(home, None, dir, seat)
+    }
+
+    fn within(home: Home, vmm: Option<Vmm>, dir: &AgentDir, seat: Seat) -> Result<Self, BootError> {
+        let mut hello_socket = dir.vsock().into_os_string();
+        hello_socket.push(format!("_{HELLO_PORT}"));
+        let greeter =
+            Greeter::listen(&PathBuf::from(hello_socket)).map_err(|source| directory(dir, source))?;
+        Ok(Self { vmm, greeter, restored: None, _home: home, _seat: seat })
+    }
+
+    /// Ends the VMM at once, if there is one, and waits until it is gone.
+    pub(super) async fn kill(&mut self) {
+        if let Some(mut vmm) = self.vmm.take() {
+            vmm.kill();
+            vmm.wait().await;
+        }
+    }
+}
+
+/// The end of the VMM; for ever when there is none.
+pub(super) async fn ended(vmm: &mut Option<Vmm>) -> ExitRecord {
+    match vmm {
+        Some(vmm) => vmm.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn directory(dir: &AgentDir, source: std::io::Error) -> BootError {
+    BootError::Directory { path: dir.0.clone(), source }
+}
+
+impl Owner {
+    /// Starts the VMM and waits until its guest is up; on failure nothing is left, the process neither. Given up when nobody
+    /// waits for `up` any more.
+    pub(super) async fn come_up<T>(&mut self, up: &mut oneshot::Sender<T>) -> Result<Life, BootError> {
+        let seat = self.seat();
+        match self.begun.take() {
+            Some(Begun::Restore(base, den)) => {
+                let Some(hold) = base.hold() else { return Err(BootError::Removed) };
+                self.body.set_base(base);
+                let mut life = match den {
+                    Some(Den { vmm, home, .. }) => Life::within(home, Some(vmm), &self.dir, seat)?,
+                    None => self.new_life(seat)?,
+                };
+                let restored = tokio::select! {
+                    restored = self.restore(&mut life, &hold) => restored,
+                    () = up.closed() => Err(BootError::Removed),
+                };
+                self.or_nothing(life, restored).await
+            }
+            Some(Begun::Boot | Begun::Paused) | None => {
+                let mut life = self.new_life(seat)?;
+                let booted = self.boot_well(&mut life, up).await;
+                self.or_nothing(life, booted).await
+            }
+        }
+    }
+
+    fn new_life(&self, seat: Seat) -> Result<Life, BootError> {
+        let home = Home::make(self.dir.clone()).map_err(|source| directory(&self.dir, source))?;
+        Life::within(home, None, &self.dir, seat)
+    }
+
+    async fn or_nothing(&self, mut life: Life, up: Result<(), BootError>) -> Result<Life, BootError> {
+        if let Err(error) = up {
+            life.kill().await;
+            self.body.set_base(Base::None);
+            return Err(error);
+        }
+        Ok(life)
+    }
+
+    /// Boots the guest, again where the processor is emulated and was at fault.
+    async fn boot_well<T>(&mut self, life: &mut Life, up: &mut oneshot::Sender<T>) -> Result<(), BootError> {
+        let config = RunConfig::Boot(self.config());
+        let mut attempts = boot::attempts();
+        loop {
+            self.start_vmm(life, &config).await?;
+            let Err(error) = self.boot(life, up).await else { return Ok(()) };
+            life.kill().await;
+            attempts -= 1;
+            if attempts == 0 || !boot::is_worth_another(&error) {
+                return Err(error);
+            }
+            tracing::warn!(%error, attempts_left = attempts, "this host's processor is emulated, so the guest is booted again");
+            boot::clear(&self.dir);
+        }
+    }
+
+    /// Gives `config` to the VMM that waits for one, or starts one.
+    async fn start_vmm(&self, life: &mut Life, config: &RunConfig) -> Result<(), BootError> {
+        let pid = match &mut life.vmm {
+            Some(vmm) => {
+                vmm.configure(config).await?;
+                vmm.pid()
+            }
+            none => {
+                let program = self.core.config.assets.program("ark-vmm");
+                none.insert(Vmm::start(&program, config, &self.dir).await?).pid()
+            }
+        };
+        self.state.send_modify(|agent| agent.vmm_pid = Some(pid));
+        Ok(())
+    }
+
+    fn config(&self) -> VmConfig {
+        let agent = self.state.borrow();
+        let labels =
+            [(LABEL_IMAGE, agent.image.to_string()), (LABEL_IMAGE_DIGEST, agent.image_digest.clone())];
+        VmConfig {
+            kernel: self.core.config.assets.kernel(),
+            initrd: Some(self.core.config.assets.initrd()),
+            // Read by ark-guestd.
+            cmdline: format!("ark.hostname={} ark.machine_id={}", agent.name, self.body.machine_id()),
+            vcpus: agent.vcpus,
+            memory_mib: agent.memory_mib,
+            disks: vec![DiskConfig { path: self.image.path.clone(), read_only: true }],
+            vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: self.dir.vsock() }),
+            console: Some(self.dir.console()),
+            control_socket: Some(self.dir.control_socket()),
+            exit_file: Some(self.dir.exit_file()),
+            labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        }
+    }
+
+    /// Waits for the guest's hello.
+    async fn boot<T>(&mut self, life: &mut Life, up: &mut oneshot::Sender<T>) -> Result<(), BootError> {
+        let limit = self.core.config.timing.boot;
+        let deadline = sleep(limit);
+        let control = self.dir.control_socket();
+        let standstill = boot::standstill(&control);
+        tokio::pin!(deadline, standstill);
+        loop {
+            tokio::select! {
+                biased;
+                () = up.closed() => return Err(BootError::Removed),
+                event = life.greeter.next() => match event {
+                    Event::Hello(hello) => {
+                        tracing::debug!(?hello, "hello");
+                        return Ok(());
+                    }
+                    Event::Misbehaved(failure) if !failure.is_disconnect() => {
+                        return Err(BootError::Hello(failure));
+                    }
+                    Event::Heartbeat(_) | Event::Misbehaved(_) => {}
+                },
+                record = ended(&mut life.vmm) => {
+                    return Err(BootError::Ended { record, words: tail_text(&self.dir.console()) });
+                }
+                request = self.requests.recv() => self.unless_removed(request.as_ref())?,
+                time = &mut standstill => {
+                    return Err(BootError::Standstill { time, words: tail_text(&self.dir.console()) });
+                }
+                () = &mut deadline => {
+                    return Err(BootError::Deadline { limit, words: tail_text(&self.dir.console()) });
+                }
+            }
+        }
+    }
+
+    fn unless_removed(&mut self, request: Option<&Request>) -> Result<(), BootError> {
+        match Request::removal(request) {
+            None => Ok(()),
+            removal => {
+                self.removal = removal;
+                Err(BootError::Removed)
+            }
+        }
+    }
+
+    /// Restores the guest of `hold` into the agent's directory, where an earlier VMM may have been.
+    pub(super) async fn restore_again(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
+        boot::clear(&self.dir);
+        self.restore(life, hold).await
+    }
+
+    /// Restores the guest of `hold` and has it prove what it has to, again where the processor is emulated and was at fault.
+    async fn restore(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
+        let core = Arc::clone(&self.core);
+        // Closed never: an error cannot be.
+        let _turn = core.restores.acquire().await;
+        let mut attempts = boot::attempts();
+        loop {
+            let started = Instant::now();
+            let generation = Generation(rand::random());
+            let config = RunConfig::Restore(RestoreConfig {
+                snapshot: hold.dir().to_owned(),
+                generation,
+                disks: vec![self.image.path.clone()],
+                uds_path: Some(self.dir.vsock()),
+                console: Some(self.dir.console()),
+                control_socket: Some(self.dir.control_socket()),
+                exit_file: Some(self.dir.exit_file()),
+            });
+            self.start_vmm(life, &config).await?;
+            life.restored = Some(Restored { generation, snapshot: hold.id().to_string(), hello: None });
+            let due = renewal::renewals_of(hold.dir()).map(|count| count.saturating_add(1));
+            let Err(error) = self.prove(life, due, started, std::future::pending()).await else {
+                return Ok(());
+            };
+            attempts -= 1;
+            if attempts == 0 || !boot::is_worth_another(&error) {
+                return Err(error);
+            }
+            tracing::warn!(%error, attempts_left = attempts, "this host's processor is emulated, so the guest is restored again");
+            life.kill().await;
+            boot::clear(&self.dir);
+        }
+    }
+
+    /// Renews a guest that was restored and renewed before: a standby that becomes somebody.
+    pub(super) async fn renew(
+        &mut self,
+        life: &mut Life,
+        since: Instant,
+        gone: impl Future<Output = ()>,
+    ) -> Result<(), BootError> {
+        let due = self.body.renewals().saturating_add(1);
+        self.prove(life, Some(due), since, gone).await
+    }
+
+    /// Gives the restored guest the agent's identity, runs every check, and writes the receipt.
+    async fn prove(
+        &mut self,
+        life: &mut Life,
+        due: Option<u64>,
+        since: Instant,
+        gone: impl Future<Output = ()>,
+    ) -> Result<(), BootError> {
+        let (id, name) = {
+            let agent = self.state.borrow();
+            (agent.id.clone(), agent.name.clone())
+        };
+        let Some(restored) = &life.restored else { return Err(BootError::Removed) };
+        let (generation, snapshot) = (restored.generation, restored.snapshot.clone());
+        let machine_id = self.body.machine_id();
+        let order = renewal::order(generation, &name, &machine_id);
+        let (renewal, hello) = self.challenge(life, order.clone(), gone).await?;
+        let others = self.core.registry.all();
+        let mut others = others.iter().filter(|other| other.id() != id && !other.has_ended());
+        let wanted = Wanted {
+            order: &order,
+            renewals: due,
+            hello: &hello,
+            machine_id_taken: others.clone().any(|other| other.machine_id() == machine_id),
+            hostname_taken: others.any(|other| *other.name() == name),
+        };
+        let checks = renewal::check(&renewal, &wanted, &self.core.seen)?;
+        self.body.set_renewals(renewal.answer.renewals);
+        let receipt = renewal::seal(Receipt {
+            agent_id: id,
+            name,
+            snapshot,
+            generation,
+            nonce: order.nonce,
+            at_unix_ms: 0,
+            took_ms: millis(since.elapsed()),
+            checks,
+            sha256: String::new(),
+        });
+        renewal::write(&self.dir, &receipt).map_err(|source| directory(&self.dir, source))?;
+        self.body.set_receipt(Some(receipt));
+        Ok(())
+    }
+
+    /// Sends `order` to the guest and waits for its answer and for its call; what it said there comes back.
+    async fn challenge(
+        &mut self,
+        life: &mut Life,
+        order: ark_types::guest::Renew,
+        gone: impl Future<Output = ()>,
+    ) -> Result<(Renewal, String), BootError> {
+        debug_assert_eq!(self.state.borrow().state, AgentState::Creating);
+        let limit = self.core.config.timing.renewal;
+        let guest = self.guest.clone();
+        let work = renew(&guest, order, limit);
+        // The answer has its own limit; the call may come after it.
+        let deadline = sleep(limit + REASON_PATIENCE);
+        tokio::pin!(work, deadline, gone);
+        let mut renewal = None;
+        loop {
+            let hello = life.restored.as_ref().and_then(|restored| restored.hello.clone());
+            if let (Some(_), Some(hello)) = (&renewal, hello)
+                && let Some(renewal) = renewal.take()
+            {
+                return Ok((renewal, hello));
+            }
+            tokio::select! {
+                biased;
+                () = &mut gone => return Err(BootError::Removed),
+                answer = &mut work, if renewal.is_none() => match answer {
+                    Ok(answer) => renewal = Some(answer),
+                    Err(failure) => return Err(self.reason(life, failure).await),
+                },
+                event = life.greeter.next() => match event {
+                    Event::Hello(hello) => {
+                        let words = format!("ark-guestd {} on Linux {}, {} processors", hello.guestd, hello.kernel, hello.cpus);
+                        life.restored.iter_mut().for_each(|restored| restored.hello = Some(words.clone()));
+                    }
+                    Event::Misbehaved(failure) if !failure.is_disconnect() => {
+                        return Err(BootError::Hello(failure));
+                    }
+                    other => self.hear(other),
+                },
+                record = ended(&mut life.vmm) => {
+                    return Err(BootError::Ended { record, words: String::new() });
+                }
+                request = self.requests.recv() => self.unless_removed(request.as_ref())?,
+                () = &mut deadline => {
+                    return Err(BootError::NoCall { limit, words: tail_text(&self.dir.console()) });
+                }
+            }
+        }
+    }
+
+    /// Why a renewal failed: a VMM that ended says more than the connection it broke.
+    async fn reason(&self, life: &mut Life, failure: crate::guest::GuestFailure) -> BootError {
+        if failure.is_disconnect() {
+            let end = tokio::time::timeout(REASON_PATIENCE, ended(&mut life.vmm)).await;
+            if let Ok(record) = end {
+                return BootError::Ended { record, words: String::new() };
+            }
+        }
+        BootError::Renewal(failure)
+    }
+}

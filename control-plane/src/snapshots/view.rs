@@ -1,0 +1,59 @@
+//! Snapshots as clients see them.
+
+use ark_types::snapshot::{Snapshot, SnapshotKind};
+use ark_types::vmm::SnapshotId;
+
+use super::SnapshotError;
+use super::store::Store;
+use super::table::{Entry, Table};
+
+impl Store {
+    /// Named snapshots, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Snapshot> {
+        let table = self.lock();
+        let mut all: Vec<Snapshot> =
+            table.entries.iter().filter_map(|(id, entry)| view(&table, *id, entry)).collect();
+        all.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
+        all
+    }
+
+    /// The snapshot called `name`.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`].
+    pub fn describe(&self, name: &str) -> Result<Snapshot, SnapshotError> {
+        let table = self.lock();
+        let found = table.by_name(name).and_then(|(id, entry)| view(&table, *id, entry));
+        found.ok_or_else(|| SnapshotError::NotFound(name.to_owned()))
+    }
+}
+
+/// A named one; none for others.
+fn view(table: &Table, id: SnapshotId, entry: &Entry) -> Option<Snapshot> {
+    let record = entry.record.as_ref()?;
+    let manifest = &entry.manifest;
+    Some(Snapshot {
+        name: record.name.clone(),
+        id: id.to_string(),
+        kind: if manifest.base.is_some() { SnapshotKind::Diff } else { SnapshotKind::Full },
+        base: entry.base().map(|base| called(table, base)),
+        agent: record.agent.clone(),
+        image: record.image.clone(),
+        vcpus: manifest.vcpus,
+        memory_mib: manifest.memory_mib,
+        bytes: manifest.written_bytes,
+        pause_us: record.pause_us,
+        durable_us: record.durable_us,
+        created_unix_ms: manifest.created_unix_ms,
+        children: table.children_count(id),
+        agents: entry.tenants,
+    })
+}
+
+/// What a base is called.
+fn called(table: &Table, id: SnapshotId) -> String {
+    let entry = table.entries.get(&id);
+    let name = entry.and_then(Entry::name).map(|name| format!("snapshot {name}"));
+    name.or_else(|| entry.and_then(|entry| entry.title.clone())).unwrap_or_else(|| id.to_string())
+}

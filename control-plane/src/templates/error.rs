@@ -1,0 +1,95 @@
+//! Why a template cannot be had.
+
+use std::path::PathBuf;
+
+use ark_types::agent::AgentName;
+use ark_types::image::ImageName;
+use ark_types::template::MAX_WARM_UP_MS;
+
+use crate::agent::CallError;
+use crate::images::ImageError;
+use crate::problems::Refusal;
+use crate::snapshots::SnapshotError;
+
+/// Why a template cannot be found, built or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// No template of that name.
+    #[error("there is no template {0:?}: `ark template ls` lists those there are")]
+    NotFound(String),
+    /// The name is for an image's own template.
+    #[error(
+        "the name {name} is for a template that an image has by itself: choose one that does not begin with `default-`"
+    )]
+    Reserved {
+        /// The name.
+        name: AgentName,
+    },
+    /// The warm-up's limit.
+    #[error("a warm-up cannot have {asked_ms} ms: at least 1, at most {MAX_WARM_UP_MS}")]
+    Timeout {
+        /// What was asked for, milliseconds.
+        asked_ms: u64,
+    },
+    /// It is not there yet.
+    #[error("the template {0} is being built: try again when it is there")]
+    Building(String),
+    /// Agents need it.
+    #[error("{agents} living agent{} go on from the template {name}: end them first", if *.agents == 1 { "" } else { "s" })]
+    InUse {
+        /// The template.
+        name: String,
+        /// How many.
+        agents: u32,
+    },
+    /// Its image, or the guest's kernel or first root file system.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Its agent cannot be had, did not start, or could not be snapshotted.
+    #[error("the template cannot be built: {}", .0.0.detail)]
+    Agent(Refusal),
+    /// There is nothing that could run the warm-up.
+    #[error(
+        "the image {0} has no evaluator, so the template's warm-up cannot run: leave it out, or choose an image that has one"
+    )]
+    NoEvaluator(ImageName),
+    /// The warm-up threw.
+    #[error("the template's warm-up failed with {kind}: {message}{}", at(.last_line))]
+    Raised {
+        /// The exception's type.
+        kind: String,
+        /// What it says.
+        message: String,
+        /// Last line of its traceback.
+        last_line: String,
+    },
+    /// The warm-up did not end.
+    #[error(
+        "the template's warm-up did not end within {limit_s} s: shorten it, or give it more time with timeout_ms"
+    )]
+    Endless {
+        /// How long it had, seconds.
+        limit_s: u64,
+    },
+    /// Its guest failed in the warm-up.
+    #[error("the template's guest failed: {0}")]
+    Guest(CallError),
+    /// Its snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Its record cannot be written.
+    #[error("{path} cannot be written: {}; free some space there, or set ARK_STATE", ark_types::plain::plain(.source))]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It was removed while it was built, or `arkd` is ending.
+    #[error("the template was removed before it could be used: try again")]
+    Interrupted,
+}
+
+fn at(last_line: &str) -> String {
+    if last_line.is_empty() { String::new() } else { format!(" ({last_line})") }
+}

@@ -1,0 +1,150 @@
+//! Templates: agents that were booted and warmed once, frozen on disk, and forked from.
+//!
+//! ```text
+//!  by_name, default_for, build ──► inputs (image, kernel, first root file system: digests) ──► digest
+//!                                     │ on the shelf under that digest?                          │
+//!                                     │ yes ──► Found                                            │
+//!                                     └ no ──► one builder per digest, others wait: boot a hidden agent, warm it up,
+//!                                              snapshot it into StateDir/templates/<digest>/, end it
+//! ```
+//!
+//! A template whose kernel, image or first root file system changed has another digest now, so its next use builds a new one;
+//! the old one goes when no agent needs it.
+
+mod build;
+mod error;
+mod inputs;
+mod shelf;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use ark_types::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
+use ark_types::image::ImageName;
+use ark_types::template::{CreateTemplate, DEFAULT_WARM_UP_MS, MAX_WARM_UP_MS, Template};
+use sha2::{Digest as _, Sha256};
+
+pub use error::TemplateError;
+pub use shelf::Templates;
+
+use crate::core::Core;
+use crate::images::Image;
+use crate::snapshots::Hold;
+use inputs::Inputs;
+
+/// What the names of the images' own templates begin with.
+const DEFAULT_PREFIX: &str = "default-";
+/// Longest name.
+const MAX_NAME: usize = 63;
+
+/// A template to fork from.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Keeps its snapshot on disk.
+    pub hold: Hold,
+    /// What it is.
+    pub template: Template,
+    /// The image that it was built from, whole and unchanged.
+    pub image: Image,
+}
+
+/// Builds a template, unless it is there already. When the caller stops waiting, what was begun is undone.
+///
+/// # Errors
+/// [`TemplateError`]; nothing is left then.
+pub async fn build(core: &Arc<Core>, request: CreateTemplate) -> Result<Template, TemplateError> {
+    let is_of_an_image = request.name.as_ref().starts_with(DEFAULT_PREFIX);
+    if is_of_an_image && request != default_request(&request.image) {
+        return Err(TemplateError::Reserved { name: request.name });
+    }
+    if request.timeout_ms == 0 || request.timeout_ms > MAX_WARM_UP_MS {
+        return Err(TemplateError::Timeout { asked_ms: request.timeout_ms });
+    }
+    Ok(obtain(core, &request).await?.template)
+}
+
+/// The template called `name`; one that what it was built of has left behind is built again first.
+///
+/// # Errors
+/// [`TemplateError`].
+pub async fn by_name(core: &Arc<Core>, name: &AgentName) -> Result<Found, TemplateError> {
+    let request = core.templates.request(name)?;
+    detached(core, request).await
+}
+
+/// The template that `image` has by itself: default size, no warm-up. Built on first use, and to the end even when the caller
+/// stops waiting.
+///
+/// # Errors
+/// [`TemplateError`].
+pub async fn default_for(core: &Arc<Core>, image: &ImageName) -> Result<Found, TemplateError> {
+    detached(core, default_request(image)).await
+}
+
+/// Removes the template called `name`, and the warm agents that were kept of it.
+///
+/// # Errors
+/// [`TemplateError::NotFound`], [`TemplateError::Building`] or [`TemplateError::InUse`].
+pub async fn remove(core: &Arc<Core>, name: &str) -> Result<(), TemplateError> {
+    if let Some(dir) = core.templates.take_down(name)? {
+        core.pool.forget(&dir).await;
+    }
+    Ok(())
+}
+
+/// What is there, else what is built; a build goes on without the caller.
+async fn detached(core: &Arc<Core>, request: CreateTemplate) -> Result<Found, TemplateError> {
+    let inputs = Inputs::of(core, &request).await?;
+    if let Some(found) = core.templates.on_shelf(&request.name, &inputs)? {
+        return Ok(found);
+    }
+    let core = Arc::clone(core);
+    let building = tokio::spawn(async move { obtain(&core, &request).await });
+    building.await.unwrap_or(Err(TemplateError::Interrupted))
+}
+
+/// What is there, else what is built.
+async fn obtain(core: &Arc<Core>, request: &CreateTemplate) -> Result<Found, TemplateError> {
+    let inputs = Inputs::of(core, request).await?;
+    let (found, mut retired) =
+        core.templates.obtain(&request.name, &inputs, build::build(core, request, &inputs)).await?;
+    retired.extend(core.templates.sweep(&core.images));
+    forget(core, retired).await;
+    Ok(found)
+}
+
+async fn forget(core: &Core, retired: Vec<std::path::PathBuf>) {
+    for dir in retired {
+        core.pool.forget(&dir).await;
+    }
+}
+
+/// The request that an image's own template is built by.
+fn default_request(image: &ImageName) -> CreateTemplate {
+    CreateTemplate {
+        name: default_name(image),
+        image: image.clone(),
+        vcpus: DEFAULT_VCPUS,
+        memory_mib: DEFAULT_MEMORY_MIB,
+        warm: None,
+        timeout_ms: DEFAULT_WARM_UP_MS,
+    }
+}
+
+/// `default-<image>`; of a name that is too long for that, its beginning and what tells it from others.
+///
+/// # Panics
+/// Never: a test over long names shows that they make names.
+fn default_name(image: &ImageName) -> AgentName {
+    let whole = format!("{DEFAULT_PREFIX}{image}");
+    let text = if whole.len() <= MAX_NAME {
+        whole
+    } else {
+        let told_apart: String =
+            Sha256::digest(image.as_ref()).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let begin = whole.get(..MAX_NAME - 13).unwrap_or(DEFAULT_PREFIX);
+        format!("{begin}-{told_apart}")
+    };
+    text.parse().expect("labels joined by '-' are a label")
+}
