@@ -32,6 +32,8 @@ fn a_paused_agent_stands_still_gives_its_memory_back_and_goes_on() {
     assert_eq!(stream.wait().ok().stdout.lines().count(), 40);
     let _ = world.sh("a1", "md5sum -c /root/sum").ok();
     world.ark(["resume", "a1"]).exits(125).complains_about(&["a1", "running"]);
+    // Its memory is read from there for as long as it lives.
+    let _ = world.ark(["rm", "a1"]).ok();
     assert_eq!(world.stored("paused").len(), 0);
     world.end();
 }
@@ -75,7 +77,7 @@ fn a_rewound_agent_is_the_same_one_back_in_time() {
     assert_eq!(world.inspect("a1")["id"], id);
     assert_eq!(world.vmms().len(), 1);
     world.create("a2");
-    world.ark(["rewind", "a2", "before-edit"]).exits(125).complains_about(&["before-edit", "a1"]);
+    world.ark(["rewind", "a2", "before-edit"]).exits(125).complains_about(&["before-edit", "a2", "ark restore"]);
     world.ark(["rewind", "a1", "nothing"]).exits(125).complains_about(&["nothing"]);
     world.end();
 }
