@@ -2,6 +2,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::sync::Arc;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::bus::BusDevice;
 use crate::virtio::queue::testing::CountingLine;
@@ -10,6 +12,7 @@ const DATA: u64 = 0;
 const INTERRUPT_ENABLE: u64 = 1;
 const INTERRUPT_IDENTIFICATION: u64 = 2;
 const LINE_STATUS: u64 = 5;
+const SCRATCH: u64 = 7;
 
 fn serial(file: Option<File>) -> (Serial, Arc<CountingLine>) {
     let line = Arc::new(CountingLine::default());
@@ -113,6 +116,72 @@ fn registers_answer_like_a_16550() {
     assert_eq!(byte, [0xc2], "which reading acknowledges");
     serial.write(DATA, b"x");
     assert_eq!(line.count(), 2, "it is empty again");
+}
+
+#[test]
+fn a_port_goes_on_after_a_restore_and_its_log_begins_anew() {
+    let log = LogFile::new();
+    let (source, _) = serial(Some(log.open()));
+    print(&source, b"before\nhalf a line");
+    for (register, value) in [(INTERRUPT_ENABLE, 2), (SCRATCH, 0x5a)] {
+        source.write(register, &[value]);
+    }
+    let state = source.save();
+    let state: SerialState = serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
+    assert_eq!(state, source.save());
+
+    let (line, second_log) = (Arc::new(CountingLine::default()), LogFile::new());
+    let fork = Serial::restore(&state, line.clone(), Some(second_log.open())).unwrap();
+    let before = line.count();
+    fork.wake();
+    assert_eq!(line.count(), before + 1, "the transmitter is empty, which the guest has not heard of");
+    let mut byte = [0];
+    fork.read(SCRATCH, &mut byte);
+    assert_eq!(byte, [0x5a]);
+    fork.read(INTERRUPT_IDENTIFICATION, &mut byte);
+    assert_eq!(byte, [0xc2]);
+    fork.wake();
+    assert_eq!(line.count(), before + 1, "now it has");
+    print(&fork, b"after\n");
+    print(&source, b"!\n");
+    assert_eq!(second_log.text(), b"after\n");
+    assert_eq!(log.text(), b"before\nhalf a line!\n");
+}
+
+#[test]
+fn a_port_that_received_more_than_it_holds_is_refused() {
+    let mut state = serial(None).0.save();
+    state.in_buffer = vec![0; 64];
+    assert!(Serial::restore(&state, Arc::new(CountingLine::default()), None).is_ok());
+    state.in_buffer.push(0);
+    let error = Serial::restore(&state, Arc::new(CountingLine::default()), None).err().unwrap();
+    assert!(error.to_string().contains("65 received bytes"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_saved_port_panics(registers: [u8; 9], received in prop::collection::vec(any::<u8>(), 0..=64), written: [u8; 8]) {
+        let [low, high, enable, identification, line_control, line_status, control, status, scratch] = registers;
+        let state = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control,
+            line_status,
+            modem_control: control,
+            modem_status: status,
+            scratch,
+            in_buffer: received,
+        };
+        let serial = Serial::restore(&state, Arc::new(CountingLine::default()), None).unwrap();
+        prop_assert_eq!(serial.save(), state);
+        serial.wake();
+        for (offset, value) in (0..).zip(written) {
+            serial.write(offset, &[value]);
+            serial.read(offset, &mut [0]);
+        }
+    }
 }
 
 #[test]

@@ -95,6 +95,9 @@ pub enum RestoreError {
         /// Of the device.
         present: u32,
     },
+    /// More connections than a device has.
+    #[error("it names {0} connections, more than there can be; the snapshot is damaged")]
+    Connections(usize),
 }
 
 /// A device as its transport and the event loop share it.
@@ -115,7 +118,7 @@ pub(crate) fn only_queue(
     device: &str,
     queues: Vec<queue::DeviceQueue>,
 ) -> Result<queue::DeviceQueue, ActivateError> {
-    let queue = queues.into_iter().next().filter(queue::DeviceQueue::is_ready);
+    let queue = queues.into_iter().next().filter(queue::DeviceQueue::is_set_up);
     queue.ok_or_else(|| ActivateError {
         device: device.to_owned(),
         why: "the driver did not set its queue up".to_owned(),

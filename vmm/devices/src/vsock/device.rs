@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::muxer::{Muxer, VsockError};
-use super::restore::{Reset, VsockState};
+use super::restore::Reset;
 use super::segments::{RxBuffer, TxPacket};
 use crate::GuestMemory;
 use crate::virtio::queue::DeviceQueue;
@@ -135,20 +135,13 @@ impl VirtioDevice for Vsock {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Vsock(VsockState {
-            guest_cid: self.muxer.guest_cid(),
-            next_host_port: self.muxer.next_host_port(),
-            awaited: self.active.as_ref().and_then(|active| active.reset.as_ref()?.awaited()),
-        })
+        let reset = self.active.as_ref().and_then(|active| active.reset);
+        DeviceState::Vsock(self.muxer.save(reset.and_then(Reset::awaited)))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
         let DeviceState::Vsock(state) = state else { return Err(RestoreError::OtherDevice) };
-        let (saved, present) = (state.guest_cid, self.muxer.guest_cid());
-        if saved != present {
-            return Err(RestoreError::ContextId { saved, present });
-        }
-        self.muxer.set_next_host_port(state.next_host_port);
+        self.muxer.restore(state)?;
         self.reset = Some(Reset::Owed { awaited: state.awaited });
         Ok(())
     }

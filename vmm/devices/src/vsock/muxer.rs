@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
@@ -16,11 +16,16 @@ use super::connection::{Connection, Phase};
 use super::host::{Client, Greeting, ListenError, Listener};
 use super::metrics::Metrics;
 use super::packet::{HOST_CID, Header, Op, Ports, TYPE_STREAM};
+use super::restore::VsockState;
 use super::segments::{ChainError, RxBuffer, TxPacket};
-use super::table::{Key, Place, Stream, Table};
+use super::table::{Key, MAX_STREAMS, Place, Stream, Table};
+use crate::virtio::RestoreError;
 
 /// Refusals that may wait for a guest buffer. While there are as many, no packets are taken from the guest.
 const MAX_REFUSALS: usize = 128;
+
+/// Connections of before a restore that are remembered: all that there can be, and those of an earlier snapshot.
+const MAX_GONE: usize = 2 * MAX_STREAMS;
 
 /// How exactly timeouts are kept.
 const TICK: Duration = Duration::from_millis(100);
@@ -66,6 +71,8 @@ pub(super) struct Muxer {
     held: bool,
     table: Table,
     refusals: VecDeque<Header>,
+    /// Connections of before a restore, of which the guest has to hear once more; at most [`MAX_GONE`].
+    gone: VecDeque<Ports>,
     metrics: Metrics,
 }
 
@@ -90,6 +97,7 @@ impl Muxer {
             held: false,
             table: Table::new(),
             refusals: VecDeque::new(),
+            gone: VecDeque::new(),
             metrics: Metrics::default(),
         })
     }
@@ -132,6 +140,7 @@ impl Muxer {
         self.held = false;
         self.table = Table::new();
         self.refusals.clear();
+        self.gone.clear();
     }
 
     /// From now on connections wait, and are opened after [`Self::release`]. Refusals do not wait: they are what packets of
@@ -145,14 +154,36 @@ impl Muxer {
         self.held = false;
     }
 
-    /// The host port that the next client's connection gets, if no other has it.
-    pub(super) fn next_host_port(&self) -> u32 {
-        self.table.next_host_port()
+    /// What a snapshot keeps of it; see [`VsockState`].
+    pub(super) fn save(&self, awaited: Option<u16>) -> VsockState {
+        let refused =
+            self.refusals.iter().map(|refusal| Ports { host: refusal.src_port, guest: refusal.dst_port });
+        let gone = self.table.ports().chain(refused).chain(self.gone.iter().copied());
+        // Sorted, so that the same state gives the same bytes.
+        let gone: BTreeSet<_> = gone.map(|ports| (ports.host, ports.guest)).collect();
+        VsockState {
+            guest_cid: self.guest_cid,
+            next_host_port: self.table.next_host_port(),
+            gone: gone.into_iter().take(MAX_GONE).collect(),
+            awaited,
+        }
     }
 
-    /// Goes on with host ports at `port`, so that no packet of a connection of before is taken for one of now.
-    pub(super) fn set_next_host_port(&mut self, port: u32) {
-        self.table.set_next_host_port(port);
+    /// Takes over what [`Self::save`] kept.
+    ///
+    /// # Errors
+    /// [`RestoreError`]: another context id, or more connections than there can be.
+    pub(super) fn restore(&mut self, state: &VsockState) -> Result<(), RestoreError> {
+        let (saved, present) = (state.guest_cid, self.guest_cid);
+        if saved != present {
+            return Err(RestoreError::ContextId { saved, present });
+        }
+        if state.gone.len() > MAX_GONE {
+            return Err(RestoreError::Connections(state.gone.len()));
+        }
+        self.table.set_next_host_port(state.next_host_port);
+        self.gone = state.gone.iter().map(|&(host, guest)| Ports { host, guest }).collect();
+        Ok(())
     }
 
     /// Whether the guest's packets have to wait for it to take refusals first.
@@ -240,6 +271,13 @@ impl Muxer {
         if self.held {
             return 0;
         }
+        while let Some(&ports) = self.gone.front() {
+            if self.table.find(ports).is_none() {
+                return 1;
+            }
+            // The guest has used the ports anew.
+            self.gone.pop_front();
+        }
         while let Some(place) = self.table.front() {
             match self.table.connection(place) {
                 Some(connection) if connection.has_output() => return connection.wanted_buffers(),
@@ -254,6 +292,9 @@ impl Muxer {
         let Some(first) = buffers.first_mut() else { return 0 };
         let used = if let Some(refusal) = self.refusals.pop_front() {
             first.finish(&refusal);
+            1
+        } else if let Some(ports) = self.gone.pop_front() {
+            first.finish(&Header::reset(self.guest_cid.into(), ports));
             1
         } else {
             let Some(place) = self.table.front() else { return 0 };

@@ -177,6 +177,22 @@ impl Header {
         }
     }
 
+    /// Ends a connection of the guest that the device knows nothing of.
+    pub(super) const fn reset(guest_cid: u64, ports: Ports) -> Self {
+        Self {
+            src_cid: HOST_CID,
+            dst_cid: guest_cid,
+            src_port: ports.host,
+            dst_port: ports.guest,
+            len: 0,
+            kind: TYPE_STREAM,
+            op: Op::Rst.code(),
+            flags: 0,
+            buf_alloc: 0,
+            fwd_cnt: 0,
+        }
+    }
+
     /// The ports of a packet that the guest sent.
     pub(super) const fn ports_from_guest(&self) -> Ports {
         Ports { host: self.dst_port, guest: self.src_port }

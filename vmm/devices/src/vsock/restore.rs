@@ -22,14 +22,17 @@ const TRANSPORT_RESET: [u8; 4] = [0; 4];
 /// Its length as it appears in the used ring. Linux ignores events of any other.
 const EVENT_LEN: u32 = 4;
 
-/// What the socket device keeps across a snapshot. Its connections are none of it.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+/// What the socket device keeps across a snapshot. Its connections are lost, but for their names.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct VsockState {
     /// The guest's context id.
     pub guest_cid: u32,
     /// The host port of the next connection: packets of old ones may still come, so their ports are not used again.
     pub next_host_port: u32,
+    /// Host and guest ports of its connections. Each gets a RST after the event: the guest's driver does not count one among
+    /// those to reset whose acceptance it has yet to read, and whoever waits for data there would wait for ever.
+    pub gone: Vec<(u32, u32)>,
     /// Until where the driver has to fill the event queue again to have handled the events that it was sent before, as an
     /// index of its available ring.
     pub awaited: Option<u16>,
@@ -52,10 +55,10 @@ pub(super) enum Reset {
 
 impl Reset {
     /// For [`VsockState::awaited`].
-    pub(super) fn awaited(&self) -> Option<u16> {
+    pub(super) fn awaited(self) -> Option<u16> {
         match self {
-            Self::Owed { awaited } => *awaited,
-            Self::Told { until } => Some(*until),
+            Self::Owed { awaited } => awaited,
+            Self::Told { until } => Some(until),
         }
     }
 

@@ -186,6 +186,11 @@ impl Table {
         (0_u32..).zip(&mut self.slots).filter_map(|(i, slot)| Some((Place(i), slot.stream.as_mut()?)))
     }
 
+    /// The ports of all connections that the guest may know of.
+    pub(super) fn ports(&self) -> impl Iterator<Item = Ports> + '_ {
+        self.by_ports.keys().copied()
+    }
+
     /// A host port that no connection with the guest's `port` uses.
     pub(super) fn free_host_port(&mut self, guest: u32) -> u32 {
         // The table is far smaller than the range, so this ends.

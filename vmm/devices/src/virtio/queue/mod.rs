@@ -187,6 +187,12 @@ impl DeviceQueue {
         self.queue.size()
     }
 
+    /// Whether the driver made it ready, broken since or not.
+    #[must_use]
+    pub fn is_set_up(&self) -> bool {
+        self.queue.ready()
+    }
+
     /// Whether the driver made it ready and has not broken it since.
     #[must_use]
     pub fn is_ready(&self) -> bool {

@@ -41,6 +41,16 @@ pub(crate) fn memory(size: usize) -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), size)]).unwrap()
 }
 
+/// As a snapshot has it: memory of [`memory`] with the same contents.
+pub(crate) fn copy(original: &GuestMemory) -> GuestMemory {
+    let size = usize::try_from(original.last_addr().0 + 1).unwrap();
+    let mut bytes = vec![0; size];
+    original.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    let copy = memory(size);
+    copy.write_slice(&bytes, GuestAddress(0)).unwrap();
+    copy
+}
+
 /// Guest memory in two regions whose host mappings lie between canaries, to prove that a device stays inside.
 pub(crate) struct GuardedMemory {
     /// `LOW` bytes from address 0 and `HIGH` bytes from [`Self::HIGH_START`]; nothing between and after them.
@@ -164,6 +174,32 @@ impl DriverQueue {
             interrupt: DeviceInterrupt::new(line.clone()),
             line,
         }
+    }
+
+    /// The same driver in `memory`, a copy of the memory it is in; its device has yet to be restored.
+    pub(crate) fn in_copy(&self, memory: &GuestMemory) -> Self {
+        let line = Arc::new(CountingLine::default());
+        Self {
+            memory: memory.clone(),
+            kick: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
+            interrupt: DeviceInterrupt::new(line.clone()),
+            line,
+            ..*self
+        }
+    }
+
+    /// Chains made available so far.
+    pub(crate) fn avail_idx(&self) -> u16 {
+        self.avail_idx
+    }
+
+    /// Whether a driver with EVENT_IDX notifies the device of what it made available after index `before`
+    /// (specification 1.2, section 2.7.10).
+    pub(crate) fn kicks_after(&self, before: u16) -> bool {
+        let at = self.addresses().2 + 4 + 8 * u64::from(self.size);
+        let wanted: u16 = self.memory.read_obj(GuestAddress(at)).unwrap();
+        let (index, old) = (self.avail_idx.wrapping_sub(wanted), self.avail_idx.wrapping_sub(before));
+        index.wrapping_sub(1) < old
     }
 
     /// Guest-physical addresses of the descriptor table, the available and the used ring.

@@ -27,6 +27,7 @@ const RX_AT: u64 = 0x40_000;
 const RX_STRIDE: u64 = 0x2000;
 /// As Linux: 4 KiB of data behind the header.
 pub(super) const RX_DATA: u32 = 4096;
+/// Entries of the two data queues.
 const QUEUE: u16 = 128;
 
 /// A packet that the device sent.
@@ -48,14 +49,15 @@ pub(super) struct Guest {
     pub(super) device: Vsock,
     pub(super) rx: DriverQueue,
     pub(super) tx: DriverQueue,
+    pub(super) events: DriverQueue,
     /// Buffer addresses by head.
-    buffers: Vec<u64>,
+    pub(super) buffers: Vec<u64>,
     pub(super) inbox: VecDeque<Received>,
     /// Whether used buffers go back to the device at once.
     pub(super) refill: bool,
     /// Heads that wait for [`Self::give_buffers`].
-    idle: Vec<u64>,
-    dir: tempfile::TempDir,
+    pub(super) idle: Vec<u64>,
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Guest {
@@ -83,6 +85,7 @@ impl Guest {
             device,
             rx,
             tx,
+            events,
             buffers: vec![0; usize::from(QUEUE)],
             inbox: VecDeque::new(),
             refill: true,

@@ -5,4 +5,5 @@ mod guest;
 mod hostile;
 mod load;
 mod packets;
+mod restore;
 mod streams;

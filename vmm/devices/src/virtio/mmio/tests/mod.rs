@@ -1,3 +1,5 @@
+mod persist;
+
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -76,9 +78,13 @@ const ALL_FEATURES: u64 = TRANSPORT_FEATURES | DEVICE_FEATURE;
 impl Fixture {
     fn new() -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let device: Box<dyn VirtioDevice> = Box::new(Probe(seen.clone()));
+        Self { seen: seen.clone(), ..Self::of(Box::new(Probe(seen)), memory(0x20000)) }
+    }
+
+    /// Another device.
+    fn of(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Self {
+        let seen = Arc::new(Mutex::new(Seen::default()));
         let line = Arc::new(CountingLine::default());
-        let memory = memory(0x20000);
         let device = Arc::new(Mutex::new(device));
         let transport = MmioTransport::new(device, memory.clone(), line.clone()).unwrap();
         Self { transport, seen, line, memory }
