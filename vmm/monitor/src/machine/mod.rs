@@ -6,6 +6,8 @@ mod devices;
 mod error;
 mod prepared;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;

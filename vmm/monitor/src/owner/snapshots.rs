@@ -293,10 +293,11 @@ fn fork_into(
 /// The writer's life.
 fn write(draft: Draft, memory: &GuestMemory, state: &MachineState, mut pipe: File, parent: libc::pid_t) -> ! {
     let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        // SAFETY: prctl with integer arguments and getppid touch no memory.
-        let orphan =
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 || libc::getppid() != parent };
-        if orphan {
+        // SAFETY: prctl with integer arguments touches no memory.
+        let bound = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0;
+        // SAFETY: getppid has no conditions.
+        let orphan = unsafe { libc::getppid() } != parent;
+        if !bound || orphan {
             return false;
         }
         let outcome = let_go(&pipe).map_err(|error| error.to_string()).and_then(|()| {
