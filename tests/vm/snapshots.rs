@@ -88,7 +88,7 @@ fn an_orphan_that_was_asked_for_is_refused_with_a_sentence() {
         let _ = world.ark(["rm", name]).ok();
     }
     let _ = world.ark(["snapshot", "rm", "s1", "--orphans"]).ok();
-    world.ark(["restore", "s2"]).exits(125).complains_about(&["snapshot", "base"]);
+    world.ark(["restore", "s2"]).exits(125).complains_about(&["snapshot", "deleted"]);
     assert_eq!(world.vmms(), []);
     let _ = world.ark(["snapshot", "rm", "s2"]).ok();
     world.end();

@@ -12,6 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ark_types::plain::plain;
 use ark_types::vmm::{ControlReply, ControlRequest, MAX_CONTROL_LINE};
 
 use crate::end::Remove;
@@ -203,8 +204,12 @@ impl Client {
     }
 
     fn say(&mut self, reply: &ControlReply) {
+        let said = match reply {
+            ControlReply::Refused { why } => serde_json::to_vec(&ControlReply::Refused { why: plain(why) }),
+            _ => serde_json::to_vec(reply),
+        };
         // Replies are plain data: they always have a JSON form.
-        self.output = serde_json::to_vec(reply).unwrap_or_default();
+        self.output = said.unwrap_or_default();
         self.output.push(b'\n');
     }
 
