@@ -78,8 +78,7 @@ impl Bench {
         let mut monitor = BufReader::new(UnixStream::connect(&socket).expect("QEMU's monitor"));
         let uri = format!("exec:cat >{}", stream.display());
         qmp(&mut monitor, "{\"execute\":\"qmp_capabilities\"}");
-        qmp(&mut monitor, "{\"execute\":\"stop\"}");
-        qmp(&mut monitor, &format!("{{\"execute\":\"migrate\",\"arguments\":{{\"uri\":\"{uri}\"}}}}"));
+            qmp(&mut monitor, &format!("{{\"execute\":\"migrate\",\"arguments\":{{\"uri\":\"{uri}\"}}}}"));
         let end = Instant::now() + LIMIT;
         while qmp(&mut monitor, "{\"execute\":\"query-migrate\"}")["status"] != "completed" {
             assert!(Instant::now() < end, "QEMU does not save its guest");
@@ -119,6 +118,11 @@ fn configure(child: &mut Child, config: &RestoreConfig) {
 /// A guest that listens, or soon will.
 fn guest(dir: PathBuf, child: Child) -> Guest {
     drop(Control::connect(&dir.join("vmm.sock")));
+    let end = Instant::now() + LIMIT;
+    while !dir.join("v.sock").exists() {
+        assert!(Instant::now() < end, "the socket device of {} is not there", dir.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let address = Address::Hybrid(dir.join("v.sock"));
     Guest { child, dir, boot: Duration::ZERO, address }
 }
