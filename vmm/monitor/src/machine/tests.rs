@@ -2,6 +2,7 @@
 
 use ark_hal::fake::{FakeHypervisor, Step};
 use ark_types::vmm::{ExitReason, SnapshotId};
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -152,4 +153,27 @@ fn a_hypervisor_that_does_not_take_the_state_makes_it_a_bad_snapshot() {
     }
     let hypervisor = FakeHypervisor::new().failing(Step::CreateVm, libc::ENOMEM);
     check(Taken::new().refused(&hypervisor), ExitReason::HostError, "create the VM");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_are_too_hostile_to_be_read_as_a_state(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        end in any::<prop::sample::Index>(),
+    ) {
+        thread_local! {
+            static BYTES: Vec<u8> = {
+                let taken = Taken::new();
+                Chain::open(&taken.config.snapshot).unwrap().state().to_vec()
+            };
+        }
+        let mut bytes = BYTES.with(Clone::clone);
+        for (at, value) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes.truncate(end.index(bytes.len() * 2));
+        // Either is fine; what matters is that neither memory nor the stack runs out.
+        let _ = MachineState::decode(&bytes);
+    }
 }

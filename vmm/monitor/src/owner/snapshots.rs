@@ -29,7 +29,7 @@ use crate::snapshot::{Chain, Draft, Written};
 pub(super) struct Snapshots {
     writer: Option<Writer>,
     /// The last one that was taken while the VM was paused, if it has not run since.
-    of_pause: Option<(SnapshotId, PathBuf)>,
+    of_pause: Option<SnapshotId>,
     /// How often the VM was set running.
     runs: u64,
 }
@@ -80,7 +80,7 @@ impl Snapshots {
         let reply = match writer.end() {
             Outcome::Written { id, base, bytes } => {
                 if writer.while_paused == Some(self.runs) {
-                    self.of_pause = Some((id, writer.dir.clone()));
+                    self.of_pause = Some(id);
                 }
                 let (pause_us, durable_us) = (micros(writer.pause), micros(writer.asked.elapsed()));
                 ControlReply::Snapshot(SnapshotReport {
@@ -125,8 +125,8 @@ impl Owner {
             ));
         }
         let (about, base) = (about.clone(), self.machine.base().cloned());
-        let draft = Draft::begin(dir, about, base).map_err(|error| error.to_string())?;
         let (ours, theirs) = pipe().map_err(|error| format!("no pipe for the snapshot's writer: {error}"))?;
+        let draft = Draft::begin(dir, about, base).map_err(|error| error.to_string())?;
 
         let still = Instant::now();
         let forked = self.fork_writer(running, draft, theirs);
@@ -171,7 +171,7 @@ impl Owner {
         self.life.may_reclaim().map_err(|refused| refused.to_string())?;
         let chain = Chain::open(dir).map_err(|error| error.to_string())?;
         let id = chain.manifest().id;
-        if self.snapshots.of_pause.as_ref().is_none_or(|(taken, _)| *taken != id) {
+        if self.snapshots.of_pause != Some(id) {
             let dir = dir.display();
             return Err(format!(
                 "{dir} was not taken since the VM was paused: take a snapshot and name that"
