@@ -108,7 +108,9 @@ impl From<SnapshotError> for Refusal {
             }
             SnapshotError::OfAnother { .. } => ProblemKind::InvalidValue,
             SnapshotError::DiskFull { .. } => ProblemKind::DiskFull,
-            SnapshotError::File { .. } | SnapshotError::Tool { .. } => ProblemKind::HostUnable,
+            SnapshotError::Unproved { .. } | SnapshotError::File { .. } | SnapshotError::Tool { .. } => {
+                ProblemKind::HostUnable
+            }
             SnapshotError::Endless { .. } => ProblemKind::DeadlinePassed,
         };
         Self::new(kind, error.to_string())

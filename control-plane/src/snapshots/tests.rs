@@ -23,7 +23,7 @@ verify)
     echo "$2" >>"$here/proofs"
     grep -q good "$2/memory" && exit 0
     echo "ark-vmm: $2/memory is damaged: chunk 0; take it again" >&2
-    exit 20 ;;
+    exit 23 ;;
 compact)
     test -e "$here/full" && { echo "ark-vmm: no space for $3: No space left on device (os error 28)" >&2; mkdir "$3.tmp"; exit 21; }
     mkdir "$3" && cp "$2"/* "$3" && rm -f "$3/record.json" && cp "$here/compacted" "$3/manifest.json" ;;

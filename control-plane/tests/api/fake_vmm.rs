@@ -20,8 +20,9 @@ use ark_types::guest::{
     Renewed, SignalRequest, Started,
 };
 use ark_types::vmm::{
-    ControlReply, ControlRequest, DiskConfig, ExitReason, ExitRecord, ProcessorModel, RestoreConfig, RunConfig,
-    SNAPSHOT_VERSION, SnapshotBase, SnapshotId, SnapshotManifest, SnapshotReport, VmConfig, VmState,
+    ControlReply, ControlRequest, DiskConfig, ExitReason, ExitRecord, ProcessorModel, RestoreConfig,
+    RunConfig, SNAPSHOT_VERSION, SnapshotBase, SnapshotId, SnapshotManifest, SnapshotReport, VmConfig,
+    VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,7 @@ fn main() {
                 std::process::exit(ExitReason::BadSnapshot.exit_code().into());
             }
         }
+        merge if merge.starts_with("compact ") => compact(Path::new(&arguments[1]), Path::new(&arguments[2])),
         other => panic!("{other}"),
     }
 }
@@ -148,6 +150,18 @@ fn manifest_of(dir: &Path) -> SnapshotManifest {
     serde_json::from_slice::<Sealed>(&text).unwrap().manifest
 }
 
+/// A full snapshot of what `dir` is a diff over something for.
+fn compact(dir: &Path, out: &Path) {
+    let mut manifest = manifest_of(dir);
+    (manifest.id, manifest.base) = (SnapshotId(rand::random()), None);
+    std::fs::create_dir(out).unwrap();
+    for file in ["state", "sums", "memory"] {
+        std::fs::copy(dir.join(file), out.join(file)).unwrap();
+    }
+    let sealed = Sealed { seal: "0".repeat(64), manifest };
+    std::fs::write(out.join("manifest.json"), serde_json::to_vec(&sealed).unwrap()).unwrap();
+}
+
 fn restore(config: RestoreConfig) -> (Machine, Places) {
     let manifest = manifest_of(&config.snapshot);
     let mut base = manifest.base.clone();
@@ -155,7 +169,8 @@ fn restore(config: RestoreConfig) -> (Machine, Places) {
         assert!(below.path.join("manifest.json").exists(), "a base is missing");
         base = manifest_of(&below.path).base;
     }
-    let memory: Memory = serde_json::from_slice(&std::fs::read(config.snapshot.join("state")).unwrap()).unwrap();
+    let memory: Memory =
+        serde_json::from_slice(&std::fs::read(config.snapshot.join("state")).unwrap()).unwrap();
     if memory.script == "unrestorable" {
         end(ExitReason::BadSnapshot, Some("it was taken on another kind of processor; take it again here"));
     }
@@ -319,12 +334,17 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
     let mut incoming = Incoming(stream.try_clone().unwrap(), Decoder::new());
     let mut first = incoming.next();
     // These take no time, and others follow on the same connection.
-    while let Some(frame) = first.take_if(|frame| matches!(frame.kind, Kind::Renew | Kind::ClockSet | Kind::Eval)) {
+    while let Some(frame) =
+        first.take_if(|frame| matches!(frame.kind, Kind::Renew | Kind::ClockSet | Kind::Eval))
+    {
         match frame.kind {
             Kind::Renew => renew(&mut stream, machine, frame.parse().unwrap()),
             Kind::ClockSet => {
                 let wrong = u64::from(script == "wrong-clock") * 1_000_000_000;
-                send(&mut stream, &Frame::json(Kind::ClockSet, &ClockSet { unix_ns: now() + wrong }).unwrap());
+                send(
+                    &mut stream,
+                    &Frame::json(Kind::ClockSet, &ClockSet { unix_ns: now() + wrong }).unwrap(),
+                );
             }
             _ => eval(&mut stream, machine, &frame.parse().unwrap()),
         }
@@ -376,7 +396,7 @@ fn renew(stream: &mut UnixStream, machine: &Machine, order: Renew) {
         memory.hostname = order.hostname;
     }
     memory.machine_id = order.machine_id;
-    let random = if memory.script == "same-random" { [7; 32] } else { rand::random() };
+    let random = if memory.script == "same-random" { [7u8; 32] } else { rand::random() };
     let answer = Renewed {
         nonce: order.nonce,
         renewals: memory.renewals,

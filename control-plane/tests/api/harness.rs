@@ -67,6 +67,10 @@ impl Place {
         let program = dir.path().join("assets/bin/ark-vmm");
         std::fs::create_dir_all(program.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(fake_vmm(), &program).unwrap();
+        let kernel = Assets(dir.path().join("assets"));
+        std::fs::create_dir_all(kernel.kernel().parent().unwrap()).unwrap();
+        std::fs::write(kernel.kernel(), "kernel").unwrap();
+        std::fs::write(kernel.initrd(), "guestd").unwrap();
         for name in IMAGES {
             std::fs::write(images.join(format!("{name}.erofs")), name).unwrap();
             let digest: String = sha2::Sha256::digest(name).iter().map(|b| format!("{b:02x}")).collect();
