@@ -9,6 +9,7 @@ use ark_types::layout::StateDir;
 use ark_types::template::{CreateTemplate, Template};
 use ark_types::vmm::SnapshotId;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::inputs::Inputs;
 use super::{DEFAULT_PREFIX, Found, TemplateError, default_name};
@@ -65,6 +66,8 @@ pub struct Templates {
     store: Store,
     shelf: Mutex<HashMap<String, Kept>>,
     flights: Mutex<HashMap<String, Flying>>,
+    /// No more builds.
+    closing: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +131,7 @@ impl Templates {
             store: store.clone(),
             shelf: Mutex::new(shelf),
             flights: Mutex::default(),
+            closing: CancellationToken::new(),
         }
     }
 
@@ -162,11 +166,22 @@ impl Templates {
     ) -> Result<(Found, Vec<PathBuf>), TemplateError> {
         let flight = self.board(&inputs.digest, name);
         let _turn = flight.turn().await;
+        let building = async {
+            tokio::select! {
+                built = building => built,
+                () = self.closing.cancelled() => Err(TemplateError::Interrupted),
+            }
+        };
         let is_there = self.shelf().contains_key(&inputs.digest);
         let retired =
             if is_there { self.give_name(name, &inputs.digest) } else { self.put(building.await?)? };
         let found = self.on_shelf(name, inputs)?.ok_or(TemplateError::Interrupted)?;
         Ok((found, retired))
+    }
+
+    /// Gives up what is being built, and builds no more.
+    pub fn shut_down(&self) {
+        self.closing.cancel();
     }
 
     /// Where the snapshot of a new template goes: a directory that does not exist.

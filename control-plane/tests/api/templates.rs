@@ -2,10 +2,13 @@
 
 use ark_types::agent::{Agent, Origin};
 use ark_types::eval::EvalReply;
+use ark_types::layout::RunDir;
 use ark_types::problem::ProblemKind;
 use ark_types::snapshot::{Snapshot, SnapshotKind};
 use ark_types::template::{Template, TemplateList};
-use hyper::StatusCode;
+use arkd::config::Config;
+use arkd::daemon::Daemon;
+use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Place, eventually};
@@ -139,4 +142,33 @@ async fn a_client_that_leaves_takes_its_template_back() {
     eventually("nothing is left", async || dirs(&place) == 0 && place.agent_dirs() == 0).await;
     ark.client.delete("/v1/templates/t").await.problem(ProblemKind::TemplateNotFound);
     ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn the_end_of_arkd_gives_up_what_is_being_built() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = ark.client.clone();
+    let body = json!({ "name": "t", "image": "base", "memory_mib": 64, "warm": "sleep" });
+    tokio::spawn(async move {
+        client.try_send(client.request(Method::POST, "/v1/templates", body.to_string())).await
+    });
+    eventually("it is being built", async || place.agent_dirs() == 1).await;
+    ark.daemon.shut_down().await;
+    assert_eq!(std::fs::read_dir(place.path("run")).unwrap().count(), 0);
+    eventually("nothing is left", async || dirs(&place) == 0).await;
+}
+
+#[tokio::test]
+async fn two_cannot_keep_the_same_state() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let config = Config { run: RunDir(place.path("other")), ..place.config() };
+    let said = Daemon::start(config).await.unwrap_err().to_string();
+    assert!(
+        said.contains("already serves") && said.ends_with("set ARK_STATE to another directory"),
+        "{said}"
+    );
+    ark.daemon.shut_down().await;
+    assert!(!place.state().0.join("arkd.lock").exists());
 }
