@@ -136,7 +136,7 @@ pub(super) fn begin_restore(
     let (_, owner) = core.registry.admit(name, id, |id, name| {
         let agent = newborn(id, name, origin, &image, size, auto_remove);
         let base = Base::lived_in(&hold);
-        begin(core, agent, env, image, Begun::Restore(base, den))
+        begin(core, agent, env, image, Begun::Restore(base, den.map(Box::new)))
     })?;
     tokio::spawn(owner.live(up));
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
@@ -232,7 +232,7 @@ pub(super) enum Begun {
     /// Its guest boots.
     Boot,
     /// Its guest is restored, in a VMM of the pool where there is one.
-    Restore(Base, Option<Den>),
+    Restore(Base, Option<Box<Den>>),
     /// It waits on disk.
     Paused,
 }

@@ -249,7 +249,8 @@ impl Owner {
             if let Some(removal) = self.removal.take() {
                 return removal;
             }
-            let waits = auto_remove && !streamed && self.state.borrow().state == AgentState::Running;
+            // Nobody can begin one while it stands still.
+            let waits = auto_remove && !streamed && self.state.borrow().state != AgentState::Paused;
             tokio::select! {
                 biased;
                 record = ended(&mut life.vmm) => {

@@ -271,7 +271,7 @@ async fn go_on(handle: &Handle) -> Result<(), PauseError> {
         Ok(error_ns) => tracing::debug!(error_ns, "the clock of a resumed agent is set"),
         // It runs all the same; guestd sets its clock by itself when the guest was only slow.
         Err(error) => {
-            tracing::warn!(name = %handle.name(), %error, "the clock of a resumed agent could not be set")
+            tracing::warn!(name = %handle.name(), %error, "the clock of a resumed agent could not be set");
         }
     }
     if handle.enter(AgentState::Running).await { Ok(()) } else { Err(handle.not_running().into()) }

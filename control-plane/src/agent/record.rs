@@ -122,7 +122,7 @@ pub(crate) async fn load(core: &Arc<Core>) {
         match wake_paused(core, record, &hold).await {
             Ok(()) => tracing::info!(id, %name, "a paused agent is back"),
             Err(refusal) => {
-                tracing::error!(id, %name, why = refusal.0.detail, "a paused agent cannot be taken in")
+                tracing::error!(id, %name, why = refusal.0.detail, "a paused agent cannot be taken in");
             }
         }
     }

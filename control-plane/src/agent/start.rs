@@ -107,7 +107,10 @@ impl Owner {
                 let Some(hold) = base.hold() else { return Err(BootError::Removed) };
                 self.body.set_base(base);
                 let mut life = match den {
-                    Some(Den { vmm, home, .. }) => Life::within(home, Some(vmm), &self.dir, seat)?,
+                    Some(den) => {
+                        let Den { vmm, home, .. } = *den;
+                        Life::within(home, Some(vmm), &self.dir, seat)?
+                    }
                     None => self.new_life(seat)?,
                 };
                 let restored = tokio::select! {

@@ -310,8 +310,20 @@ fn remove(dirs: Vec<PathBuf>) {
         return;
     }
     match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn_blocking(move || dirs.iter().for_each(|dir| remove_dir(dir)))),
-        Err(_) => dirs.iter().for_each(|dir| remove_dir(dir)),
+        Ok(runtime) => drop(runtime.spawn_blocking(move || dirs.iter().for_each(|dir| remove_one(dir)))),
+        Err(_) => dirs.iter().for_each(|dir| remove_one(dir)),
+    }
+}
+
+/// Removes a snapshot's directory; a paused agent's own goes with the last one in it.
+fn remove_one(dir: &Path) {
+    remove_dir(dir);
+    if let Some(agent) = dir.parent()
+        && let Some(paused) = agent.parent()
+        && paused.parent().is_some_and(|state| StateDir(state.to_owned()).paused() == paused)
+    {
+        // Not empty while the agent is paused, or another snapshot of it is needed.
+        let _ = fs::remove_dir(agent);
     }
 }
 
