@@ -127,6 +127,7 @@ impl From<TemplateError> for Refusal {
             TemplateError::Reserved { .. } | TemplateError::Timeout { .. } => ProblemKind::InvalidValue,
             TemplateError::Building(_) | TemplateError::InUse { .. } => ProblemKind::InUse,
             TemplateError::NoEvaluator(_) => ProblemKind::NoEvaluator,
+            TemplateError::Shared(refusal) => return refusal,
             TemplateError::Agent(Self(ref problem)) => problem.kind,
             TemplateError::Raised { .. } | TemplateError::Endless { .. } | TemplateError::Guest(_) => {
                 ProblemKind::TemplateFailed

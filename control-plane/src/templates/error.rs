@@ -48,6 +48,9 @@ pub enum TemplateError {
     /// Its agent cannot be had, did not start, or could not be snapshotted.
     #[error("the template cannot be built: {}", .0.0.detail)]
     Agent(Refusal),
+    /// Why the build failed that this request waited for.
+    #[error("{}", .0.0.detail)]
+    Shared(Refusal),
     /// There is nothing that could run the warm-up.
     #[error(
         "the image {0} has no evaluator, so the template's warm-up cannot run: leave it out, or choose an image that has one"

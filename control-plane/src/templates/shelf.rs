@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ark_types::agent::AgentName;
 use ark_types::layout::StateDir;
+use ark_types::problem::Problem;
 use ark_types::template::{CreateTemplate, Template};
 use ark_types::vmm::SnapshotId;
 use serde::{Deserialize, Serialize};
@@ -15,14 +16,15 @@ use super::inputs::Inputs;
 use super::{DEFAULT_PREFIX, Found, TemplateError, default_name};
 use crate::host::unix_ms;
 use crate::images::Images;
+use crate::problems::Refusal;
 use crate::snapshots::{Hold, RECORD, Store, read_record, remove_file, write_file};
 
 /// Most templates; beyond it those that nobody has used for longest go.
 const MAX_TEMPLATES: usize = 32;
 /// A template that nobody has used for this long goes, milliseconds: 30 days.
 const UNUSED_MS: u64 = 30 * 24 * 3_600_000;
-/// How often the time of a template's last use is written down, at most, milliseconds.
-const NOTE_MS: u64 = 60_000;
+/// How often the time of a template's last use is written down, at most, milliseconds: a create waits for the disk then.
+const NOTE_MS: u64 = 3_600_000;
 
 /// What is known of a template beside its snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +72,12 @@ pub struct Templates {
     closing: CancellationToken,
 }
 
+/// Whose turn it is to build, and how the last build failed.
+type Turn = Arc<tokio::sync::Mutex<Option<Problem>>>;
+
 #[derive(Debug, Default)]
 struct Flying {
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Turn,
     /// Who is on it, one entry per request.
     names: Vec<AgentName>,
 }
@@ -82,12 +87,12 @@ pub(super) struct Flight<'a> {
     templates: &'a Templates,
     digest: String,
     name: AgentName,
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Turn,
 }
 
 impl Flight<'_> {
     /// Waits until nobody else builds it.
-    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, Option<Problem>> {
         self.turn.lock().await
     }
 }
@@ -165,7 +170,7 @@ impl Templates {
         building: impl Future<Output = Result<Built, TemplateError>>,
     ) -> Result<(Found, Vec<PathBuf>), TemplateError> {
         let flight = self.board(&inputs.digest, name);
-        let _turn = flight.turn().await;
+        let mut failure = flight.turn().await;
         let building = async {
             tokio::select! {
                 built = building => built,
@@ -173,8 +178,15 @@ impl Templates {
             }
         };
         let is_there = self.shelf().contains_key(&inputs.digest);
-        let retired =
-            if is_there { self.give_name(name, &inputs.digest) } else { self.put(building.await?)? };
+        let retired = if is_there {
+            self.give_name(name, &inputs.digest)
+        } else if let Some(problem) = &*failure {
+            // Who waited for the build that failed would only see it fail again.
+            return Err(TemplateError::Shared(Refusal(problem.clone())));
+        } else {
+            let built = building.await.and_then(|built| self.put(built));
+            built.map_err(|error| shared(error, &mut failure))?
+        };
         let found = self.on_shelf(name, inputs)?.ok_or(TemplateError::Interrupted)?;
         Ok((found, retired))
     }
@@ -393,6 +405,16 @@ impl Templates {
             tracing::info!(dir = %dir.display(), "a template that nobody uses is removed");
         }
     }
+}
+
+/// Leaves the failure to those who wait, unless it may be another one for them.
+fn shared(error: TemplateError, failure: &mut Option<Problem>) -> TemplateError {
+    if matches!(error, TemplateError::Endless { .. } | TemplateError::Interrupted) {
+        return error;
+    }
+    let refusal = Refusal::from(error);
+    *failure = Some(refusal.0.clone());
+    TemplateError::Shared(refusal)
 }
 
 /// Whether it is nothing but the template of an image that was removed.
