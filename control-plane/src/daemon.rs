@@ -97,10 +97,14 @@ impl Daemon {
             }
             LockFailure::System(source) => unusable(source),
         })?;
-        let state_lock = lock_state(&config.state.0)?;
-        let tcp = match config.listen {
+        let port = match config.listen {
             // The port first: when it is taken, what an earlier arkd left is left alone.
-            Some(address) => Some((bind_tcp(address).await?, Token::load_or_make(&config.token_file)?)),
+            Some(address) => Some(bind_tcp(address).await?),
+            None => None,
+        };
+        let state_lock = lock_state(&config.state.0)?;
+        let tcp = match port {
+            Some(listener) => Some((listener, Token::load_or_make(&config.token_file)?)),
             None => None,
         };
         let cleaned = cleanup::after_a_killed_arkd(&run).map_err(unusable)?;
@@ -115,7 +119,7 @@ impl Daemon {
 
         let state = config.state.0.clone();
         let core = Core::new(config).map_err(|source| StartError::StateDir { path: state, source })?;
-        agent::load_paused(&core).await;
+        agent::load_paused(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let end = CancellationToken::new();

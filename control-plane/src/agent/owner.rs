@@ -13,6 +13,7 @@
 //!
 //! (1) On an emulated processor a guest that it spoiled is booted again first: see [`super::boot`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,7 +108,8 @@ impl Removal {
 pub(super) struct Owner {
     pub(super) core: Arc<Core>,
     pub(super) dir: AgentDir,
-    pub(super) image: Image,
+    /// Its image's file; none while it waits on disk.
+    pub(super) disk: Option<PathBuf>,
     pub(super) guest: Address,
     pub(super) body: Arc<Body>,
     /// How it begins; none once it has begun.
@@ -315,7 +317,7 @@ impl Owner {
         self.since = Instant::now();
         self.enter(AgentState::Creating, None, None);
         life.kill().await;
-        self.image = image;
+        self.disk = Some(image.path);
         self.body.set_base(Base::lived_in(&hold));
         // Who asked may leave: an agent that is half rewound is of no use to anybody else.
         match self.restore_again(life, &hold).await {

@@ -30,10 +30,12 @@ use crate::core::Core;
 use crate::guest::set_clock;
 use crate::problems::Refusal;
 use crate::snapshots::{Hold, tells_of_full_disk};
-use crate::supervisor::{self, ask_for};
+use crate::supervisor::{ControlError, ask_for};
 
 /// Time a VMM has to bring a guest's memory to disk: 64 GiB at 64 MiB/s.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1024);
+/// Time a VMM has to stop its processors and devices, or to let them go on, on a busy host.
+const STAND_STILL: Duration = Duration::from_secs(10);
 /// Time a resumed guest has to take the time.
 const SET_CLOCK: Duration = Duration::from_secs(10);
 
@@ -129,7 +131,7 @@ async fn ask_for_snapshot(handle: &Handle, dir: &Path) -> Result<SnapshotReport,
 }
 
 /// A VMM that ended says more than its broken socket.
-async fn why_silent(handle: &Handle, error: supervisor::ControlError) -> SnapshotFailure {
+async fn why_silent(handle: &Handle, error: ControlError) -> SnapshotFailure {
     let mut state = handle.0.state.clone();
     let ending = |agent: &Agent| is_ended(agent.state) || agent.state == AgentState::Stopping;
     match tokio::time::timeout(REASON_PATIENCE, state.wait_for(ending)).await {
@@ -171,7 +173,11 @@ pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseErro
             AgentState::Paused => return Err(PauseError::Paused(handle.name().clone())),
             _ => return Err(handle.not_running().into()),
         }
-        ask_state(&handle, ControlRequest::Pause, "pause").await?;
+        if let Err(error) = ask_state(&handle, ControlRequest::Pause, "pause").await {
+            // It may have stopped all the same, just too late.
+            let _ = ask_state(&handle, ControlRequest::Resume, "resume").await;
+            return Err(error);
+        }
         if !handle.enter(AgentState::Paused).await {
             return Err(handle.not_running().into());
         }
@@ -278,7 +284,7 @@ async fn go_on(handle: &Handle) -> Result<(), PauseError> {
 }
 
 async fn ask_state(handle: &Handle, request: ControlRequest, what: &'static str) -> Result<(), PauseError> {
-    match supervisor::ask(&handle.0.dir.control_socket(), request).await {
+    match ask_for(&handle.0.dir.control_socket(), request, STAND_STILL).await {
         Ok(ControlReply::State { .. }) => Ok(()),
         Ok(ControlReply::Refused { why }) => Err(PauseError::Vmm { what, why }),
         Ok(other) => Err(PauseError::Vmm { what, why: format!("it answered {other:?}") }),

@@ -91,7 +91,7 @@ fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) {
 }
 
 /// Takes in the agents that an earlier `arkd` left paused. One that cannot be taken in stays on disk as it is.
-pub(crate) async fn load(core: &Arc<Core>) {
+pub(crate) fn load(core: &Arc<Core>) {
     let entries = fs::read_dir(core.config.state.paused());
     for dir in entries.into_iter().flatten().flatten().map(|entry| entry.path()) {
         let record = match Record::read(&dir) {
@@ -119,10 +119,10 @@ pub(crate) async fn load(core: &Arc<Core>) {
             }
         };
         let name = record.agent.name.clone();
-        match wake_paused(core, record, &hold).await {
+        match wake_paused(core, record, &hold) {
             Ok(()) => tracing::info!(id, %name, "a paused agent is back"),
-            Err(refusal) => {
-                tracing::error!(id, %name, why = refusal.0.detail, "a paused agent cannot be taken in");
+            Err(error) => {
+                tracing::error!(id, %name, %error, "a paused agent cannot be taken in");
             }
         }
     }
