@@ -129,9 +129,10 @@ impl From<TemplateError> for Refusal {
             TemplateError::NoEvaluator(_) => ProblemKind::NoEvaluator,
             TemplateError::Shared(refusal) => return refusal,
             TemplateError::Agent(Self(ref problem)) => problem.kind,
-            TemplateError::Raised { .. } | TemplateError::Endless { .. } | TemplateError::Guest(_) => {
-                ProblemKind::TemplateFailed
-            }
+            TemplateError::Raised { .. }
+            | TemplateError::Endless { .. }
+            | TemplateError::WarmUp(_)
+            | TemplateError::Guest(_) => ProblemKind::TemplateFailed,
             TemplateError::Record { .. } => ProblemKind::DiskFull,
             TemplateError::Interrupted => ProblemKind::HostUnable,
         };

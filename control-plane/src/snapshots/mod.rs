@@ -10,6 +10,7 @@
 //!    └── adopt (a new one) ─┴─ prove: `ark-vmm verify`, once per state of the files
 //! ```
 //!
+//! One that is damaged stays where it is, listed by its name, refused with the reason, until it is deleted.
 //! A snapshot without a name goes when nobody holds it and no diff is over it; a named one only on request.
 
 mod compact;

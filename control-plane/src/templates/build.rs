@@ -135,10 +135,13 @@ async fn warm_up(agent: &Handle, request: &CreateTemplate, slack: Duration) -> R
                 Ok(())
             }
         }
-        Err(CallError::Guest(GuestFailure::Said(error))) if error.code == ErrorCode::DeadlinePassed => {
+        Err(CallError::Guest(GuestFailure::Said(error)))
+            if error.code == ErrorCode::DeadlinePassed && request.warm.is_some() =>
+        {
             Err(endless)
         }
         Err(CallError::Guest(GuestFailure::Late(_))) => Err(endless),
+        Err(error) if request.warm.is_some() => Err(TemplateError::WarmUp(error)),
         Err(error) => Err(TemplateError::Guest(error)),
     }
 }

@@ -74,7 +74,10 @@ pub enum TemplateError {
         /// How long it had, seconds.
         limit_s: u64,
     },
-    /// Its guest failed in the warm-up.
+    /// The warm-up ended its interpreter, or its guest failed meanwhile.
+    #[error("the template's warm-up failed: {0}")]
+    WarmUp(CallError),
+    /// Its guest failed as its interpreter started.
     #[error("the template's guest failed: {0}")]
     Guest(CallError),
     /// Its snapshot.

@@ -89,6 +89,7 @@ pub async fn default_for(core: &Arc<Core>, image: &ImageName) -> Result<Found, T
 pub async fn remove(core: &Arc<Core>, name: &str) -> Result<(), TemplateError> {
     if let Some(dir) = core.templates.take_down(name)? {
         core.pool.forget(&dir).await;
+        core.snapshots.gone(&[dir]).await;
     }
     Ok(())
 }
