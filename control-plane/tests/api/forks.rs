@@ -80,6 +80,27 @@ async fn forks_have_their_parents_memory_and_an_identity_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_burst_of_forks_is_orderly_and_no_two_are_the_same() {
+    let place = Place::new();
+    let ark = place.start().await;
+    ark.client.create("a1", "base").await;
+    let forked = fork(&ark.client, "a1", 60).await;
+    assert!(forked.failed.is_empty(), "{:?}", forked.failed);
+    let mut answers = HashSet::new();
+    for agent in &forked.agents {
+        let receipt = receipt(&ark.client, agent.name.as_ref()).await;
+        let unique =
+            [CheckKind::Random, CheckKind::EvaluatorRandom, CheckKind::MachineId, CheckKind::Hostname];
+        for check in receipt.checks.into_iter().filter(|check| unique.contains(&check.check)) {
+            assert!(answers.insert(check.answer.clone()), "{check:?}");
+        }
+    }
+    assert_eq!(answers.len(), 60 * 4);
+    ark.daemon.shut_down().await;
+    assert_eq!((snapshots(&place), place.agent_dirs()), (0, 0));
+}
+
+#[tokio::test]
 async fn a_fork_that_fails_a_check_is_ended_and_the_reply_says_which_and_what_was_seen() {
     let place = Place::new();
     let ark = place.start().await;

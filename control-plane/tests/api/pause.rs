@@ -128,6 +128,36 @@ async fn an_agent_that_cannot_be_paused_goes_on_and_nothing_is_left() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_removed_while_it_is_paused_leaves_nothing_and_who_leaves_has_it_paused_all_the_same()
+ {
+    let place = Place::new();
+    let ark = place.start().await;
+    let pausing = || {
+        let client = ark.client.clone();
+        tokio::spawn(async move { client.post("/v1/agents/a1/pause", &json!({})).await })
+    };
+    let under_way = || tokio::time::sleep(std::time::Duration::from_millis(300));
+    ark.client.create("a1", "slow-snapshot").await;
+    let task = pausing();
+    under_way().await;
+    assert_eq!(ark.client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
+    let detail = task.await.unwrap().problem(ProblemKind::AgentGone).detail;
+    assert!(detail.contains("stopped on request"), "{detail}");
+    eventually("nothing is left on disk", async || records(&place) == 0).await;
+
+    let agent = ark.client.create("a1", "slow-snapshot").await;
+    let task = pausing();
+    under_way().await;
+    task.abort();
+    let record = place.state().paused().join(&agent.id).join("agent.json");
+    eventually("it is paused, durably", async || record.exists()).await;
+    // Whatever comes next waits its turn.
+    assert_eq!(resume(&ark.client, "a1").await.state, AgentState::Running);
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
 async fn an_agent_goes_back_to_its_snapshot_and_others_are_restored_from_it() {
     let place = Place::new();
     let ark = place.start().await;
