@@ -309,6 +309,13 @@ impl Templates {
         shelf.remove(digest).map(|kept| self.retire(kept))
     }
 
+    /// Takes the template whose snapshot is `id` off the shelf, whatever its names; its directory then.
+    pub(super) fn discard(&self, id: SnapshotId) -> Vec<PathBuf> {
+        let mut shelf = self.shelf();
+        let digest = shelf.iter().find(|(_, kept)| kept.id == id).map(|(digest, _)| digest.clone());
+        digest.and_then(|digest| shelf.remove(&digest)).map(|kept| self.retire(kept)).into_iter().collect()
+    }
+
     /// Lets the template go: at once, or with the last agent and diff that needs it.
     fn retire(&self, kept: Kept) -> PathBuf {
         // Without its record the next arkd lets it go, too.

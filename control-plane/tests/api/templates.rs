@@ -172,3 +172,21 @@ async fn two_cannot_keep_the_same_state() {
     ark.daemon.shut_down().await;
     assert!(!place.state().0.join("arkd.lock").exists());
 }
+
+#[tokio::test]
+async fn a_damaged_template_is_built_again() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    create(client, &json!({ "name": "a1", "image": "base" })).await;
+    let [first] = <[_; 1]>::try_from(list(client).await).unwrap();
+    let dir = std::fs::read_dir(place.state().templates()).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(dir.join("memory"), "mem0ry").unwrap();
+    let agent = create(client, &json!({ "name": "b1", "image": "base" })).await;
+    assert_eq!(agent.origin, Origin::Template { name: "default-base".parse().unwrap() });
+    let [second] = <[_; 1]>::try_from(list(client).await).unwrap();
+    assert_eq!((first.digest, second.agents), (second.digest, 1));
+    client.delete("/v1/agents/a1").await;
+    eventually("the damaged one is gone", async || !dir.exists()).await;
+    ark.daemon.shut_down().await;
+}
