@@ -66,6 +66,10 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
             }
         }
     }
+    // When not a single fork lives there, nothing of the branch is left either.
+    let dir = branch.hold.dir().to_owned();
+    drop(branch);
+    core.snapshots.gone(&[dir]).await;
     match last {
         Some(error) if forked.agents.is_empty() => Err(none_came_to_be(count, &error)),
         _ => Ok(forked),

@@ -218,14 +218,17 @@ impl Owner {
 
     async fn serve_and_end(mut self, mut life: Life) {
         let Removal { grace, for_good } = self.serve(&mut life).await;
+        let dirs = self.body.base().hold().as_ref().map(chain).unwrap_or_default();
         if let Some(mut vmm) = life.vmm.take() {
             let record = self.stop(&mut vmm, grace).await;
             self.conclude(record, true);
         }
         let (id, name) = self.who();
-        if for_good && self.body.is_recorded() {
-            self.body.set_base(Base::None);
-            record::forget(&self.core, &id);
+        self.body.set_base(Base::None);
+        // Who waits for the agent's end finds nothing of it on disk, but for what others need.
+        self.core.snapshots.gone(&dirs).await;
+        if for_good || !self.body.is_recorded() {
+            record::forget(&self.core, &id).await;
         }
         tracing::info!(%id, %name, "the agent is removed");
     }
@@ -430,6 +433,11 @@ impl Owner {
     pub(super) fn seat(&self) -> Seat {
         Seat::new(Arc::clone(&self.core), self.state.borrow().id.clone())
     }
+}
+
+/// Directories of `hold` and of everything that it is over.
+fn chain(hold: &Hold) -> Vec<PathBuf> {
+    std::iter::successors(Some(hold), |hold| hold.base()).map(|hold| hold.dir().to_owned()).collect()
 }
 
 impl Request {

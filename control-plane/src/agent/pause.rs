@@ -83,7 +83,7 @@ impl Handle {
             }
             let image = birth::prove(&core, &hold).await?;
             let agent = restart(&handle, hold, image, Some(origin)).await?;
-            forget_record(&core, &handle);
+            forget_record(&core, &handle).await;
             Ok(agent)
         })
         .await?
@@ -226,7 +226,7 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailur
     // A removal that overtook this has nobody left to undo it.
     if result.is_err() || handle.0.requests.is_closed() {
         handle.0.body.set_recorded(false);
-        record::forget(core, handle.id());
+        record::forget(core, handle.id()).await;
     }
     result
 }
@@ -264,7 +264,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             let image = birth::prove(&core, &hold).await?;
             restart(&handle, hold, image, None).await?;
         }
-        forget_record(&core, &handle);
+        forget_record(&core, &handle).await;
         Ok(handle.agent())
     })
     .await?
@@ -306,9 +306,9 @@ async fn restart(
     came_up.await.unwrap_or(Err(BootError::Removed))
 }
 
-fn forget_record(core: &Core, handle: &Handle) {
+async fn forget_record(core: &Core, handle: &Handle) {
     if handle.0.body.is_recorded() {
         handle.0.body.set_recorded(false);
-        record::forget(core, handle.id());
+        record::forget(core, handle.id()).await;
     }
 }

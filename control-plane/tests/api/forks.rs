@@ -75,6 +75,12 @@ async fn forks_have_their_parents_memory_and_an_identity_of_their_own() {
     assert_eq!(eval(client, "a1-1-1", "renewals").await.as_deref(), Some("2"));
 
     assert!(snapshots(&place) >= 2);
+    for agent in ["a1", "a1-1", "a1-3", "a1-4"] {
+        client.delete(&format!("/v1/agents/{agent}")).await;
+    }
+    assert_eq!(snapshots(&place), 2, "those of the one that is left");
+    client.delete("/v1/agents/a1-1-1").await;
+    assert_eq!(snapshots(&place), 0);
     ark.daemon.shut_down().await;
     assert_eq!((snapshots(&place), place.agent_dirs()), (0, 0), "branch points go with the last fork");
 }
