@@ -337,6 +337,7 @@ impl Owner {
                 let (next, why) = if from_disk {
                     (AgentState::Paused, None)
                 } else {
+                    self.body.set_base(Base::None);
                     (AgentState::Failed, Some(error.to_string()))
                 };
                 self.enter(next, why, None);

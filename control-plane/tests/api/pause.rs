@@ -183,3 +183,33 @@ async fn an_agent_goes_back_to_its_snapshot_and_others_are_restored_from_it() {
     ark.daemon.shut_down().await;
     assert_eq!(place.agent_dirs(), 0);
 }
+
+#[tokio::test]
+async fn a_rewind_that_fails_is_told_and_the_agent_has_failed_for_that_reason() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let agent = client.create("a1", "unrestorable").await;
+    client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
+    let detail = client.post("/v1/agents/a1/rewind", &json!({ "snapshot": "s1" })).await;
+    let detail = detail.problem(ProblemKind::SnapshotUnusable).detail;
+    assert!(detail.contains("another kind of processor"), "{detail}");
+    let failed: Agent = client.get("/v1/agents/a1").await.json();
+    assert_eq!((failed.state, failed.reason.as_deref()), (AgentState::Failed, Some(detail.as_str())));
+    assert!(!runs(agent.vmm_pid.unwrap()));
+    client
+        .post("/v1/agents/a1/rewind", &json!({ "snapshot": "s1" }))
+        .await
+        .problem(ProblemKind::AgentNotRunning);
+    // Waking from disk can be tried again.
+    let agent = client.create("b1", "unrestorable").await;
+    pause(client, "b1").await;
+    signal(agent.vmm_pid.unwrap(), Signal::SIGKILL);
+    let now = async || client.get("/v1/agents/b1").await.json::<Agent>();
+    eventually("the VMM is gone", async || now().await.vmm_pid.is_none()).await;
+    client.post("/v1/agents/b1/resume", &json!({})).await.problem(ProblemKind::SnapshotUnusable);
+    assert_eq!(now().await.state, AgentState::Paused);
+    assert!(place.state().paused().join(&agent.id).join("agent.json").exists());
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
