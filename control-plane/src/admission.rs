@@ -1,6 +1,6 @@
 //! Whether an agent can be had at all: everything that is checked before anything is made.
 
-use ark_types::agent::{AgentName, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
+use ark_types::agent::{AgentName, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, MIN_MEMORY_MIB};
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use ark_types::vmm::{ConfigError, check_size};
@@ -114,7 +114,16 @@ pub enum Source {
 /// A [`Refusal`] that says what it lacks.
 pub async fn check_host(core: &Core) -> Result<(), Refusal> {
     let probe = core.probe().await;
-    if probe.usable { Ok(()) } else { Err(AdmissionError::NoKvm(probe.reason).into()) }
+    if !probe.usable {
+        return Err(AdmissionError::NoKvm(probe.reason).into());
+    }
+    // A fork shares nearly all of its memory at first, so how much it will take cannot be told; where there is nothing left,
+    // there is no room for that either.
+    let available = Memory::read().map_err(AdmissionError::Meminfo)?.available_mib;
+    if available < MIN_MEMORY_MIB {
+        return Err(AdmissionError::NoMemory { asked: MIN_MEMORY_MIB, available }.into());
+    }
+    Ok(())
 }
 
 /// Checks that this host can boot a guest of that size now.

@@ -51,13 +51,15 @@ pub enum StartError {
     },
     /// Another `arkd` is there.
     #[error(
-        "another arkd{holder} already serves {run}: use it, stop it, or set ARK_RUN to another directory"
+        "another arkd{holder} already serves {dir}: use it, stop it, or set {variable} to another directory"
     )]
     Second {
         /// ` (pid 7)` where it is known.
         holder: String,
-        /// The run directory.
-        run: PathBuf,
+        /// The run or state directory.
+        dir: PathBuf,
+        /// What chooses it.
+        variable: &'static str,
     },
     /// The token.
     #[error(transparent)]
@@ -76,6 +78,7 @@ pub struct Daemon {
     tcp: Option<SocketAddr>,
     // Dropped in this order: the socket goes while the lock is still held.
     _socket: UnixSocket,
+    _state_lock: Lock,
     _lock: Lock,
 }
 
@@ -88,10 +91,20 @@ impl Daemon {
         let run = config.run.clone();
         let unusable = |source| StartError::RunDir { path: run.0.clone(), source };
         cleanup::make_private_dir(&run.0).map_err(unusable)?;
-        let lock = Lock::take(&run.lock(), &run.0)?;
-        let tcp = match config.listen {
+        let lock = Lock::take(&run.lock()).map_err(|failure| match failure {
+            LockFailure::Held(holder) => {
+                StartError::Second { holder, dir: run.0.clone(), variable: "ARK_RUN" }
+            }
+            LockFailure::System(source) => unusable(source),
+        })?;
+        let port = match config.listen {
             // The port first: when it is taken, what an earlier arkd left is left alone.
-            Some(address) => Some((bind_tcp(address).await?, Token::load_or_make(&config.token_file)?)),
+            Some(address) => Some(bind_tcp(address).await?),
+            None => None,
+        };
+        let state_lock = lock_state(&config.state.0)?;
+        let tcp = match port {
+            Some(listener) => Some((listener, Token::load_or_make(&config.token_file)?)),
             None => None,
         };
         let cleaned = cleanup::after_a_killed_arkd(&run).map_err(unusable)?;
@@ -106,7 +119,7 @@ impl Daemon {
 
         let state = config.state.0.clone();
         let core = Core::new(config).map_err(|source| StartError::StateDir { path: state, source })?;
-        agent::load_paused(&core).await;
+        agent::load_paused(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let end = CancellationToken::new();
@@ -117,7 +130,7 @@ impl Daemon {
             servers.push(serve_tcp(listener, routes, token, end.clone()));
             tracing::info!(?address, "listening");
         }
-        Ok(Self { core, end, servers, tcp: address, _socket: socket, _lock: lock })
+        Ok(Self { core, end, servers, tcp: address, _socket: socket, _state_lock: state_lock, _lock: lock })
     }
 
     /// The TCP address it listens on, with the port the system chose where 0 was asked for.
@@ -129,15 +142,47 @@ impl Daemon {
     /// Ends agents, connections and listeners, and removes every file it made in the run directory.
     pub async fn shut_down(self) {
         self.end.cancel();
+        self.core.templates.shut_down();
         tokio::join!(self.core.registry.shut_down(GRACE), self.core.pool.shut_down());
         if tokio::time::timeout(CONNECTIONS_GRACE, join_all(self.servers)).await.is_err() {
             tracing::info!("connections that did not end are cut");
         }
-        let _ = fs::remove_dir(self.core.config.run.agents());
+        remove_when_empty(&self.core.config.run.agents()).await;
     }
 }
 
-/// The lock on the run directory. Dropping it removes the file.
+/// Removes `dir` as soon as those who end beside the registry have left it; what is left after a moment stays for the next
+/// start.
+async fn remove_when_empty(dir: &Path) {
+    let deadline = tokio::time::Instant::now() + GRACE;
+    while fs::remove_dir(dir).is_err_and(|e| e.kind() == io::ErrorKind::DirectoryNotEmpty)
+        && tokio::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Takes the state directory: two that count who needs which snapshot would delete each other's.
+fn lock_state(dir: &Path) -> Result<Lock, StartError> {
+    let unusable = |source| StartError::StateDir { path: dir.to_owned(), source };
+    cleanup::make_private_dir(dir).map_err(unusable)?;
+    Lock::take(&dir.join("arkd.lock")).map_err(|failure| match failure {
+        LockFailure::Held(holder) => {
+            StartError::Second { holder, dir: dir.to_owned(), variable: "ARK_STATE" }
+        }
+        LockFailure::System(source) => unusable(source),
+    })
+}
+
+/// Why a lock is not to be had.
+enum LockFailure {
+    /// Somebody has it: ` (pid 7)` where it is known who.
+    Held(String),
+    /// What the system said.
+    System(io::Error),
+}
+
+/// The lock on the run or state directory. Dropping it removes the file.
 #[derive(Debug)]
 struct Lock {
     _file: File,
@@ -145,8 +190,7 @@ struct Lock {
 }
 
 impl Lock {
-    fn take(path: &Path, run: &Path) -> Result<Self, StartError> {
-        let unusable = |source| StartError::RunDir { path: run.to_owned(), source };
+    fn take(path: &Path) -> Result<Self, LockFailure> {
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -155,7 +199,7 @@ impl Lock {
                 .truncate(false)
                 .mode(0o600)
                 .open(path)
-                .map_err(unusable)?;
+                .map_err(LockFailure::System)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
@@ -163,14 +207,14 @@ impl Lock {
                     let _ = (&mut file).take(20).read_to_string(&mut pid);
                     let holder =
                         pid.trim().parse::<u32>().map_or(String::new(), |pid| format!(" (pid {pid})"));
-                    return Err(StartError::Second { holder, run: run.to_owned() });
+                    return Err(LockFailure::Held(holder));
                 }
-                Err(TryLockError::Error(e)) => return Err(unusable(e)),
+                Err(TryLockError::Error(e)) => return Err(LockFailure::System(e)),
             }
             // The arkd before us removes the file as it ends: a lock on a file that is no longer there locks nothing.
             if fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino())) {
-                file.set_len(0).map_err(unusable)?;
-                writeln!(file, "{}", std::process::id()).map_err(unusable)?;
+                file.set_len(0).map_err(LockFailure::System)?;
+                writeln!(file, "{}", std::process::id()).map_err(LockFailure::System)?;
                 return Ok(Self { _file: file, path: path.to_owned() });
             }
         }

@@ -19,6 +19,7 @@
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
+//! | [`pool`] | VMMs and forks made ahead of need |
 //! | [`supervisor`] | an `ark-vmm` child: start, identity, control socket, end |
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |

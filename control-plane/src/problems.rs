@@ -108,7 +108,9 @@ impl From<SnapshotError> for Refusal {
             }
             SnapshotError::OfAnother { .. } => ProblemKind::InvalidValue,
             SnapshotError::DiskFull { .. } => ProblemKind::DiskFull,
-            SnapshotError::File { .. } | SnapshotError::Tool { .. } => ProblemKind::HostUnable,
+            SnapshotError::Unproved { .. } | SnapshotError::File { .. } | SnapshotError::Tool { .. } => {
+                ProblemKind::HostUnable
+            }
             SnapshotError::Endless { .. } => ProblemKind::DeadlinePassed,
         };
         Self::new(kind, error.to_string())
@@ -125,10 +127,12 @@ impl From<TemplateError> for Refusal {
             TemplateError::Reserved { .. } | TemplateError::Timeout { .. } => ProblemKind::InvalidValue,
             TemplateError::Building(_) | TemplateError::InUse { .. } => ProblemKind::InUse,
             TemplateError::NoEvaluator(_) => ProblemKind::NoEvaluator,
+            TemplateError::Shared(refusal) => return refusal,
             TemplateError::Agent(Self(ref problem)) => problem.kind,
-            TemplateError::Raised { .. } | TemplateError::Endless { .. } | TemplateError::Guest(_) => {
-                ProblemKind::TemplateFailed
-            }
+            TemplateError::Raised { .. }
+            | TemplateError::Endless { .. }
+            | TemplateError::WarmUp(_)
+            | TemplateError::Guest(_) => ProblemKind::TemplateFailed,
             TemplateError::Record { .. } => ProblemKind::DiskFull,
             TemplateError::Interrupted => ProblemKind::HostUnable,
         };

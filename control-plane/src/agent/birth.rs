@@ -1,7 +1,7 @@
 //! An agent begins: booted, restored, claimed from the pool, or known from an earlier `arkd`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,6 +15,7 @@ use super::body::{Base, Body};
 use super::owner::{Owner, Request};
 use super::record::Record;
 use super::{BootError, Handle, Shared, identity};
+use crate::admission::check_host;
 use crate::core::Core;
 use crate::guest::{Address, Idle};
 use crate::host::unix_ms;
@@ -87,7 +88,7 @@ pub async fn create(
     let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let (_, owner) = core.registry.admit(request.name.clone(), None, |id, name| {
         let agent = newborn(id, name, Origin::Boot, &image, (vcpus, memory_mib), request.auto_remove);
-        begin(core, agent, request.env, image, Begun::Boot)
+        begin(core, agent, request.env, Some(image.path), Begun::Boot)
     })?;
     tokio::spawn(owner.live(up));
     Ok(came_up.await.unwrap_or(Err(BootError::Removed)))
@@ -101,7 +102,7 @@ pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, B
     let (up, came_up) = oneshot::channel();
     let (id, name) = hidden('t')?;
     let agent = newborn(id, name, Origin::Boot, &spec.image, (spec.vcpus, spec.memory_mib), false);
-    let (handle, owner) = begin(core, agent, BTreeMap::new(), spec.image, Begun::Boot);
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
     tokio::spawn(owner.live(up));
     came_up.await.unwrap_or(Err(BootError::Removed)).map(|_| handle)
 }
@@ -111,6 +112,7 @@ pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, B
 /// # Errors
 /// A [`Refusal`] that says what failed; nothing is left then.
 pub async fn restore(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
+    check_host(core).await?;
     let image = prove(core, &birth.hold).await?;
     Ok(begin_restore(core, birth, image)?.await?)
 }
@@ -136,7 +138,7 @@ pub(super) fn begin_restore(
     let (_, owner) = core.registry.admit(name, id, |id, name| {
         let agent = newborn(id, name, origin, &image, size, auto_remove);
         let base = Base::lived_in(&hold);
-        begin(core, agent, env, image, Begun::Restore(base, den))
+        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.map(Box::new)))
     })?;
     tokio::spawn(owner.live(up));
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
@@ -197,7 +199,8 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
     let (id, name) = hidden('s')?;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
     let agent = newborn(id, name, Origin::Boot, &image, size, false);
-    let (handle, owner) = begin(core, agent, BTreeMap::new(), image, Begun::Restore(Base::Held(hold), None));
+    let (handle, owner) =
+        begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Restore(Base::Held(hold), None));
     let (ready, is_ready) = oneshot::channel();
     tokio::spawn(owner.stand_by(ready));
     is_ready.await.unwrap_or(Err(BootError::Removed))?;
@@ -207,14 +210,13 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
 /// Takes in an agent that an earlier `arkd` left paused.
 ///
 /// # Errors
-/// [`AdmitError`], [`SnapshotError`] of its snapshot.
-pub(crate) async fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Result<(), Refusal> {
-    let image = hold.open_image(&core.images).await?;
+/// [`AdmitError`].
+pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Result<(), AdmitError> {
     let Record { mut agent, env, machine_id, receipt, renewals, .. } = record;
     agent.state = AgentState::Paused;
     (agent.vmm_pid, agent.heartbeat) = (None, None);
     let (_, owner) = core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
-        let (handle, owner) = begin(core, agent, env, image, Begun::Paused);
+        let (handle, owner) = begin(core, agent, env, None, Begun::Paused);
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);
@@ -232,7 +234,7 @@ pub(super) enum Begun {
     /// Its guest boots.
     Boot,
     /// Its guest is restored, in a VMM of the pool where there is one.
-    Restore(Base, Option<Den>),
+    Restore(Base, Option<Box<Den>>),
     /// It waits on disk.
     Paused,
 }
@@ -275,7 +277,7 @@ fn begin(
     core: &Arc<Core>,
     agent: Agent,
     env: BTreeMap<String, String>,
-    image: Image,
+    disk: Option<PathBuf>,
     begun: Begun,
 ) -> (Handle, Owner) {
     let dir = core.config.run.agent(&agent.id);
@@ -298,7 +300,7 @@ fn begin(
     let owner = Owner {
         core: Arc::clone(core),
         dir,
-        image,
+        disk,
         guest,
         body,
         begun: Some(begun),

@@ -9,6 +9,7 @@ use ark_types::snapshot::{FailedFork, Forked, MAX_FORKS};
 use futures_util::future::join_all;
 
 use super::{Birth, BootError, Handle, SnapshotFailure, birth};
+use crate::admission::check_host;
 use crate::core::Core;
 use crate::images::Image;
 use crate::problems::Refusal;
@@ -40,6 +41,7 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
         );
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
     }
+    check_host(core).await?;
     let branch = branch(core, handle).await?;
     let image = birth::prove(core, &branch.hold).await?;
     let mut forks = Vec::new();
@@ -64,6 +66,10 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
             }
         }
     }
+    // When not a single fork lives there, nothing of the branch is left either.
+    let dir = branch.hold.dir().to_owned();
+    drop(branch);
+    core.snapshots.gone(&[dir]).await;
     match last {
         Some(error) if forked.agents.is_empty() => Err(none_came_to_be(count, &error)),
         _ => Ok(forked),

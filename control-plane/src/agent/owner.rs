@@ -13,6 +13,7 @@
 //!
 //! (1) On an emulated processor a guest that it spoiled is booted again first: see [`super::boot`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,7 +108,8 @@ impl Removal {
 pub(super) struct Owner {
     pub(super) core: Arc<Core>,
     pub(super) dir: AgentDir,
-    pub(super) image: Image,
+    /// Its image's file; none while it waits on disk.
+    pub(super) disk: Option<PathBuf>,
     pub(super) guest: Address,
     pub(super) body: Arc<Body>,
     /// How it begins; none once it has begun.
@@ -216,14 +218,17 @@ impl Owner {
 
     async fn serve_and_end(mut self, mut life: Life) {
         let Removal { grace, for_good } = self.serve(&mut life).await;
+        let dirs = self.body.base().hold().as_ref().map(chain).unwrap_or_default();
         if let Some(mut vmm) = life.vmm.take() {
             let record = self.stop(&mut vmm, grace).await;
             self.conclude(record, true);
         }
         let (id, name) = self.who();
-        if for_good && self.body.is_recorded() {
-            self.body.set_base(Base::None);
-            record::forget(&self.core, &id);
+        self.body.set_base(Base::None);
+        // Who waits for the agent's end finds nothing of it on disk, but for what others need.
+        self.core.snapshots.gone(&dirs).await;
+        if for_good || !self.body.is_recorded() {
+            record::forget(&self.core, &id).await;
         }
         tracing::info!(%id, %name, "the agent is removed");
     }
@@ -249,7 +254,8 @@ impl Owner {
             if let Some(removal) = self.removal.take() {
                 return removal;
             }
-            let waits = auto_remove && !streamed && self.state.borrow().state == AgentState::Running;
+            // Nobody can begin one while it stands still.
+            let waits = auto_remove && !streamed && self.state.borrow().state != AgentState::Paused;
             tokio::select! {
                 biased;
                 record = ended(&mut life.vmm) => {
@@ -314,7 +320,7 @@ impl Owner {
         self.since = Instant::now();
         self.enter(AgentState::Creating, None, None);
         life.kill().await;
-        self.image = image;
+        self.disk = Some(image.path);
         self.body.set_base(Base::lived_in(&hold));
         // Who asked may leave: an agent that is half rewound is of no use to anybody else.
         match self.restore_again(life, &hold).await {
@@ -331,6 +337,7 @@ impl Owner {
                 let (next, why) = if from_disk {
                     (AgentState::Paused, None)
                 } else {
+                    self.body.set_base(Base::None);
                     (AgentState::Failed, Some(error.to_string()))
                 };
                 self.enter(next, why, None);
@@ -427,6 +434,11 @@ impl Owner {
     pub(super) fn seat(&self) -> Seat {
         Seat::new(Arc::clone(&self.core), self.state.borrow().id.clone())
     }
+}
+
+/// Directories of `hold` and of everything that it is over.
+fn chain(hold: &Hold) -> Vec<PathBuf> {
+    std::iter::successors(Some(hold), |hold| hold.base()).map(|hold| hold.dir().to_owned()).collect()
 }
 
 impl Request {

@@ -30,10 +30,12 @@ use crate::core::Core;
 use crate::guest::set_clock;
 use crate::problems::Refusal;
 use crate::snapshots::{Hold, tells_of_full_disk};
-use crate::supervisor::{self, ask_for};
+use crate::supervisor::{ControlError, ask_for};
 
 /// Time a VMM has to bring a guest's memory to disk: 64 GiB at 64 MiB/s.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1024);
+/// Time a VMM has to stop its processors and devices, or to let them go on, on a busy host.
+const STAND_STILL: Duration = Duration::from_secs(10);
 /// Time a resumed guest has to take the time.
 const SET_CLOCK: Duration = Duration::from_secs(10);
 
@@ -81,7 +83,7 @@ impl Handle {
             }
             let image = birth::prove(&core, &hold).await?;
             let agent = restart(&handle, hold, image, Some(origin)).await?;
-            forget_record(&core, &handle);
+            forget_record(&core, &handle).await;
             Ok(agent)
         })
         .await?
@@ -129,7 +131,7 @@ async fn ask_for_snapshot(handle: &Handle, dir: &Path) -> Result<SnapshotReport,
 }
 
 /// A VMM that ended says more than its broken socket.
-async fn why_silent(handle: &Handle, error: supervisor::ControlError) -> SnapshotFailure {
+async fn why_silent(handle: &Handle, error: ControlError) -> SnapshotFailure {
     let mut state = handle.0.state.clone();
     let ending = |agent: &Agent| is_ended(agent.state) || agent.state == AgentState::Stopping;
     match tokio::time::timeout(REASON_PATIENCE, state.wait_for(ending)).await {
@@ -171,7 +173,11 @@ pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseErro
             AgentState::Paused => return Err(PauseError::Paused(handle.name().clone())),
             _ => return Err(handle.not_running().into()),
         }
-        ask_state(&handle, ControlRequest::Pause, "pause").await?;
+        if let Err(error) = ask_state(&handle, ControlRequest::Pause, "pause").await {
+            // It may have stopped all the same, just too late.
+            let _ = ask_state(&handle, ControlRequest::Resume, "resume").await;
+            return Err(error);
+        }
         if !handle.enter(AgentState::Paused).await {
             return Err(handle.not_running().into());
         }
@@ -220,7 +226,7 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailur
     // A removal that overtook this has nobody left to undo it.
     if result.is_err() || handle.0.requests.is_closed() {
         handle.0.body.set_recorded(false);
-        record::forget(core, handle.id());
+        record::forget(core, handle.id()).await;
     }
     result
 }
@@ -258,7 +264,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             let image = birth::prove(&core, &hold).await?;
             restart(&handle, hold, image, None).await?;
         }
-        forget_record(&core, &handle);
+        forget_record(&core, &handle).await;
         Ok(handle.agent())
     })
     .await?
@@ -271,14 +277,14 @@ async fn go_on(handle: &Handle) -> Result<(), PauseError> {
         Ok(error_ns) => tracing::debug!(error_ns, "the clock of a resumed agent is set"),
         // It runs all the same; guestd sets its clock by itself when the guest was only slow.
         Err(error) => {
-            tracing::warn!(name = %handle.name(), %error, "the clock of a resumed agent could not be set")
+            tracing::warn!(name = %handle.name(), %error, "the clock of a resumed agent could not be set");
         }
     }
     if handle.enter(AgentState::Running).await { Ok(()) } else { Err(handle.not_running().into()) }
 }
 
 async fn ask_state(handle: &Handle, request: ControlRequest, what: &'static str) -> Result<(), PauseError> {
-    match supervisor::ask(&handle.0.dir.control_socket(), request).await {
+    match ask_for(&handle.0.dir.control_socket(), request, STAND_STILL).await {
         Ok(ControlReply::State { .. }) => Ok(()),
         Ok(ControlReply::Refused { why }) => Err(PauseError::Vmm { what, why }),
         Ok(other) => Err(PauseError::Vmm { what, why: format!("it answered {other:?}") }),
@@ -300,9 +306,9 @@ async fn restart(
     came_up.await.unwrap_or(Err(BootError::Removed))
 }
 
-fn forget_record(core: &Core, handle: &Handle) {
+async fn forget_record(core: &Core, handle: &Handle) {
     if handle.0.body.is_recorded() {
         handle.0.body.set_recorded(false);
-        record::forget(core, handle.id());
+        record::forget(core, handle.id()).await;
     }
 }

@@ -64,7 +64,7 @@ impl Record {
 }
 
 /// The agent `id` is no longer paused: its record goes, and its snapshot as soon as nothing needs it.
-pub(super) fn forget(core: &Core, id: &str) {
+pub(super) async fn forget(core: &Core, id: &str) {
     let dir = dir(core, id);
     let _ = fs::remove_file(dir.join("agent.json+"));
     match fs::remove_file(dir.join(FILE)) {
@@ -73,25 +73,31 @@ pub(super) fn forget(core: &Core, id: &str) {
         }
         _ => {}
     }
-    dispose_all_but(core, &dir, None);
+    let dirs = dispose_all_but(core, &dir, None);
+    core.snapshots.gone(&dirs).await;
+    // Not empty while something in it is still needed.
+    let _ = fs::remove_dir(&dir);
 }
 
-/// Lets every snapshot in `dir` but `kept` go, and the directory when it is empty by then.
-fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) {
+/// Lets every snapshot in `dir` but `kept` go; their directories, for [`crate::snapshots::Store::gone`].
+fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         // What is no snapshot was never complete; the store removes that.
         if let Ok(hold) = core.snapshots.hold_dir(&entry.path())
             && Some(hold.id()) != kept
         {
             core.snapshots.dispose(hold.id());
+            dirs.push(entry.path());
         }
     }
     // Not empty while something in it is still needed.
     let _ = fs::remove_dir(dir);
+    dirs
 }
 
 /// Takes in the agents that an earlier `arkd` left paused. One that cannot be taken in stays on disk as it is.
-pub(crate) async fn load(core: &Arc<Core>) {
+pub(crate) fn load(core: &Arc<Core>) {
     let entries = fs::read_dir(core.config.state.paused());
     for dir in entries.into_iter().flatten().flatten().map(|entry| entry.path()) {
         let record = match Record::read(&dir) {
@@ -119,10 +125,10 @@ pub(crate) async fn load(core: &Arc<Core>) {
             }
         };
         let name = record.agent.name.clone();
-        match wake_paused(core, record, &hold).await {
+        match wake_paused(core, record, &hold) {
             Ok(()) => tracing::info!(id, %name, "a paused agent is back"),
-            Err(refusal) => {
-                tracing::error!(id, %name, why = refusal.0.detail, "a paused agent cannot be taken in")
+            Err(error) => {
+                tracing::error!(id, %name, %error, "a paused agent cannot be taken in");
             }
         }
     }

@@ -62,13 +62,20 @@ const fn label(check: CheckKind) -> &'static str {
 
 /// Hashes of the random answers that guests of this `arkd` gave.
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<(HashSet<[u8; 32]>, VecDeque<[u8; 32]>)>);
+pub struct Seen(Mutex<Hashes>);
+
+#[derive(Debug, Default)]
+struct Hashes {
+    known: HashSet<[u8; 32]>,
+    /// Oldest first.
+    order: VecDeque<[u8; 32]>,
+}
 
 impl Seen {
     /// Takes `hash` in; whether it is new.
     fn is_new(&self, hash: [u8; 32]) -> bool {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, order) = &mut *seen;
+        let Hashes { known, order } = &mut *seen;
         if !known.insert(hash) {
             return false;
         }

@@ -107,7 +107,10 @@ impl Owner {
                 let Some(hold) = base.hold() else { return Err(BootError::Removed) };
                 self.body.set_base(base);
                 let mut life = match den {
-                    Some(Den { vmm, home, .. }) => Life::within(home, Some(vmm), &self.dir, seat)?,
+                    Some(den) => {
+                        let Den { vmm, home, .. } = *den;
+                        Life::within(home, Some(vmm), &self.dir, seat)?
+                    }
                     None => self.new_life(seat)?,
                 };
                 let restored = tokio::select! {
@@ -182,7 +185,7 @@ impl Owner {
             cmdline: format!("ark.hostname={} ark.machine_id={}", agent.name, self.body.machine_id()),
             vcpus: agent.vcpus,
             memory_mib: agent.memory_mib,
-            disks: vec![DiskConfig { path: self.image.path.clone(), read_only: true }],
+            disks: self.disk.iter().map(|path| DiskConfig { path: path.clone(), read_only: true }).collect(),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: self.dir.vsock() }),
             console: Some(self.dir.console()),
             control_socket: Some(self.dir.control_socket()),
@@ -254,7 +257,7 @@ impl Owner {
             let config = RunConfig::Restore(RestoreConfig {
                 snapshot: hold.dir().to_owned(),
                 generation,
-                disks: vec![self.image.path.clone()],
+                disks: self.disk.iter().cloned().collect(),
                 uds_path: Some(self.dir.vsock()),
                 console: Some(self.dir.console()),
                 control_socket: Some(self.dir.control_socket()),

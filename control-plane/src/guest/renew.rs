@@ -2,7 +2,8 @@
 //!
 //! A clock is proved by asking: the guest read its clock at some moment between the question and the answer, so however
 //! the way was split, that clock is off by no more than the larger of its distances to the host's clock at those two
-//! moments. A slow round trip proves little; the question is then asked again, which also sets the clock again.
+//! moments. A slow round trip proves little; the question is then asked again, which also sets the clock again, and to the
+//! time that it will be half a round trip later: then the answer lies in the middle, and the bound is half as large.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -42,14 +43,10 @@ async fn try_to_renew(address: &Address, mut order: Renew) -> Result<Renewal, Gu
     order.unix_ns = sent;
     connection.writer.send(&Frame::json(Kind::Renew, &order)?).await?;
     let answer: Renewed = connection.reader.expect(Kind::Renewed).await?.parse()?;
-    let mut error = clock_error(sent, answer.unix_ns, unix_ns());
-    let mut tries = 1;
-    while error > max_error_ns() && tries < CLOCK_TRIES {
-        tries += 1;
-        error = error.min(set_clock_on(&mut connection).await?);
-    }
+    let first = Trip::new(sent, answer.unix_ns, unix_ns());
+    let clock_error_ns = prove_clock(&mut connection, first, CLOCK_TRIES - 1).await?;
     address.idle.keep(connection);
-    Ok(Renewal { answer, clock_error_ns: error })
+    Ok(Renewal { answer, clock_error_ns })
 }
 
 /// A connection to a guest whose VMM may not listen yet.
@@ -73,29 +70,51 @@ async fn reach(address: &Address) -> Result<Connection, GuestFailure> {
 pub async fn set_clock(address: &Address, limit: Duration) -> Result<u64, GuestFailure> {
     let set = async {
         let mut connection = Connection::open(address, b"").await?;
-        let mut error = u64::MAX;
-        for _ in 0..CLOCK_TRIES {
-            error = error.min(set_clock_on(&mut connection).await?);
-            if error <= max_error_ns() {
-                break;
-            }
-        }
+        let first = set_clock_on(&mut connection, 0).await?;
+        let error = prove_clock(&mut connection, first, CLOCK_TRIES - 1).await?;
         address.idle.keep(connection);
         Ok(error)
     };
     timeout(limit, set).await.map_err(|_| GuestFailure::Late(limit))?
 }
 
-async fn set_clock_on(connection: &mut Connection) -> Result<u64, GuestFailure> {
-    let sent = unix_ns();
-    connection.writer.send(&Frame::json(Kind::ClockSet, &ClockSet { unix_ns: sent })?).await?;
-    let ClockSet { unix_ns: guest } = connection.reader.expect(Kind::ClockSet).await?.parse()?;
-    Ok(clock_error(sent, guest, unix_ns()))
+/// Sets the clock up to `tries` times more, until a round trip proves it to be right. The bound is that of the last trip:
+/// earlier ones were about a clock that was set since.
+async fn prove_clock(connection: &mut Connection, first: Trip, tries: usize) -> Result<u64, GuestFailure> {
+    let mut trip = first;
+    for _ in 0..tries {
+        if trip.error_ns <= max_error_ns() {
+            break;
+        }
+        trip = set_clock_on(connection, (trip.time_ns / 2).min(max_error_ns())).await?;
+    }
+    Ok(trip.error_ns)
 }
 
-/// Bound on the error of a clock that showed `guest` at a moment between `sent` and `received`.
-fn clock_error(sent: u64, guest: u64, received: u64) -> u64 {
-    guest.abs_diff(sent).max(guest.abs_diff(received))
+/// Sets the clock to the time that it will be in `ahead_ns`, and asks for it.
+async fn set_clock_on(connection: &mut Connection, ahead_ns: u64) -> Result<Trip, GuestFailure> {
+    let sent = unix_ns();
+    let order = ClockSet { unix_ns: sent.saturating_add(ahead_ns) };
+    connection.writer.send(&Frame::json(Kind::ClockSet, &order)?).await?;
+    let ClockSet { unix_ns: guest } = connection.reader.expect(Kind::ClockSet).await?.parse()?;
+    Ok(Trip::new(sent, guest, unix_ns()))
+}
+
+/// A question about a clock and its answer.
+#[derive(Clone, Copy, Debug)]
+struct Trip {
+    /// From the question to the answer, nanoseconds.
+    time_ns: u64,
+    /// Bound on the clock's error, nanoseconds.
+    error_ns: u64,
+}
+
+impl Trip {
+    /// The clock showed `guest` at a moment between `sent` and `received`.
+    fn new(sent: u64, guest: u64, received: u64) -> Self {
+        let error_ns = guest.abs_diff(sent).max(guest.abs_diff(received));
+        Self { time_ns: received.saturating_sub(sent), error_ns }
+    }
 }
 
 /// [`MAX_CLOCK_ERROR_MS`] in nanoseconds.
@@ -121,9 +140,16 @@ mod tests {
         ) {
             let truth = sent + there;
             let guest = truth.checked_add_signed(off).unwrap();
-            let bound = clock_error(sent, guest, truth + back);
+            let bound = Trip::new(sent, guest, truth + back).error_ns;
             prop_assert!(bound >= off.unsigned_abs());
             prop_assert!(bound <= off.unsigned_abs() + there + back);
+        }
+
+        #[test]
+        fn a_clock_set_half_a_trip_ahead_is_proved_twice_as_well(there in 0u64..500_000, back in 0u64..500_000) {
+            let (sent, trip) = (1_000_000_000, there + back);
+            let bound = Trip::new(sent, sent + trip / 2, sent + trip).error_ns;
+            prop_assert!(bound <= trip / 2 + 1);
         }
     }
 }

@@ -104,7 +104,8 @@ pub(super) async fn delete_snapshot(
     Path(snapshot): Path<String>,
     Query(Deletion { orphans }): Query<Deletion>,
 ) -> Result<StatusCode, Refusal> {
-    core.snapshots.remove(&snapshot, orphans)?;
+    let dirs = core.snapshots.remove(&snapshot, orphans)?;
+    core.snapshots.gone(&dirs).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use ark_types::plain::plain;
 use ark_types::vmm::{SNAPSHOT_VERSION, SnapshotManifest};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -50,13 +51,20 @@ struct Version {
 /// The manifest of the snapshot in `dir`; an error is a sentence without a full stop.
 pub(super) fn read_manifest(dir: &Path) -> Result<SnapshotManifest, String> {
     let path = dir.join(MANIFEST);
-    let text = read(&path).map_err(|e| format!("{MANIFEST} cannot be read: {e}"))?;
+    let text = read(&path).map_err(|e| {
+        format!("{MANIFEST} cannot be read: {}; use another copy or take it again", plain(&e))
+    })?;
     let damaged =
         |e| format!("{MANIFEST} is damaged ({e}): use another copy of the snapshot or take it again");
     let Sealed { manifest: Version { version } } = serde_json::from_slice(&text).map_err(damaged)?;
     if version != u64::from(SNAPSHOT_VERSION) {
+        let (age, advice) = if version > u64::from(SNAPSHOT_VERSION) {
+            ("a newer", "update")
+        } else {
+            ("an older", "take it again")
+        };
         return Err(format!(
-            "it was written by another release (format {version}), this one reads {SNAPSHOT_VERSION}: take it again"
+            "{MANIFEST} was written by {age} release (format {version}), this one reads {SNAPSHOT_VERSION}: {advice}"
         ));
     }
     serde_json::from_slice(&text).map(|Sealed { manifest }| manifest).map_err(damaged)
@@ -67,7 +75,7 @@ pub(crate) fn read_record<T: DeserializeOwned>(dir: &Path) -> Result<Option<T>, 
     match read(&dir.join(RECORD)) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| format!("{RECORD} is damaged ({e})")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(format!("{RECORD} cannot be read: {e}")),
+        Err(e) => Err(format!("{RECORD} cannot be read: {}", plain(&e))),
     }
 }
 
@@ -116,10 +124,11 @@ pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Removes a snapshot's directory. Its manifest goes first, so that what an `arkd` that is killed meanwhile leaves is known
+/// Removes a snapshot's directory. Its record and manifest go first, so that what an `arkd` that is killed meanwhile leaves is known
 /// for what it is by the next one.
 pub(super) fn remove_dir(dir: &Path) {
-    let removed = remove_file(&dir.join(MANIFEST)).and_then(|()| fs::remove_dir_all(dir));
+    let removed = remove_file(&dir.join(RECORD)).and_then(|()| remove_file(&dir.join(MANIFEST)));
+    let removed = removed.and_then(|()| fs::remove_dir_all(dir));
     if let Err(error) = removed
         && !matches!(error.kind(), io::ErrorKind::NotFound)
     {

@@ -10,6 +10,7 @@
 //!    └── adopt (a new one) ─┴─ prove: `ark-vmm verify`, once per state of the files
 //! ```
 //!
+//! One that is damaged stays where it is, listed by its name, refused with the reason, until it is deleted.
 //! A snapshot without a name goes when nobody holds it and no diff is over it; a named one only on request.
 
 mod compact;
@@ -99,6 +100,14 @@ pub enum SnapshotError {
         /// What is wrong, and what to do.
         why: String,
     },
+    /// It cannot be read or merged now.
+    #[error("the snapshot in {dir} cannot be read now: {why}; try again")]
+    Unproved {
+        /// Its directory.
+        dir: PathBuf,
+        /// What went wrong.
+        why: String,
+    },
     /// Its disk is not the one that it was taken with.
     #[error(
         "the snapshot needs the image {image} as it was when the snapshot was taken ({wanted}), but that is {found} now: put \
@@ -127,7 +136,7 @@ pub enum SnapshotError {
     #[error("the snapshot's image cannot be used: {0}")]
     Image(#[from] ImageError),
     /// No room.
-    #[error("there is no room for the snapshot: {why}; free some space in {dir}, nothing is left of it")]
+    #[error("there is no room for a snapshot in {dir}: {why}; free some space there, nothing of it is left")]
     DiskFull {
         /// Where.
         dir: PathBuf,

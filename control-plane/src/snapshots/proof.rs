@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use ark_types::plain::plain;
+use ark_types::vmm::ExitReason;
 use tokio::process::Command;
 
 use super::files::Stamp;
@@ -63,9 +64,10 @@ pub(super) async fn tool(
         return Err(SnapshotError::DiskFull { dir, why: plain(&words) });
     }
     let why = if words.is_empty() {
-        format!("`ark-vmm` ended with {} and said nothing; take it again", output.status)
+        format!("`ark-vmm` ended with {} and said nothing", output.status)
     } else {
         plain(&words)
     };
-    Err(SnapshotError::Unusable { dir, why })
+    let is_bad = output.status.code() == Some(ExitReason::BadSnapshot.exit_code().into());
+    Err(if is_bad { SnapshotError::Unusable { dir, why } } else { SnapshotError::Unproved { dir, why } })
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ark_types::agent::AgentName;
 use ark_types::layout::StateDir;
@@ -12,9 +13,14 @@ use ark_types::vmm::{SnapshotId, SnapshotManifest};
 
 use super::files::{self, RECORD, Stamp, remove_dir, remove_file, suffixed, write_file};
 use super::hold::Hold;
-use super::table::{Doom, Entry, Place, Proof, Table};
+use super::table::{Damaged, Doom, Entry, Place, Proof, Table};
 use super::{Record, SnapshotError};
 use crate::cleanup::make_private_dir;
+
+/// How long the end of a directory is waited for: whoever holds it without an agent is about to let go.
+const GONE_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked at.
+const GONE_LOOK: Duration = Duration::from_millis(2);
 
 /// Every snapshot on this host; clones are the same store.
 #[derive(Clone, Debug)]
@@ -167,7 +173,13 @@ impl Store {
     /// # Errors
     /// As [`Self::hold`].
     pub fn find(&self, name: &str) -> Result<(Hold, Record), SnapshotError> {
-        let found = self.lock().by_name(name).and_then(|(id, entry)| Some((*id, entry.record.clone()?)));
+        let found = {
+            let table = self.lock();
+            if let Some(Damaged { dir, why, .. }) = table.damaged.get(name) {
+                return Err(SnapshotError::Unusable { dir: dir.clone(), why: why.clone() });
+            }
+            table.by_name(name).and_then(|(id, entry)| Some((*id, entry.record.clone()?)))
+        };
         let (id, record) = found.ok_or_else(|| SnapshotError::NotFound(name.to_owned()))?;
         Ok((self.hold(id)?, record))
     }
@@ -178,7 +190,8 @@ impl Store {
     /// [`SnapshotError::NameTaken`].
     pub fn reserve(&self, name: &AgentName) -> Result<Reserved, SnapshotError> {
         let mut table = self.lock();
-        if table.by_name(name.as_ref()).is_some() || !table.reserved.insert(name.clone()) {
+        let is_taken = table.by_name(name.as_ref()).is_some() || table.damaged.contains_key(name.as_ref());
+        if is_taken || !table.reserved.insert(name.clone()) {
             return Err(SnapshotError::NameTaken(name.clone()));
         }
         Ok(Reserved { store: self.clone(), name: name.clone() })
@@ -224,13 +237,19 @@ impl Store {
         self.lock().entries.get(&id).map_or(0, |entry| entry.tenants)
     }
 
-    /// Deletes the snapshot called `name`; with `orphans` although diffs over it become unusable.
+    /// Deletes the snapshot called `name`; with `orphans` although diffs over it become unusable. The directories that may go
+    /// with it are returned, for [`Self::gone`].
     ///
     /// # Errors
     /// [`SnapshotError`] when it is needed.
-    pub fn remove(&self, name: &str, orphans: bool) -> Result<(), SnapshotError> {
-        let gone = {
+    pub fn remove(&self, name: &str, orphans: bool) -> Result<Vec<PathBuf>, SnapshotError> {
+        let (gone, may_go) = {
             let mut table = self.lock();
+            if let Some(damaged) = table.damaged.remove(name) {
+                drop(table);
+                remove(vec![damaged.dir.clone()]);
+                return Ok(vec![damaged.dir]);
+            }
             let found = table.by_name(name).map(|(id, entry)| (*id, entry.dir.clone(), entry.tenants));
             let (id, dir, agents) = found.ok_or_else(|| SnapshotError::NotFound(name.to_owned()))?;
             let name = name.to_owned();
@@ -248,10 +267,32 @@ impl Store {
                 entry.record = None;
                 entry.doom = if orphans { Doom::Orphans } else { Doom::Goes };
             }
-            table.collect(id)
+            let below = table.chain(id).unwrap_or_default();
+            let may_go = below.into_iter().map(|link| link.dir).chain([dir]).collect();
+            (table.collect(id), may_go)
         };
         remove(gone);
-        Ok(())
+        Ok(may_go)
+    }
+
+    /// Waits until those of `dirs` that are to go are gone from disk; not for what agents or diffs still need.
+    pub async fn gone(&self, dirs: &[PathBuf]) {
+        let deadline = tokio::time::Instant::now() + GONE_LIMIT;
+        for dir in dirs {
+            while self.is_to_go(dir) && dir.exists() && tokio::time::Instant::now() < deadline {
+                tokio::time::sleep(GONE_LOOK).await;
+            }
+        }
+    }
+
+    fn is_to_go(&self, dir: &Path) -> bool {
+        let table = self.lock();
+        let stays = |(id, entry): (&SnapshotId, &Entry)| match entry.doom {
+            Doom::Stays => true,
+            Doom::Goes => entry.tenants > 0 || table.children(*id).next().is_some(),
+            Doom::Orphans => entry.tenants > 0,
+        };
+        !table.entries.iter().find(|(_, entry)| entry.dir == dir).is_some_and(stays)
     }
 
     /// Puts `manifest` in `dir` in the place of the snapshot `old`, with its name.
@@ -310,8 +351,20 @@ fn remove(dirs: Vec<PathBuf>) {
         return;
     }
     match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn_blocking(move || dirs.iter().for_each(|dir| remove_dir(dir)))),
-        Err(_) => dirs.iter().for_each(|dir| remove_dir(dir)),
+        Ok(runtime) => drop(runtime.spawn_blocking(move || dirs.iter().for_each(|dir| remove_one(dir)))),
+        Err(_) => dirs.iter().for_each(|dir| remove_one(dir)),
+    }
+}
+
+/// Removes a snapshot's directory; a paused agent's own goes with the last one in it.
+fn remove_one(dir: &Path) {
+    remove_dir(dir);
+    if let Some(agent) = dir.parent()
+        && let Some(paused) = agent.parent()
+        && paused.parent().is_some_and(|state| StateDir(state.to_owned()).paused() == paused)
+    {
+        // Not empty while the agent is paused, or another snapshot of it is needed.
+        let _ = fs::remove_dir(agent);
     }
 }
 
@@ -341,8 +394,8 @@ fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
 /// Takes in the snapshots in `parent` and, but for paused agents, removes what their writers did not finish.
 fn scan(parent: &Path, place: Place, table: &mut Table) -> io::Result<()> {
     for dir in directories(parent)? {
-        let unfinished = dir.extension().is_some_and(|e| e == "tmp") || !dir.join(files::MANIFEST).exists();
-        if unfinished {
+        let is_half = dir.extension().is_some_and(|e| e == "tmp");
+        if is_half || !(dir.join(files::MANIFEST).exists() || dir.join(RECORD).exists()) {
             if place != Place::Paused {
                 tracing::info!(dir = %dir.display(), "a snapshot that was not finished is removed");
                 remove_dir(&dir);
@@ -356,7 +409,12 @@ fn scan(parent: &Path, place: Place, table: &mut Table) -> io::Result<()> {
                 }
             }
             Err(why) => {
-                tracing::warn!(dir = %dir.display(), why, "a damaged snapshot is left alone and not listed");
+                tracing::warn!(dir = %dir.display(), why, "a damaged snapshot is left alone");
+                if place == Place::Snapshots
+                    && let Ok(Some(record)) = files::read_record::<Record>(&dir)
+                {
+                    table.damaged.insert(record.name.to_string(), Damaged { dir, record, why });
+                }
             }
         }
     }
@@ -381,6 +439,8 @@ fn keep_names_unique(table: &mut Table) {
             _ => losers.extend(best.insert(name.clone(), (*id, rank)).map(|(loser, _)| loser)),
         }
     }
+    // One that can be used has the name before one that cannot.
+    table.damaged.retain(|name, _| !best.keys().any(|is| is.as_ref() == name));
     for id in losers {
         if let Some(entry) = table.entries.get_mut(&id) {
             entry.record = None;

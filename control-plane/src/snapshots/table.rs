@@ -61,10 +61,21 @@ pub(super) struct Link {
     pub(super) proof: Proof,
 }
 
+/// A named one that cannot be used.
+#[derive(Debug)]
+pub(super) struct Damaged {
+    pub(super) dir: PathBuf,
+    pub(super) record: Record,
+    /// What is wrong, as a sentence without a full stop.
+    pub(super) why: String,
+}
+
 /// All that are known.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) entries: HashMap<SnapshotId, Entry>,
+    /// By name, those that arkd found damaged when it started.
+    pub(super) damaged: HashMap<String, Damaged>,
     /// Names of snapshots that are being taken.
     pub(super) reserved: HashSet<AgentName>,
 }

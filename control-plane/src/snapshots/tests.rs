@@ -23,7 +23,7 @@ verify)
     echo "$2" >>"$here/proofs"
     grep -q good "$2/memory" && exit 0
     echo "ark-vmm: $2/memory is damaged: chunk 0; take it again" >&2
-    exit 20 ;;
+    exit 23 ;;
 compact)
     test -e "$here/full" && { echo "ark-vmm: no space for $3: No space left on device (os error 28)" >&2; mkdir "$3.tmp"; exit 21; }
     mkdir "$3" && cp "$2"/* "$3" && rm -f "$3/record.json" && cp "$here/compacted" "$3/manifest.json" ;;
@@ -134,20 +134,40 @@ fn what_was_named_is_there_after_a_restart_and_what_was_not_finished_is_gone() {
 }
 
 #[test]
-fn a_damaged_one_stays_on_disk_and_out_of_the_list() {
+fn a_damaged_one_is_listed_refused_with_the_reason_and_can_be_deleted() {
     let world = World::new();
     let store = world.open();
-    for (n, name) in [(1, "torn"), (2, "newer"), (3, "odd")] {
+    let cases = [(1, "torn"), (2, "newer"), (3, "older"), (4, "bare"), (5, "odd")];
+    for (n, name) in cases {
         drop(world.take(&store, n, None, Some(name)));
     }
     fs::write(world.dir(1).join("manifest.json"), "{").unwrap();
-    let newer = manifest(2, None).replace("\"version\":1", "\"version\":2");
-    fs::write(world.dir(2).join("manifest.json"), newer).unwrap();
-    fs::write(world.dir(3).join("record.json"), "\u{0}").unwrap();
+    for (n, version) in [(2, 2), (3, 0)] {
+        let other = manifest(n, None).replace("\"version\":1", &format!("\"version\":{version}"));
+        fs::write(world.dir(n).join("manifest.json"), other).unwrap();
+    }
+    fs::remove_file(world.dir(4).join("manifest.json")).unwrap();
+    fs::write(world.dir(5).join("record.json"), "\u{0}").unwrap();
     let store = world.open();
-    assert!(store.list().is_empty());
-    assert!((1..=3).all(|n| world.dir(n).join("memory").exists()));
-    assert!(matches!(store.find("torn"), Err(SnapshotError::NotFound(_))));
+    assert_eq!(store.list().len(), 4);
+    for (name, why) in [
+        ("torn", "damaged"),
+        ("newer", "a newer release (format 2)"),
+        ("older", "an older"),
+        ("bare", "No such"),
+    ] {
+        assert_eq!(store.describe(name).unwrap().agent.as_ref(), "a1");
+        let error = store.find(name).unwrap_err();
+        assert!(
+            matches!(error, SnapshotError::Unusable { .. }) && error.to_string().contains(why),
+            "{error}"
+        );
+        assert!(matches!(store.reserve(&name.parse().unwrap()), Err(SnapshotError::NameTaken(_))));
+        store.remove(name, false).unwrap();
+        assert!(matches!(store.find(name), Err(SnapshotError::NotFound(_))));
+    }
+    assert!((1..=4).all(|n| !world.dir(n).exists()));
+    assert!(world.dir(5).join("memory").exists(), "whose name it was cannot be told");
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use ark_types::snapshot::{Snapshot, SnapshotKind};
 use ark_types::vmm::SnapshotId;
 
-use super::SnapshotError;
 use super::store::Store;
-use super::table::{Entry, Table};
+use super::table::{Damaged, Entry, Table};
+use super::{Record, SnapshotError};
 
 impl Store {
     /// Named snapshots, oldest first.
@@ -14,6 +14,7 @@ impl Store {
         let table = self.lock();
         let mut all: Vec<Snapshot> =
             table.entries.iter().filter_map(|(id, entry)| view(&table, *id, entry)).collect();
+        all.extend(table.damaged.values().map(view_damaged));
         all.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
         all
     }
@@ -25,6 +26,7 @@ impl Store {
     pub fn describe(&self, name: &str) -> Result<Snapshot, SnapshotError> {
         let table = self.lock();
         let found = table.by_name(name).and_then(|(id, entry)| view(&table, *id, entry));
+        let found = found.or_else(|| table.damaged.get(name).map(view_damaged));
         found.ok_or_else(|| SnapshotError::NotFound(name.to_owned()))
     }
 }
@@ -49,6 +51,28 @@ fn view(table: &Table, id: SnapshotId, entry: &Entry) -> Option<Snapshot> {
         children: table.children_count(id),
         agents: entry.tenants,
     })
+}
+
+/// One that cannot be used: what its record says, and no memory.
+fn view_damaged(damaged: &Damaged) -> Snapshot {
+    let Record { name, agent, image, pause_us, durable_us, .. } = damaged.record.clone();
+    let id = damaged.dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Snapshot {
+        name,
+        id,
+        kind: SnapshotKind::Full,
+        base: None,
+        agent,
+        image,
+        vcpus: 0,
+        memory_mib: 0,
+        bytes: 0,
+        pause_us,
+        durable_us,
+        created_unix_ms: 0,
+        children: 0,
+        agents: 0,
+    }
 }
 
 /// What a base is called.

@@ -17,14 +17,12 @@ use crate::agent::{self, CallError, Handle, HiddenSpec};
 use crate::core::Core;
 use crate::guest::{GuestFailure, capture};
 use crate::host::{millis, unix_ms};
-use crate::snapshots::{Draft, Hold, Store};
+use crate::snapshots::{Draft, Hold};
 
 /// Time that starting the interpreter may take where there is no warm-up, milliseconds.
 const START_MS: u64 = 120_000;
 /// Time that a program which does nothing may take.
 const PROGRAM: Duration = Duration::from_secs(60);
-/// How much later than its own limit a warm-up's end may be told, before the guest counts as hung.
-const SLACK: Duration = Duration::from_secs(60);
 
 /// The agent that becomes a template, ended with this guard, and then where its snapshot goes.
 struct Hidden {
@@ -67,10 +65,10 @@ pub(super) async fn build(
     admit_size(core, *vcpus, *memory_mib).await.map_err(TemplateError::Agent)?;
     let spec = HiddenSpec { image: inputs.image.clone(), vcpus: *vcpus, memory_mib: *memory_mib };
     let agent = agent::boot_hidden(core, spec).await.map_err(|error| TemplateError::Agent(error.into()))?;
-    let store = core.templates.store();
     let dir = core.templates.dir_for(inputs.digits());
-    let hidden = Hidden { agent, draft: Some(store.draft_at(dir.clone())) };
-    let frozen = freeze(&hidden.agent, request, store, &dir).await;
+    let draft = core.templates.store().draft_at(dir.clone());
+    let hidden = Hidden { agent, draft: Some(draft) };
+    let frozen = freeze(core, &hidden.agent, request, &dir).await;
     hidden.end().await;
     let hold = frozen?;
     let now = unix_ms();
@@ -88,14 +86,16 @@ pub(super) async fn build(
 
 /// Warms `agent` up and takes its snapshot, which goes with the guard until somebody keeps it.
 async fn freeze(
+    core: &Core,
     agent: &Handle,
     request: &CreateTemplate,
-    store: &Store,
     dir: &Path,
 ) -> Result<Hold, TemplateError> {
-    warm_up(agent, request).await?;
+    // A guest that does not keep the time hangs.
+    warm_up(agent, request, core.config.timing.exec_slack).await?;
     start_a_program(agent).await;
     agent.snapshot(dir).await.map_err(|error| TemplateError::Agent(error.into()))?;
+    let store = core.templates.store();
     let hold = store.adopt(dir, None)?;
     store.dispose(hold.id());
     Ok(hold)
@@ -113,13 +113,13 @@ async fn start_a_program(agent: &Handle) {
 }
 
 /// Starts the interpreter where there is one, and runs the warm-up in it.
-async fn warm_up(agent: &Handle, request: &CreateTemplate) -> Result<(), TemplateError> {
+async fn warm_up(agent: &Handle, request: &CreateTemplate, slack: Duration) -> Result<(), TemplateError> {
     let limit_ms = if request.warm.is_some() { request.timeout_ms } else { START_MS };
     let code = request.warm.clone().unwrap_or_default();
     let eval = EvalRequest { code, timeout_ms: Some(limit_ms), ..EvalRequest::default() };
     let limit = Duration::from_millis(limit_ms);
     let endless = TemplateError::Endless { limit_s: limit_ms.div_ceil(1000) };
-    let Ok(reply) = tokio::time::timeout(limit + SLACK, agent.eval(&eval)).await else { return Err(endless) };
+    let Ok(reply) = tokio::time::timeout(limit + slack, agent.eval(&eval)).await else { return Err(endless) };
     match reply {
         Ok(EvalReply { exception: None, .. }) => Ok(()),
         Ok(EvalReply { exception: Some(exception), duration_us, .. }) => {
@@ -135,10 +135,13 @@ async fn warm_up(agent: &Handle, request: &CreateTemplate) -> Result<(), Templat
                 Ok(())
             }
         }
-        Err(CallError::Guest(GuestFailure::Said(error))) if error.code == ErrorCode::DeadlinePassed => {
+        Err(CallError::Guest(GuestFailure::Said(error)))
+            if error.code == ErrorCode::DeadlinePassed && request.warm.is_some() =>
+        {
             Err(endless)
         }
         Err(CallError::Guest(GuestFailure::Late(_))) => Err(endless),
+        Err(error) if request.warm.is_some() => Err(TemplateError::WarmUp(error)),
         Err(error) => Err(TemplateError::Guest(error)),
     }
 }

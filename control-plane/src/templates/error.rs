@@ -48,6 +48,9 @@ pub enum TemplateError {
     /// Its agent cannot be had, did not start, or could not be snapshotted.
     #[error("the template cannot be built: {}", .0.0.detail)]
     Agent(Refusal),
+    /// Why the build failed that this request waited for.
+    #[error("{}", .0.0.detail)]
+    Shared(Refusal),
     /// There is nothing that could run the warm-up.
     #[error(
         "the image {0} has no evaluator, so the template's warm-up cannot run: leave it out, or choose an image that has one"
@@ -71,7 +74,10 @@ pub enum TemplateError {
         /// How long it had, seconds.
         limit_s: u64,
     },
-    /// Its guest failed in the warm-up.
+    /// The warm-up ended its interpreter, or its guest failed meanwhile.
+    #[error("the template's warm-up failed: {0}")]
+    WarmUp(CallError),
+    /// Its guest failed as its interpreter started.
     #[error("the template's guest failed: {0}")]
     Guest(CallError),
     /// Its snapshot.

@@ -30,7 +30,7 @@ pub use shelf::Templates;
 
 use crate::core::Core;
 use crate::images::Image;
-use crate::snapshots::Hold;
+use crate::snapshots::{Hold, SnapshotError};
 use inputs::Inputs;
 
 /// What the names of the images' own templates begin with.
@@ -89,15 +89,22 @@ pub async fn default_for(core: &Arc<Core>, image: &ImageName) -> Result<Found, T
 pub async fn remove(core: &Arc<Core>, name: &str) -> Result<(), TemplateError> {
     if let Some(dir) = core.templates.take_down(name)? {
         core.pool.forget(&dir).await;
+        core.snapshots.gone(&[dir]).await;
     }
     Ok(())
 }
 
-/// What is there, else what is built; a build goes on without the caller.
+/// What is there and sound, else what is built; a build goes on without the caller.
 async fn detached(core: &Arc<Core>, request: CreateTemplate) -> Result<Found, TemplateError> {
     let inputs = Inputs::of(core, &request).await?;
     if let Some(found) = core.templates.on_shelf(&request.name, &inputs)? {
-        return Ok(found);
+        match found.hold.prove().await {
+            Err(error @ SnapshotError::Unusable { .. }) => {
+                tracing::error!(name = %request.name, %error, "a template is damaged; it is built again");
+                forget(core, core.templates.discard(found.hold.id())).await;
+            }
+            proved => return proved.map(|()| found).map_err(Into::into),
+        }
     }
     let core = Arc::clone(core);
     let building = tokio::spawn(async move { obtain(&core, &request).await });

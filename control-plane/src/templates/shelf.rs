@@ -6,22 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ark_types::agent::AgentName;
 use ark_types::layout::StateDir;
+use ark_types::problem::Problem;
 use ark_types::template::{CreateTemplate, Template};
 use ark_types::vmm::SnapshotId;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::inputs::Inputs;
 use super::{DEFAULT_PREFIX, Found, TemplateError, default_name};
 use crate::host::unix_ms;
 use crate::images::Images;
+use crate::problems::Refusal;
 use crate::snapshots::{Hold, RECORD, Store, read_record, remove_file, write_file};
 
 /// Most templates; beyond it those that nobody has used for longest go.
 const MAX_TEMPLATES: usize = 32;
 /// A template that nobody has used for this long goes, milliseconds: 30 days.
 const UNUSED_MS: u64 = 30 * 24 * 3_600_000;
-/// How often the time of a template's last use is written down, at most, milliseconds.
-const NOTE_MS: u64 = 60_000;
+/// How often the time of a template's last use is written down, at most, milliseconds: a create waits for the disk then.
+const NOTE_MS: u64 = 3_600_000;
 
 /// What is known of a template beside its snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,11 +68,16 @@ pub struct Templates {
     store: Store,
     shelf: Mutex<HashMap<String, Kept>>,
     flights: Mutex<HashMap<String, Flying>>,
+    /// No more builds.
+    closing: CancellationToken,
 }
+
+/// Whose turn it is to build, and how the last build failed.
+type Turn = Arc<tokio::sync::Mutex<Option<Problem>>>;
 
 #[derive(Debug, Default)]
 struct Flying {
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Turn,
     /// Who is on it, one entry per request.
     names: Vec<AgentName>,
 }
@@ -79,12 +87,12 @@ pub(super) struct Flight<'a> {
     templates: &'a Templates,
     digest: String,
     name: AgentName,
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Turn,
 }
 
 impl Flight<'_> {
     /// Waits until nobody else builds it.
-    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, Option<Problem>> {
         self.turn.lock().await
     }
 }
@@ -128,6 +136,7 @@ impl Templates {
             store: store.clone(),
             shelf: Mutex::new(shelf),
             flights: Mutex::default(),
+            closing: CancellationToken::new(),
         }
     }
 
@@ -161,12 +170,30 @@ impl Templates {
         building: impl Future<Output = Result<Built, TemplateError>>,
     ) -> Result<(Found, Vec<PathBuf>), TemplateError> {
         let flight = self.board(&inputs.digest, name);
-        let _turn = flight.turn().await;
+        let mut failure = flight.turn().await;
+        let building = async {
+            tokio::select! {
+                built = building => built,
+                () = self.closing.cancelled() => Err(TemplateError::Interrupted),
+            }
+        };
         let is_there = self.shelf().contains_key(&inputs.digest);
-        let retired =
-            if is_there { self.give_name(name, &inputs.digest) } else { self.put(building.await?)? };
+        let retired = if is_there {
+            self.give_name(name, &inputs.digest)
+        } else if let Some(problem) = &*failure {
+            // Who waited for the build that failed would only see it fail again.
+            return Err(TemplateError::Shared(Refusal(problem.clone())));
+        } else {
+            let built = building.await.and_then(|built| self.put(built));
+            built.map_err(|error| shared(error, &mut failure))?
+        };
         let found = self.on_shelf(name, inputs)?.ok_or(TemplateError::Interrupted)?;
         Ok((found, retired))
+    }
+
+    /// Gives up what is being built, and builds no more.
+    pub fn shut_down(&self) {
+        self.closing.cancel();
     }
 
     /// Where the snapshot of a new template goes: a directory that does not exist.
@@ -282,6 +309,13 @@ impl Templates {
         shelf.remove(digest).map(|kept| self.retire(kept))
     }
 
+    /// Takes the template whose snapshot is `id` off the shelf, whatever its names; its directory then.
+    pub(super) fn discard(&self, id: SnapshotId) -> Vec<PathBuf> {
+        let mut shelf = self.shelf();
+        let digest = shelf.iter().find(|(_, kept)| kept.id == id).map(|(digest, _)| digest.clone());
+        digest.and_then(|digest| shelf.remove(&digest)).map(|kept| self.retire(kept)).into_iter().collect()
+    }
+
     /// Lets the template go: at once, or with the last agent and diff that needs it.
     fn retire(&self, kept: Kept) -> PathBuf {
         // Without its record the next arkd lets it go, too.
@@ -378,6 +412,16 @@ impl Templates {
             tracing::info!(dir = %dir.display(), "a template that nobody uses is removed");
         }
     }
+}
+
+/// Leaves the failure to those who wait, unless it may be another one for them.
+fn shared(error: TemplateError, failure: &mut Option<Problem>) -> TemplateError {
+    if matches!(error, TemplateError::Endless { .. } | TemplateError::Interrupted) {
+        return error;
+    }
+    let refusal = Refusal::from(error);
+    *failure = Some(refusal.0.clone());
+    TemplateError::Shared(refusal)
 }
 
 /// Whether it is nothing but the template of an image that was removed.

@@ -149,6 +149,29 @@ async fn one_builds_and_the_others_wait_for_it() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_build_that_fails_does_not_try_it_again() {
+    let world = World::new();
+    let templates = Arc::new(world.open());
+    let builds = Arc::new(AtomicUsize::new(0));
+    let ask = |templates: Arc<Templates>, builds: Arc<AtomicUsize>| async move {
+        let failing = async {
+            builds.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Err(TemplateError::NoEvaluator("base".parse().unwrap()))
+        };
+        templates.obtain(&request("one").name, &inputs(1), failing).await.unwrap_err()
+    };
+    let asked: Vec<_> =
+        (0..8).map(|_| tokio::spawn(ask(Arc::clone(&templates), Arc::clone(&builds)))).collect();
+    for error in asked {
+        assert!(error.await.unwrap().to_string().contains("has no evaluator"));
+    }
+    assert_eq!(builds.load(Ordering::Relaxed), 1);
+    ask(templates, Arc::clone(&builds)).await;
+    assert_eq!(builds.load(Ordering::Relaxed), 2, "who asks later has it tried again");
+}
+
+#[tokio::test]
 async fn when_a_build_fails_or_is_given_up_the_next_one_builds() {
     let world = World::new();
     let templates = world.open();

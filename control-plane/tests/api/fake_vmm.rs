@@ -3,21 +3,28 @@
 //! `bin/ark-vmm` of a test's assets leads here. What the guest does is written in its image file: a word that [`live`],
 //! [`serve`] or [`obey`] knows.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use ark_types::eval::{EvalEnd, EvalException, EvalRequest};
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
 use ark_types::files::{FileKind, FileStat};
 use ark_types::guest::{
-    Decoder, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, SignalRequest,
-    Started,
+    ClockSet, Decoder, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew,
+    Renewed, SignalRequest, Started,
 };
-use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord, VmConfig, VmState};
+use ark_types::vmm::{
+    ControlReply, ControlRequest, DiskConfig, ExitReason, ExitRecord, ProcessorModel, RestoreConfig,
+    RunConfig, SNAPSHOT_VERSION, SnapshotBase, SnapshotId, SnapshotManifest, SnapshotReport, VmConfig,
+    VmState,
+};
+use serde::{Deserialize, Serialize};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,7 +32,15 @@ fn main() {
         probe if probe.starts_with("probe --json") => {
             println!(r#"{{"usable":true,"reason":"a fake","duration_us":1}}"#);
         }
-        "run --config -" => run(),
+        "run --config -" | "run --prepared 1 --config -" => run(),
+        proof if proof.starts_with("verify ") => {
+            let dir = Path::new(&arguments[1]);
+            if std::fs::read_to_string(dir.join("memory")).unwrap() != "memory" {
+                eprintln!("ark-vmm: memory is damaged in its first chunk");
+                std::process::exit(ExitReason::BadSnapshot.exit_code().into());
+            }
+        }
+        merge if merge.starts_with("compact ") => compact(Path::new(&arguments[1]), Path::new(&arguments[2])),
         other => panic!("{other}"),
     }
 }
@@ -36,34 +51,196 @@ fn end(reason: ExitReason, detail: Option<&str>) -> ! {
     std::process::exit(reason.exit_code().into());
 }
 
+/// What a snapshot keeps of a guest.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Memory {
+    script: String,
+    renewals: u64,
+    hostname: String,
+    machine_id: String,
+    names: BTreeMap<String, String>,
+}
+
+/// What the VMM knows of itself.
+#[derive(Debug)]
+struct Machine {
+    memory: Mutex<Memory>,
+    base: Mutex<Option<SnapshotBase>>,
+    labels: BTreeMap<String, String>,
+    size: (u32, u64),
+    disks: Vec<DiskConfig>,
+    is_restored: bool,
+}
+
+/// Sockets and console.
+struct Places {
+    vsock: PathBuf,
+    console: PathBuf,
+    control: PathBuf,
+}
+
 fn run() {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).unwrap();
-    let Ok(config) = serde_json::from_str::<VmConfig>(&text) else { end(ExitReason::BadConfig, None) };
-    let script = std::fs::read_to_string(&config.disks[0].path).unwrap();
-    let vsock = config.vsock.unwrap().uds_path;
-    let mut console = std::fs::File::create(config.console.unwrap()).unwrap();
+    let (machine, places) = match serde_json::from_str(&text) {
+        Ok(RunConfig::Boot(config)) => boot(config),
+        Ok(RunConfig::Restore(config)) => restore(config),
+        Err(_) => end(ExitReason::BadConfig, None),
+    };
+    let script = machine.memory.lock().unwrap().script.clone();
+    let mut console = std::fs::OpenOptions::new().create(true).append(true).open(places.console).unwrap();
     writeln!(console, "Linux version fake\nscript {script}").unwrap();
-    let control = UnixListener::bind(config.control_socket.unwrap()).unwrap();
-    let guest = UnixListener::bind(&vsock).unwrap();
-    let deaf = script == "ignores-stop";
-    std::thread::spawn(move || control.incoming().for_each(|stream| obey(stream.unwrap(), deaf)));
-    let script = Arc::new(script);
-    let scripted = Arc::clone(&script);
+    let control = UnixListener::bind(places.control).unwrap();
+    let guest = UnixListener::bind(&places.vsock).unwrap();
+    let machine = Arc::new(machine);
+    let controlled = Arc::clone(&machine);
     std::thread::spawn(move || {
-        for stream in guest.incoming() {
-            let script = Arc::clone(&scripted);
-            std::thread::spawn(move || serve(stream.unwrap(), &script));
+        for stream in control.incoming() {
+            let machine = Arc::clone(&controlled);
+            std::thread::spawn(move || obey(stream.unwrap(), &machine));
         }
     });
-    let mut hello_socket = vsock.into_os_string();
+    let served = Arc::clone(&machine);
+    std::thread::spawn(move || {
+        for stream in guest.incoming() {
+            let machine = Arc::clone(&served);
+            std::thread::spawn(move || serve(stream.unwrap(), &machine));
+        }
+    });
+    let mut hello_socket = places.vsock.into_os_string();
     hello_socket.push("_1024");
-    live(&script, &PathBuf::from(hello_socket), &mut console);
+    live(&script, machine.is_restored, &PathBuf::from(hello_socket), &mut console);
+}
+
+fn boot(config: VmConfig) -> (Machine, Places) {
+    let parameter = |key: &str| {
+        let found = config.cmdline.split(' ').find_map(|word| word.strip_prefix(key));
+        found.unwrap_or_default().to_owned()
+    };
+    let memory = Memory {
+        script: std::fs::read_to_string(&config.disks[0].path).unwrap(),
+        hostname: parameter("ark.hostname="),
+        machine_id: parameter("ark.machine_id="),
+        ..Memory::default()
+    };
+    let machine = Machine {
+        memory: Mutex::new(memory),
+        base: Mutex::default(),
+        labels: config.labels,
+        size: (config.vcpus, config.memory_mib),
+        disks: config.disks,
+        is_restored: false,
+    };
+    let places = Places {
+        vsock: config.vsock.unwrap().uds_path,
+        console: config.console.unwrap(),
+        control: config.control_socket.unwrap(),
+    };
+    (machine, places)
+}
+
+#[derive(Deserialize, Serialize)]
+struct Sealed {
+    seal: String,
+    manifest: SnapshotManifest,
+}
+
+fn manifest_of(dir: &Path) -> SnapshotManifest {
+    let text = std::fs::read(dir.join("manifest.json")).unwrap();
+    serde_json::from_slice::<Sealed>(&text).unwrap().manifest
+}
+
+/// A full snapshot of what `dir` is a diff over something for.
+fn compact(dir: &Path, out: &Path) {
+    let mut manifest = manifest_of(dir);
+    (manifest.id, manifest.base) = (SnapshotId(rand::random()), None);
+    std::fs::create_dir(out).unwrap();
+    for file in ["state", "sums", "memory"] {
+        std::fs::copy(dir.join(file), out.join(file)).unwrap();
+    }
+    let sealed = Sealed { seal: "0".repeat(64), manifest };
+    std::fs::write(out.join("manifest.json"), serde_json::to_vec(&sealed).unwrap()).unwrap();
+}
+
+fn restore(config: RestoreConfig) -> (Machine, Places) {
+    let manifest = manifest_of(&config.snapshot);
+    let mut base = manifest.base.clone();
+    while let Some(below) = base {
+        assert!(below.path.join("manifest.json").exists(), "a base is missing");
+        base = manifest_of(&below.path).base;
+    }
+    let memory: Memory =
+        serde_json::from_slice(&std::fs::read(config.snapshot.join("state")).unwrap()).unwrap();
+    if memory.script == "unrestorable" {
+        end(ExitReason::BadSnapshot, Some("it was taken on another kind of processor; take it again here"));
+    }
+    let disks = config.disks.into_iter().map(|path| DiskConfig { path, read_only: true }).collect();
+    let machine = Machine {
+        memory: Mutex::new(memory),
+        base: Mutex::new(Some(SnapshotBase { id: manifest.id, path: config.snapshot })),
+        labels: manifest.labels,
+        size: (manifest.vcpus, manifest.memory_mib),
+        disks,
+        is_restored: true,
+    };
+    let places = Places {
+        vsock: config.uds_path.unwrap(),
+        console: config.console.unwrap(),
+        control: config.control_socket.unwrap(),
+    };
+    (machine, places)
+}
+
+/// Writes what a snapshot consists of, as far as `arkd` looks at it.
+fn snapshot(machine: &Machine, dir: &Path) -> ControlReply {
+    let memory = machine.memory.lock().unwrap().clone();
+    match memory.script.as_str() {
+        "full-disk" => return ControlReply::Refused { why: "memory: No space left on device".into() },
+        "slow-snapshot" => std::thread::sleep(Duration::from_secs(2)),
+        _ => {}
+    }
+    let state = serde_json::to_vec(&memory).unwrap();
+    let id = SnapshotId(rand::random());
+    let base = machine.base.lock().unwrap().clone();
+    let manifest = SnapshotManifest {
+        version: SNAPSHOT_VERSION,
+        id,
+        base: base.clone(),
+        created_unix_ms: 1,
+        vcpus: machine.size.0,
+        memory_mib: machine.size.1,
+        processor: ProcessorModel {
+            vendor: "fake".into(),
+            family: 1,
+            model: 1,
+            stepping: 1,
+            brand: "fake".into(),
+        },
+        disks: machine.disks.clone(),
+        guest_cid: Some(3),
+        labels: machine.labels.clone(),
+        state_bytes: state.len() as u64,
+        state_sha256: "0".repeat(64),
+        sums_bytes: 0,
+        sums_sha256: "0".repeat(64),
+        written_bytes: 4096,
+    };
+    let beside = PathBuf::from(format!("{}.tmp", dir.display()));
+    std::fs::create_dir_all(&beside).unwrap();
+    std::fs::write(beside.join("state"), state).unwrap();
+    std::fs::write(beside.join("sums"), "").unwrap();
+    std::fs::write(beside.join("memory"), "memory").unwrap();
+    let sealed = Sealed { seal: "0".repeat(64), manifest };
+    std::fs::write(beside.join("manifest.json"), serde_json::to_vec(&sealed).unwrap()).unwrap();
+    std::fs::rename(beside, dir).unwrap();
+    let base = base.map(|base| base.id);
+    ControlReply::Snapshot(SnapshotReport { id, base, pause_us: 7, durable_us: 70, written_bytes: 4096 })
 }
 
 /// The guest from hello to end.
-fn live(script: &str, hello_socket: &Path, console: &mut std::fs::File) {
+fn live(script: &str, is_restored: bool, hello_socket: &Path, console: &mut std::fs::File) {
     match script {
+        "never-calls" if is_restored => std::thread::sleep(Duration::from_secs(1000)),
         "panics" => {
             writeln!(console, "Kernel panic - not syncing: no init found").unwrap();
             end(ExitReason::GuestPanic, Some("panic after 0.1 s"));
@@ -92,17 +269,32 @@ fn live(script: &str, hello_socket: &Path, console: &mut std::fs::File) {
     }
 }
 
-fn obey(stream: UnixStream, deaf: bool) {
+fn obey(stream: UnixStream, machine: &Machine) {
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line).unwrap();
-    let ControlRequest::Stop { grace_ms } = serde_json::from_str(&line).unwrap() else { return };
-    let reply = serde_json::to_string(&ControlReply::State { state: VmState::Stopping }).unwrap();
-    writeln!(&stream, "{reply}").unwrap();
-    if deaf {
-        std::thread::sleep(Duration::from_millis(grace_ms));
-        end(ExitReason::StopDeadline, None);
+    let state = |state| ControlReply::State { state };
+    let answer = |reply: ControlReply| {
+        writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
+    };
+    match serde_json::from_str(&line).unwrap() {
+        ControlRequest::Stop { grace_ms } => {
+            answer(state(VmState::Stopping));
+            if machine.memory.lock().unwrap().script == "ignores-stop" {
+                std::thread::sleep(Duration::from_millis(grace_ms));
+                end(ExitReason::StopDeadline, None);
+            }
+            end(ExitReason::Stopped, None);
+        }
+        ControlRequest::Pause => answer(state(VmState::Paused)),
+        ControlRequest::Resume => answer(state(VmState::Running)),
+        ControlRequest::Snapshot { dir } => answer(snapshot(machine, &dir)),
+        ControlRequest::Reclaim { dir } => {
+            let id = manifest_of(&dir).id;
+            *machine.base.lock().unwrap() = Some(SnapshotBase { id, path: dir });
+            answer(state(VmState::Paused));
+        }
+        ControlRequest::State | ControlRequest::Metrics => {}
     }
-    end(ExitReason::Stopped, None);
 }
 
 fn send(stream: &mut UnixStream, frame: &Frame) {
@@ -133,14 +325,33 @@ impl Incoming {
 }
 
 /// One operation.
-fn serve(mut stream: UnixStream, script: &str) {
+fn serve(mut stream: UnixStream, machine: &Machine) {
+    let script = machine.memory.lock().unwrap().script.clone();
     let mut line = [0; 13];
     stream.read_exact(&mut line).unwrap();
     assert_eq!(&line, b"CONNECT 1025\n");
     stream.write_all(b"OK 1073741824\n").unwrap();
     let mut incoming = Incoming(stream.try_clone().unwrap(), Decoder::new());
-    let Some(first) = incoming.next() else { return };
-    match (first.kind, script) {
+    let mut first = incoming.next();
+    // These take no time, and others follow on the same connection.
+    while let Some(frame) =
+        first.take_if(|frame| matches!(frame.kind, Kind::Renew | Kind::ClockSet | Kind::Eval))
+    {
+        match frame.kind {
+            Kind::Renew => renew(&mut stream, machine, frame.parse().unwrap()),
+            Kind::ClockSet => {
+                let wrong = u64::from(script == "wrong-clock") * 1_000_000_000;
+                send(
+                    &mut stream,
+                    &Frame::json(Kind::ClockSet, &ClockSet { unix_ns: now() + wrong }).unwrap(),
+                );
+            }
+            _ => eval(&mut stream, machine, &frame.parse().unwrap()),
+        }
+        first = incoming.next();
+    }
+    let Some(first) = first else { return };
+    match (first.kind, script.as_str()) {
         (_, "lies") => send(&mut stream, &Frame::empty(Kind::PowerOff)),
         (_, "dies-in-exec") => end(ExitReason::GuestPanic, Some("out of memory")),
         (Kind::Exec, _) => exec(stream, incoming, &first.parse().unwrap()),
@@ -171,6 +382,60 @@ fn serve(mut stream: UnixStream, script: &str) {
         }
         (other, _) => panic!("{other:?}"),
     }
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_nanos()).unwrap()
+}
+
+fn renew(stream: &mut UnixStream, machine: &Machine, order: Renew) {
+    let mut memory = machine.memory.lock().unwrap();
+    memory.renewals += 1;
+    if memory.script != "keeps-its-name" {
+        memory.hostname = order.hostname;
+    }
+    memory.machine_id = order.machine_id;
+    let random = if memory.script == "same-random" { [7u8; 32] } else { rand::random() };
+    let answer = Renewed {
+        nonce: order.nonce,
+        renewals: memory.renewals,
+        random: random.iter().map(|byte| format!("{byte:02x}")).collect(),
+        evaluator_random: Some(format!("{:032x}", rand::random::<u128>())),
+        hostname: memory.hostname.clone(),
+        machine_id: memory.machine_id.clone(),
+        boot_id: "fake".into(),
+        dropped_secrets: 0,
+        unix_ns: now() + u64::from(memory.script == "wrong-clock") * 1_000_000_000,
+    };
+    drop(memory);
+    send(stream, &Frame::json(Kind::Renewed, &answer).unwrap());
+}
+
+/// An interpreter of `name=value`, `name`, `hostname`, `machine_id`, `renewals`, `raise` and `sleep`.
+fn eval(stream: &mut UnixStream, machine: &Machine, request: &EvalRequest) {
+    if request.code == "sleep" {
+        std::thread::sleep(Duration::from_secs(1000));
+    }
+    let mut memory = machine.memory.lock().unwrap();
+    let mut answer = EvalEnd { value: None, exception: None, duration_us: 3 };
+    match request.code.split_once('=') {
+        Some((name, value)) => drop(memory.names.insert(name.to_owned(), value.to_owned())),
+        None => match request.code.as_str() {
+            "hostname" => answer.value = Some(memory.hostname.clone()),
+            "machine_id" => answer.value = Some(memory.machine_id.clone()),
+            "renewals" => answer.value = Some(memory.renewals.to_string()),
+            "raise" => {
+                let (kind, message) = ("Error".to_owned(), "raised".to_owned());
+                answer.exception = Some(EvalException { kind, message, traceback: "Error: raised".into() });
+            }
+            name => answer.value = memory.names.get(name).cloned(),
+        },
+    }
+    drop(memory);
+    send(stream, &Frame::raw(Kind::Stdout, b"out\n".to_vec()).unwrap());
+    send(stream, &Frame::raw(Kind::Stderr, b"err\n".to_vec()).unwrap());
+    send(stream, &Frame::json(Kind::Evaluated, &answer).unwrap());
 }
 
 fn describe(path: &Path) -> std::io::Result<FileStat> {

@@ -29,7 +29,7 @@ async fn files_of_all_sizes_go_up_and_come_down() {
     let dir = place.dir.path().to_str().unwrap();
     let list: FileList = ark.client.get(&format!("/v1/agents/a1/files/list?path={dir}")).await.json();
     let names: Vec<_> = list.entries.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(names, ["a file & more", "assets", "run"]);
+    assert_eq!(names, ["a file & more", "assets", "run", "state"]);
     ark.daemon.shut_down().await;
 }
 

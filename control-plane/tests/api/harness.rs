@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use ark_types::agent::Agent;
 use ark_types::health::HostKind;
-use ark_types::layout::{Assets, RunDir};
+use ark_types::layout::{Assets, RunDir, StateDir};
 use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
-use arkd::config::{Config, Timing};
+use arkd::config::{Config, PoolSizes, Timing};
 use arkd::daemon::Daemon;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -33,7 +33,7 @@ fn fake_vmm() -> PathBuf {
 }
 
 /// Images of every test: the name is what the guest does.
-const IMAGES: [&str; 11] = [
+const IMAGES: [&str; 18] = [
     "base",
     "panics",
     "silent",
@@ -45,6 +45,13 @@ const IMAGES: [&str; 11] = [
     "dies-in-exec",
     "shrinks",
     "rotten",
+    "full-disk",
+    "slow-snapshot",
+    "unrestorable",
+    "same-random",
+    "wrong-clock",
+    "keeps-its-name",
+    "never-calls",
 ];
 
 /// A directory with assets, state and run directory.
@@ -60,6 +67,10 @@ impl Place {
         let program = dir.path().join("assets/bin/ark-vmm");
         std::fs::create_dir_all(program.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(fake_vmm(), &program).unwrap();
+        let kernel = Assets(dir.path().join("assets"));
+        std::fs::create_dir_all(kernel.kernel().parent().unwrap()).unwrap();
+        std::fs::write(kernel.kernel(), "kernel").unwrap();
+        std::fs::write(kernel.initrd(), "guestd").unwrap();
         for name in IMAGES {
             std::fs::write(images.join(format!("{name}.erofs")), name).unwrap();
             let digest: String = sha2::Sha256::digest(name).iter().map(|b| format!("{b:02x}")).collect();
@@ -81,10 +92,15 @@ impl Place {
         RunDir(self.path("run"))
     }
 
+    pub(crate) fn state(&self) -> StateDir {
+        StateDir(self.path("state"))
+    }
+
     pub(crate) fn config(&self) -> Config {
         Config {
             assets: Assets(self.path("assets")),
             run: self.run(),
+            state: self.state(),
             token_file: self.path("state/token"),
             listen: None,
             host_kind: HostKind::Native,
@@ -94,7 +110,10 @@ impl Place {
                 probe: Duration::from_secs(20),
                 first_stream: Duration::from_millis(700),
                 exec_slack: Duration::from_millis(300),
+                renewal: Duration::from_secs(5),
             },
+            // What is made ahead would be counted among the agents' directories.
+            pool: PoolSizes::default(),
         }
     }
 
@@ -245,6 +264,8 @@ pub(crate) fn arkd(place: &Place, arguments: &[&str]) -> Command {
         .env("ARK_ASSETS", place.path("assets"))
         .env("ARK_STATE", place.path("state"))
         .env("ARK_RUN", place.path("run"))
+        .env("ARK_POOL", "0")
+        .env("ARK_STANDBY", "0")
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
     command

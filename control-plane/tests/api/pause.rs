@@ -1,0 +1,215 @@
+//! Agents that stand still, outlast their VMM and arkd, and go back in time.
+
+use ark_types::agent::{Agent, AgentState, Origin};
+use ark_types::problem::ProblemKind;
+use ark_types::receipt::Receipt;
+use hyper::StatusCode;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::forks::eval;
+use crate::harness::{Client, Place, eventually, runs, signal, started};
+
+async fn pause(client: &Client, agent: &str) -> Agent {
+    let reply = client.post(&format!("/v1/agents/{agent}/pause"), &json!({})).await;
+    assert_eq!(reply.status(), StatusCode::OK, "{:?}", reply.body);
+    reply.json()
+}
+
+async fn resume(client: &Client, agent: &str) -> Agent {
+    let reply = client.post(&format!("/v1/agents/{agent}/resume"), &json!({})).await;
+    assert_eq!(reply.status(), StatusCode::OK, "{:?}", reply.body);
+    reply.json()
+}
+
+fn records(place: &Place) -> usize {
+    std::fs::read_dir(place.state().paused()).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn a_paused_agent_takes_no_commands_until_it_is_resumed() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let agent = client.create("a1", "base").await;
+    client.post("/v1/agents/a1/resume", &json!({})).await.problem(ProblemKind::AgentNotRunning);
+    let paused = pause(client, "a1").await;
+    assert_eq!((paused.state, paused.vmm_pid), (AgentState::Paused, agent.vmm_pid));
+    assert!(place.state().paused().join(&agent.id).join("agent.json").exists());
+    let detail =
+        client.post("/v1/agents/a1/pause", &json!({})).await.problem(ProblemKind::AgentNotRunning).detail;
+    assert!(detail.contains("paused already"), "{detail}");
+    let refused = client.exec("a1", &json!({ "argv": ["true"] })).await;
+    let detail = refused.problem(ProblemKind::AgentNotRunning).detail;
+    assert_eq!(detail, "the agent a1 is paused: resume it with `ark resume a1`");
+
+    // It can be forked as it lies there.
+    let forked: Value = client.post("/v1/agents/a1/fork", &json!({ "count": 2 })).await.json();
+    assert_eq!(forked["agents"].as_array().unwrap().len(), 2);
+    assert_eq!(resume(client, "a1").await.state, AgentState::Running);
+    assert!(!place.state().paused().join(&agent.id).join("agent.json").exists());
+    assert_eq!(client.exec("a1", &json!({ "argv": ["true"] })).await.status(), StatusCode::OK);
+    // What is taken next is a diff over what it was paused to.
+    pause(client, "a1").await;
+    assert_eq!(client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
+    for fork in ["a1-1", "a1-2"] {
+        client.delete(&format!("/v1/agents/{fork}")).await;
+    }
+    assert_eq!((records(&place), place.agent_dirs()), (0, 0));
+    ark.daemon.shut_down().await;
+    assert!(!runs(agent.vmm_pid.unwrap()));
+    assert_eq!((records(&place), place.agent_dirs()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_paused_agent_outlasts_its_vmm() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let agent = client.create("a1", "base").await;
+    eval(client, "a1", "x=5").await;
+    pause(client, "a1").await;
+    signal(agent.vmm_pid.unwrap(), Signal::SIGKILL);
+    let now = async || client.get("/v1/agents/a1").await.json::<Agent>();
+    eventually("the VMM is gone", async || now().await.vmm_pid.is_none()).await;
+    assert_eq!(now().await.state, AgentState::Paused);
+    assert_eq!(resume(client, "a1").await.state, AgentState::Running);
+    assert_eq!(eval(client, "a1", "x").await.as_deref(), Some("5"));
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_paused_agent_outlasts_arkd_ended_or_killed() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let agent = client.create("a1", "base").await;
+    let machine_id = eval(&client, "a1", "machine_id").await;
+    eval(&client, "a1", "x=5").await;
+    client.create("b1", "base").await;
+    pause(&client, "b1").await;
+    pause(&client, "a1").await;
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+
+    let (mut second, client) = started(&place, &[]).await;
+    let back: Agent = client.get("/v1/agents/a1").await.json();
+    assert_eq!((back.state, &back.id, back.vmm_pid), (AgentState::Paused, &agent.id, None));
+    assert!(!runs(agent.vmm_pid.unwrap()));
+    signal(second.0.id(), Signal::SIGTERM);
+    assert!(second.0.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(place.path("run")).unwrap().count(), 0);
+
+    let (_third, client) = started(&place, &[]).await;
+    let woken = resume(&client, "a1").await;
+    assert_eq!((woken.state, &woken.id, &woken.origin), (AgentState::Running, &agent.id, &Origin::Boot));
+    assert_eq!(eval(&client, "a1", "x").await.as_deref(), Some("5"));
+    assert_eq!(eval(&client, "a1", "machine_id").await, machine_id, "it is the same agent");
+    let receipt: Receipt = client.get("/v1/agents/a1/receipt").await.json();
+    assert_eq!((receipt.agent_id, receipt.checks.len()), (agent.id, 9));
+    assert_eq!(client.delete("/v1/agents/b1").await.status(), StatusCode::NO_CONTENT);
+    assert_eq!(client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
+    assert_eq!((records(&place), place.agent_dirs()), (0, 0));
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_be_paused_goes_on_and_nothing_is_left() {
+    let place = Place::new();
+    let ark = place.start().await;
+    ark.client.create("a1", "full-disk").await;
+    let detail =
+        ark.client.post("/v1/agents/a1/pause", &json!({})).await.problem(ProblemKind::DiskFull).detail;
+    assert!(detail.starts_with("the agent was not paused and goes on"), "{detail}");
+    assert_eq!(ark.client.get("/v1/agents/a1").await.json::<Agent>().state, AgentState::Running);
+    assert_eq!(ark.client.exec("a1", &json!({ "argv": ["true"] })).await.status(), StatusCode::OK);
+    assert_eq!(records(&place), 0);
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_removed_while_it_is_paused_leaves_nothing_and_who_leaves_has_it_paused_all_the_same()
+ {
+    let place = Place::new();
+    let ark = place.start().await;
+    let pausing = || {
+        let client = ark.client.clone();
+        tokio::spawn(async move { client.post("/v1/agents/a1/pause", &json!({})).await })
+    };
+    let under_way = || tokio::time::sleep(std::time::Duration::from_millis(300));
+    ark.client.create("a1", "slow-snapshot").await;
+    let task = pausing();
+    under_way().await;
+    assert_eq!(ark.client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
+    let detail = task.await.unwrap().problem(ProblemKind::AgentGone).detail;
+    assert!(detail.contains("stopped on request"), "{detail}");
+    eventually("nothing is left on disk", async || records(&place) == 0).await;
+
+    let agent = ark.client.create("a1", "slow-snapshot").await;
+    let task = pausing();
+    under_way().await;
+    task.abort();
+    let record = place.state().paused().join(&agent.id).join("agent.json");
+    eventually("it is paused, durably", async || record.exists()).await;
+    // Whatever comes next waits its turn.
+    assert_eq!(resume(&ark.client, "a1").await.state, AgentState::Running);
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
+async fn an_agent_goes_back_to_its_snapshot_and_others_are_restored_from_it() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let agent = client.create("a1", "base").await;
+    let machine_id = eval(client, "a1", "machine_id").await;
+    eval(client, "a1", "x=then").await;
+    let taken = client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
+    assert_eq!(taken.status(), StatusCode::CREATED, "{:?}", taken.body);
+    eval(client, "a1", "x=now").await;
+    let rewound = client.post("/v1/agents/a1/rewind", &json!({ "snapshot": "s1" })).await;
+    assert_eq!(rewound.status(), StatusCode::OK, "{:?}", rewound.body);
+    let rewound: Agent = rewound.json();
+    assert_eq!((&rewound.id, rewound.state), (&agent.id, AgentState::Running));
+    assert_eq!(rewound.origin, Origin::Snapshot { name: "s1".parse().unwrap() });
+    assert!(rewound.vmm_pid != agent.vmm_pid && !runs(agent.vmm_pid.unwrap()));
+    assert_eq!(eval(client, "a1", "x").await.as_deref(), Some("then"));
+    assert_eq!(eval(client, "a1", "machine_id").await, machine_id);
+
+    let other: Agent = client.post("/v1/snapshots/s1/restore", &json!({ "name": "b1" })).await.json();
+    assert_eq!((other.state, &other.origin), (AgentState::Running, &rewound.origin));
+    assert_eq!(eval(client, "b1", "x").await.as_deref(), Some("then"));
+    assert_ne!(eval(client, "b1", "machine_id").await, machine_id);
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_rewind_that_fails_is_told_and_the_agent_has_failed_for_that_reason() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let agent = client.create("a1", "unrestorable").await;
+    client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
+    let detail = client.post("/v1/agents/a1/rewind", &json!({ "snapshot": "s1" })).await;
+    let detail = detail.problem(ProblemKind::SnapshotUnusable).detail;
+    assert!(detail.contains("another kind of processor"), "{detail}");
+    let failed: Agent = client.get("/v1/agents/a1").await.json();
+    assert_eq!((failed.state, failed.reason.as_deref()), (AgentState::Failed, Some(detail.as_str())));
+    assert!(!runs(agent.vmm_pid.unwrap()));
+    client
+        .post("/v1/agents/a1/rewind", &json!({ "snapshot": "s1" }))
+        .await
+        .problem(ProblemKind::AgentNotRunning);
+    // Waking from disk can be tried again.
+    let agent = client.create("b1", "unrestorable").await;
+    pause(client, "b1").await;
+    signal(agent.vmm_pid.unwrap(), Signal::SIGKILL);
+    let now = async || client.get("/v1/agents/b1").await.json::<Agent>();
+    eventually("the VMM is gone", async || now().await.vmm_pid.is_none()).await;
+    client.post("/v1/agents/b1/resume", &json!({})).await.problem(ProblemKind::SnapshotUnusable);
+    assert_eq!(now().await.state, AgentState::Paused);
+    assert!(place.state().paused().join(&agent.id).join("agent.json").exists());
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
