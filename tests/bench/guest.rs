@@ -4,10 +4,13 @@ use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ark_types::exec::{ExecEnd, ExecRequest};
 use ark_types::guest::{CONTROL_PORT, Decoder, Frame, Kind};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// How to reach a guest.
 #[derive(Clone, Debug)]
@@ -54,7 +57,24 @@ impl Address {
 
     /// Runs `argv` in the guest: what it printed and how it ended, or why that cannot be known.
     pub(crate) fn try_exec(&self, argv: &[&str]) -> std::io::Result<(String, ExecEnd)> {
-        let mut stream = self.connect(CONTROL_PORT)?;
+        Self::exec_over(self.connect(CONTROL_PORT)?, argv)
+    }
+
+    /// The same, given up when nothing is heard for `patience`: a guest that was just restored may have let go of a
+    /// connection without a word.
+    pub(crate) fn exec_within(
+        &self,
+        patience: Duration,
+        argv: &[&str],
+    ) -> std::io::Result<(String, ExecEnd)> {
+        let stream = self.connect(CONTROL_PORT)?;
+        let patience =
+            TimeVal::microseconds(i64::try_from(patience.as_micros()).map_err(std::io::Error::other)?);
+        setsockopt(&stream, ReceiveTimeout, &patience)?;
+        Self::exec_over(stream, argv)
+    }
+
+    fn exec_over(mut stream: std::fs::File, argv: &[&str]) -> std::io::Result<(String, ExecEnd)> {
         let request =
             ExecRequest { argv: argv.iter().map(|a| (*a).to_owned()).collect(), ..ExecRequest::default() };
         let frame = Frame::json(Kind::Exec, &request).map_err(std::io::Error::other)?;

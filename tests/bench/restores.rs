@@ -16,6 +16,8 @@ use crate::peers::{Bench, Guest, Vmm};
 
 /// Time a VMM has to prepare itself before it is claimed.
 const PREPARATION: Duration = Duration::from_millis(500);
+/// How long QEMU's restored guest is given to answer before it is asked again.
+const QEMU_PATIENCE: Duration = Duration::from_millis(100);
 /// Longest wait for QEMU.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -78,7 +80,7 @@ impl Bench {
         let mut monitor = BufReader::new(UnixStream::connect(&socket).expect("QEMU's monitor"));
         let uri = format!("exec:cat >{}", stream.display());
         qmp(&mut monitor, "{\"execute\":\"qmp_capabilities\"}");
-            qmp(&mut monitor, &format!("{{\"execute\":\"migrate\",\"arguments\":{{\"uri\":\"{uri}\"}}}}"));
+        qmp(&mut monitor, &format!("{{\"execute\":\"migrate\",\"arguments\":{{\"uri\":\"{uri}\"}}}}"));
         let end = Instant::now() + LIMIT;
         while qmp(&mut monitor, "{\"execute\":\"query-migrate\"}")["status"] != "completed" {
             assert!(Instant::now() < end, "QEMU does not save its guest");
@@ -97,7 +99,7 @@ impl Bench {
         let address = Address::Kernel { cid: crate::peers::QEMU_CID };
         let begin = Instant::now();
         let mut child = command.stdout(Stdio::null()).spawn().expect("QEMU starts");
-        while address.try_exec(&["true"]).is_err() {
+        while address.exec_within(QEMU_PATIENCE, &["true"]).is_err() {
             assert!(begin.elapsed() < LIMIT, "QEMU's restored guest does not answer");
             std::thread::sleep(Duration::from_millis(1));
         }

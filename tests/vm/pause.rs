@@ -77,7 +77,11 @@ fn a_rewound_agent_is_the_same_one_back_in_time() {
     assert_eq!(world.inspect("a1")["id"], id);
     assert_eq!(world.vmms().len(), 1);
     world.create("a2");
-    world.ark(["rewind", "a2", "before-edit"]).exits(125).complains_about(&["before-edit", "a2", "ark restore"]);
+    world.ark(["rewind", "a2", "before-edit"]).exits(125).complains_about(&[
+        "before-edit",
+        "a2",
+        "ark restore",
+    ]);
     world.ark(["rewind", "a1", "nothing"]).exits(125).complains_about(&["nothing"]);
     world.end();
 }
