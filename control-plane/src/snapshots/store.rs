@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ark_types::agent::AgentName;
 use ark_types::layout::StateDir;
-use ark_types::vmm::{SnapshotId, SnapshotManifest};
+use ark_types::vmm::{MAX_CHAIN, SnapshotId, SnapshotManifest};
 
 use super::files::{self, RECORD, Stamp, remove_dir, remove_file, suffixed, write_file};
 use super::hold::Hold;
@@ -174,10 +174,8 @@ impl Store {
     /// As [`Self::hold`].
     pub fn find(&self, name: &str) -> Result<(Hold, Record), SnapshotError> {
         let found = {
-            let table = self.lock();
-            if let Some(Damaged { dir, why, .. }) = table.damaged.get(name) {
-                return Err(SnapshotError::Unusable { dir: dir.clone(), why: why.clone() });
-            }
+            let mut table = self.lock();
+            table.look_again(name)?;
             table.by_name(name).and_then(|(id, entry)| Some((*id, entry.record.clone()?)))
         };
         let (id, record) = found.ok_or_else(|| SnapshotError::NotFound(name.to_owned()))?;
@@ -287,12 +285,7 @@ impl Store {
 
     fn is_to_go(&self, dir: &Path) -> bool {
         let table = self.lock();
-        let stays = |(id, entry): (&SnapshotId, &Entry)| match entry.doom {
-            Doom::Stays => true,
-            Doom::Goes => entry.tenants > 0 || table.children(*id).next().is_some(),
-            Doom::Orphans => entry.tenants > 0,
-        };
-        !table.entries.iter().find(|(_, entry)| entry.dir == dir).is_some_and(stays)
+        table.by_dir(dir).is_none_or(|id| table.is_to_go(id, MAX_CHAIN))
     }
 
     /// Puts `manifest` in `dir` in the place of the snapshot `old`, with its name.
@@ -425,6 +418,28 @@ fn take_in(dir: PathBuf, place: Place) -> Result<Entry, String> {
     let manifest = files::read_manifest(&dir)?;
     let record = if place == Place::Snapshots { files::read_record(&dir)? } else { None };
     Ok(entry(dir, place, manifest, record))
+}
+
+impl Table {
+    /// Takes in the snapshot called `name` if it was found damaged and is whole now.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unusable`] with what is wrong with it now.
+    fn look_again(&mut self, name: &str) -> Result<(), SnapshotError> {
+        let Some(damaged) = self.damaged.get_mut(name) else { return Ok(()) };
+        let dir = damaged.dir.clone();
+        match take_in(dir.clone(), Place::Snapshots) {
+            Ok(entry) => {
+                self.damaged.remove(name);
+                self.entries.entry(entry.manifest.id).or_insert(entry);
+                Ok(())
+            }
+            Err(why) => {
+                damaged.why.clone_from(&why);
+                Err(SnapshotError::Unusable { dir, why })
+            }
+        }
+    }
 }
 
 /// A compaction that a killed `arkd` did not end leaves two snapshots of one name: the full, else the newer one has it.

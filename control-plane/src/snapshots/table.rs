@@ -74,7 +74,7 @@ pub(super) struct Damaged {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) entries: HashMap<SnapshotId, Entry>,
-    /// By name, those that arkd found damaged when it started.
+    /// By name, those that were found damaged when arkd started, and still were when they were asked for last.
     pub(super) damaged: HashMap<String, Damaged>,
     /// Names of snapshots that are being taken.
     pub(super) reserved: HashSet<AgentName>,
@@ -144,6 +144,19 @@ impl Table {
             next = entry.base();
         }
         Ok(links)
+    }
+
+    /// Whether `id` goes as soon as the guards that are left are dropped; it and `depth` generations of diffs over it are looked at.
+    pub(super) fn is_to_go(&self, id: SnapshotId, depth: usize) -> bool {
+        let Some(entry) = self.entries.get(&id) else { return true };
+        entry.tenants == 0
+            && match entry.doom {
+                Doom::Stays => false,
+                Doom::Goes => {
+                    depth > 0 && self.children(id).all(|(child, _)| self.is_to_go(*child, depth - 1))
+                }
+                Doom::Orphans => true,
+            }
     }
 
     /// Takes out `id` when it may go, and then what below it was there for its sake only. What is returned has to be removed
