@@ -81,16 +81,16 @@ pub(super) async fn forget(core: &Core, id: &str) {
 
 /// Lets every snapshot in `dir` but `kept` go; their directories, for [`crate::snapshots::Store::gone`].
 fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) -> Vec<PathBuf> {
-    let mut dirs = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        // What is no snapshot was never complete; the store removes that.
-        if let Ok(hold) = core.snapshots.hold_dir(&entry.path())
-            && Some(hold.id()) != kept
-        {
-            core.snapshots.dispose(hold.id());
-            dirs.push(entry.path());
-        }
-    }
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    // What is no snapshot was never complete; the store removes that. All are found before the first goes: a base goes with
+    // the diff over it.
+    let holds: Vec<_> = entries
+        .filter_map(|entry| core.snapshots.hold_dir(&entry.path()).ok())
+        .filter(|hold| Some(hold.id()) != kept)
+        .collect();
+    let dirs = holds.iter().map(|hold| hold.dir().to_owned()).collect();
+    holds.iter().for_each(|hold| core.snapshots.dispose(hold.id()));
+    drop(holds);
     // Not empty while something in it is still needed.
     let _ = fs::remove_dir(dir);
     dirs

@@ -28,7 +28,8 @@ impl Stamp {
     pub(super) fn of(dir: &Path) -> io::Result<Self> {
         let mut stamp = [[0; 6]; FILES.len()];
         for (slot, name) in stamp.iter_mut().zip(FILES) {
-            let meta = fs::symlink_metadata(dir.join(name))?;
+            let named = |e: io::Error| io::Error::new(e.kind(), format!("{name}: {}", plain(&e)));
+            let meta = fs::symlink_metadata(dir.join(name)).map_err(named)?;
             let (ino, size) = (meta.ino().cast_signed(), meta.size().cast_signed());
             *slot = [ino, size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
         }
