@@ -40,13 +40,24 @@ run: all
 	$(ARK) create --image python --name demo --vcpus 2 --memory 256
 	$(ARK) cp README.md demo:/root/
 	$(ARK) exec demo -- sh -c 'uname -sr; nproc; ls -l /root'
+	@echo
+	@echo '── Two branches of it while it runs, each checked by the host ────────────────'
+	@$(ARK) rm demo-1 demo-2 >/dev/null 2>&1 || true
+	$(ARK) fork demo -n 2
+	$(ARK) exec demo-2 -- sh -c 'hostname; cat /etc/machine-id; ls /root'
+	$(ARK) receipt demo-2
 	$(ARK) ps
-	$(ARK) rm demo
+	$(ARK) rm demo demo-1 demo-2
+	@echo
+	@echo '── Code in an interpreter that is warm already ───────────────────────────────'
+	$(ARK) template build py --image python --warm 'import numpy'
+	$(ARK) eval --template py 'import numpy; numpy.arange(10).reshape(2, 5) @ numpy.arange(5)'
 	@echo
 	@echo "It works. Go on with:"
 	@echo "  export PATH=$(BIN):\$$PATH"
 	@echo "  ark run --image python -- python3          # any program; stdin, stdout and Ctrl-C are yours"
 	@echo "  ark create --image python --name a1        # an agent that stays: ark exec -it a1 -- sh, ark cp, ark logs, ark rm"
+	@echo "  ark fork a1 -n 10; ark pause a1; ark snapshot a1 s1; ark restore s1; ark eval --template py '6*7'"
 	@echo "  ark --help        make test        make bench        make stop"
 
 define RANK_WORDS

@@ -16,7 +16,8 @@ use crate::peers::{Bench, Guest, Vmm};
 
 /// Time a VMM has to prepare itself before it is claimed.
 const PREPARATION: Duration = Duration::from_millis(500);
-/// How long QEMU's restored guest is given to answer before it is asked again.
+/// How long QEMU's restored guest is given to answer at first before it is asked again; twice as long each time, so that one
+/// that is only slow is not given up over and over.
 const QEMU_PATIENCE: Duration = Duration::from_millis(100);
 /// Longest wait for QEMU.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -99,8 +100,13 @@ impl Bench {
         let address = Address::Kernel { cid: crate::peers::QEMU_CID };
         let begin = Instant::now();
         let mut child = command.stdout(Stdio::null()).spawn().expect("QEMU starts");
-        while address.exec_within(QEMU_PATIENCE, &["true"]).is_err() {
+        let mut patience = QEMU_PATIENCE;
+        while let Err(error) = address.exec_within(patience, &["true"]) {
             assert!(begin.elapsed() < LIMIT, "QEMU's restored guest does not answer");
+            // Anything else says that QEMU has not come so far yet.
+            if error.kind() == std::io::ErrorKind::WouldBlock {
+                patience *= 2;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         let ms = begin.elapsed().as_secs_f64() * 1e3;
