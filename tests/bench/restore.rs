@@ -26,13 +26,13 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     let mut rest = Rest::connect(&world);
     for _ in 0..bench.samples(20) {
         let begin = Instant::now();
-        let (child, _) = bench.restore(&dir, "base");
+        let (child, spawned) = bench.restore(&dir, "base");
         child.address.exec(&["true"]);
         ours.push(begin.elapsed().as_secs_f64() * 1e3);
-        unprepared.push(start_ms(&child.control_socket(), |m| m.start_us));
+        unprepared.push(spawned.ms_to_first_run(&child));
         drop(child);
-        let child = bench.restore_prepared(&dir, "base");
-        claimed.push(start_ms(&child.control_socket(), |m| m.claim_us));
+        let (child, configured) = bench.restore_prepared(&dir, "base");
+        claimed.push(configured.ms_to_first_run(&child));
         drop(child);
         qemu.push(bench.restore_qemu("base", 256, &stream));
         std::thread::sleep(Duration::from_secs(2));
@@ -46,9 +46,4 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     report.against("ark-vmm restore alone, start to first reply", "ms", &ours, other, Must::Shown);
     drop(rest);
     world.end();
-}
-
-#[expect(clippy::cast_precision_loss, reason = "times are far below 2^52")]
-fn start_ms(control: &std::path::Path, of: impl Fn(&ark_types::vmm::VmMetrics) -> u64) -> f64 {
-    of(&Control::connect(control).metrics()) as f64 / 1e3
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ark_tests::assets;
 use ark_types::vmm::{Generation, RestoreConfig};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use crate::control::Control;
@@ -50,20 +51,22 @@ impl Bench {
         (dir, child)
     }
 
-    /// Starts `ark-vmm` with the snapshot in `snapshot`; the guest, which may not listen yet, and when it was started.
-    pub(crate) fn restore(&self, snapshot: &Path, image: &str) -> (Guest, Instant) {
-        let begin = Instant::now();
+    /// Starts `ark-vmm` with the snapshot in `snapshot`; the guest, which may not listen yet, and when the VMM's process
+    /// was about to be spawned.
+    pub(crate) fn restore(&self, snapshot: &Path, image: &str) -> (Guest, Begin) {
+        let begin = Begin::now();
         let (dir, mut child) = self.vmm(&["run", "--config", "-"]);
         configure(&mut child, &Self::restore_config(&dir, snapshot, image));
         (guest(dir, child), begin)
     }
 
-    /// The same with a VMM that was prepared ahead.
-    pub(crate) fn restore_prepared(&self, snapshot: &Path, image: &str) -> Guest {
+    /// The same with a VMM that was prepared ahead, and when it was about to be given its configuration.
+    pub(crate) fn restore_prepared(&self, snapshot: &Path, image: &str) -> (Guest, Begin) {
         let (dir, mut child) = self.vmm(&["run", "--prepared", "1", "--config", "-"]);
         std::thread::sleep(PREPARATION);
+        let begin = Begin::now();
         configure(&mut child, &Self::restore_config(&dir, snapshot, image));
-        guest(dir, child)
+        (guest(dir, child), begin)
     }
 
     /// Boots a guest under QEMU and saves it to the file `stream`.
@@ -113,6 +116,29 @@ impl Bench {
         let _ = child.kill();
         let _ = child.wait();
         ms
+    }
+}
+
+/// A moment on the clock that VMMs tell their first instruction by.
+pub(crate) struct Begin(Duration);
+
+impl Begin {
+    fn now() -> Self {
+        Self(clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock").into())
+    }
+
+    /// From here to the first instruction of `guest` under our VMM, milliseconds.
+    pub(crate) fn ms_to_first_run(&self, guest: &Guest) -> f64 {
+        let mut control = Control::connect(&guest.control_socket());
+        let end = Instant::now() + LIMIT;
+        loop {
+            let first_run = Duration::from_nanos(control.metrics().first_run_ns);
+            if !first_run.is_zero() {
+                return first_run.checked_sub(self.0).expect("it ran after its start").as_secs_f64() * 1e3;
+            }
+            assert!(Instant::now() < end, "{} does not run", guest.dir.display());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

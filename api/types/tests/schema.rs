@@ -73,8 +73,7 @@ fn control_socket() {
         counters: BTreeMap::from([("read_bytes".to_owned(), 4096), ("reads".to_owned(), 1)]),
     };
     let metrics = VmMetrics {
-        start_us: 40_000,
-        claim_us: 2_000,
+        first_run_ns: 7_040_000_000,
         exits: 1000,
         guest_resident_bytes: 30 << 20,
         devices: vec![device],

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use ark_devices::vsock::VsockError;
 use ark_hal::kvm::{Kvm, OpenError};
@@ -19,7 +18,7 @@ use crate::end;
 use crate::life::End;
 use crate::machine::{Machine, MachineError, Makers, Prepared};
 use crate::mailbox::Mailbox;
-use crate::owner::{self, Inputs, Times};
+use crate::owner::{self, Inputs};
 use crate::signals::Signals;
 use crate::snapshot::{self, Chain, Scope, SnapshotError};
 
@@ -101,12 +100,11 @@ impl StartError {
 /// it then be empty, nobody needs the VM, and nothing is said. Gives the process's exit code.
 #[must_use]
 pub fn run(source: &Path, prepared: Option<u8>) -> u8 {
-    let born = Instant::now();
     // Everything this process makes is for its user alone.
     // SAFETY: umask only sets a number in the process.
     unsafe { libc::umask(0o077) };
     let mut exit_file = None;
-    let end = match start(source, prepared, born, &mut exit_file) {
+    let end = match start(source, prepared, &mut exit_file) {
         Ok(Some(end)) => end,
         Ok(None) => return ExitReason::Signal.exit_code(),
         Err(error) => End { reason: error.reason(), detail: Some(error.to_string()) },
@@ -125,7 +123,6 @@ pub fn run(source: &Path, prepared: Option<u8>) -> u8 {
 fn start(
     source: &Path,
     prepared: Option<u8>,
-    born: Instant,
     exit_file: &mut Option<PathBuf>,
 ) -> Result<Option<End>, StartError> {
     let ahead = match prepared {
@@ -137,7 +134,6 @@ fn start(
         None => None,
     };
     let text = read_config(source)?;
-    let times = Times { born, claimed: Instant::now() };
     if ahead.is_some() && text.trim_ascii().is_empty() {
         return Ok(None);
     }
@@ -158,7 +154,7 @@ fn start(
     let machine =
         plan.carry_out(Makers { hypervisor: &kvm as &dyn Hypervisor, prepared, mailbox: &mailbox })?;
     let inputs = Inputs { mailbox, signals: Some(signals), control, vsock };
-    Ok(Some(owner::run(machine, inputs, times)))
+    Ok(Some(owner::run(machine, inputs)))
 }
 
 /// A configuration whose files were looked at.

@@ -78,6 +78,8 @@ struct Shared {
     buses: Arc<Buses>,
     mailbox: Mailbox,
     exits: AtomicU64,
+    /// When the first of them first ran, nanoseconds of `CLOCK_MONOTONIC`; 0 before.
+    first_run: AtomicU64,
 }
 
 struct Orders {
@@ -103,8 +105,8 @@ impl Vcpus {
     /// When the host has no thread left.
     pub fn spawn(vcpus: Vec<Box<dyn Vcpu>>, buses: Arc<Buses>, mailbox: Mailbox) -> io::Result<Self> {
         let state = Mutex::new(Orders { order: Order::Park, running: 0, gone: 0, saved: vec![] });
-        let shared =
-            Arc::new(Shared { state, changed: Condvar::new(), buses, mailbox, exits: AtomicU64::new(0) });
+        let (exits, first_run) = (AtomicU64::new(0), AtomicU64::new(0));
+        let shared = Arc::new(Shared { state, changed: Condvar::new(), buses, mailbox, exits, first_run });
         let kickers = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
         // From here on an early return ends and joins the threads that were started.
         let mut all = Self { shared: Arc::clone(&shared), kickers, threads: Vec::with_capacity(vcpus.len()) };
@@ -170,6 +172,12 @@ impl Vcpus {
         self.shared.exits.load(Ordering::Relaxed)
     }
 
+    /// When the first of them first ran, nanoseconds of `CLOCK_MONOTONIC`; 0 before.
+    #[must_use]
+    pub fn first_run_ns(&self) -> u64 {
+        self.shared.first_run.load(Ordering::Relaxed)
+    }
+
     fn halt(&self, order: Order) -> Result<(), StillRunning> {
         let deadline = Instant::now() + PARK_LIMIT;
         let mut orders = self.shared.orders();
@@ -203,6 +211,7 @@ fn life_of_a_thread(shared: &Shared, index: usize, mut vcpu: Box<dyn Vcpu>) {
     loop {
         match next_task(shared, index) {
             Task::Run => {
+                note_first_run(&shared.first_run);
                 let goes_on = run_until_interrupted(shared, &mut *vcpu);
                 if goes_on {
                     vcpu.note_pause();
@@ -227,6 +236,22 @@ fn life_of_a_thread(shared: &Shared, index: usize, mut vcpu: Box<dyn Vcpu>) {
             Task::End => return,
         }
     }
+}
+
+/// Writes the time down unless one is written already.
+fn note_first_run(first_run: &AtomicU64) {
+    if first_run.load(Ordering::Relaxed) == 0 {
+        let _ = first_run.compare_exchange(0, monotonic_ns(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid for the call, which only writes the struct.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let (seconds, ns) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+    seconds.saturating_mul(1_000_000_000).saturating_add(ns)
 }
 
 /// What a parked thread is to do next.

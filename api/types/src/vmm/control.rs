@@ -63,11 +63,9 @@ pub enum ControlReply {
 /// Counters since the VM started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmMetrics {
-    /// From the VMM's start to the first guest instruction, microseconds.
-    pub start_us: u64,
-    /// From the configuration's arrival to the first guest instruction, microseconds: what is left of `start_us` where the VMM
-    /// was prepared ahead of it.
-    pub claim_us: u64,
+    /// When this VMM first entered the guest, nanoseconds of its host's `CLOCK_MONOTONIC`; 0 before. Whoever started the
+    /// VMM subtracts its own reading of that clock.
+    pub first_run_ns: u64,
     /// VM exits handled in user space, all vCPUs.
     pub exits: u64,
     /// Bytes of guest memory that the host holds for this VM alone, in RAM or swap; what a restored VM shares with its

@@ -81,7 +81,8 @@ impl Fixture {
         let host = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let device: Box<dyn VirtioDevice> = Box::new(Probe { seen: seen.clone(), host: host.clone() });
         let line = Arc::new(CountingLine::default());
-        let transport = MmioTransport::new(Arc::new(Mutex::new(device)), memory(0x1000), line).unwrap();
+        let transport =
+            MmioTransport::new(Arc::new(Mutex::new(device)), memory(0x1000), line, vec![]).unwrap();
         let mut event_loop = EventLoop::new().unwrap();
         event_loop.add_device(&transport).unwrap();
         let handle = event_loop.handle();

@@ -1,54 +1,36 @@
 //! The devices of a machine, their buses and the thread they run on.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use ark_devices::GuestMemory;
 use ark_devices::block::Block;
 use ark_devices::bus::{Bus, BusError};
-use ark_devices::event_loop::{EventLoop, LoopHandle};
+use ark_devices::event_loop::{EventLoop, LoopHandle, StillBusy};
 use ark_devices::power::{PowerControl, PowerEvent, PowerSink, Pvpanic};
 use ark_devices::rng::Rng;
 use ark_devices::serial::{self, Serial, SerialState};
 use ark_devices::virtio::VirtioDevice;
-use ark_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, TransportState};
+use ark_devices::virtio::mmio::{MmioTransport, TransportState};
 use ark_devices::vsock::Vsock;
-use ark_devices::{GuestMemory, Interrupt, IrqLine};
-use ark_hal::Vm;
 use ark_types::vmm::{DeviceMetrics, DiskConfig, VsockConfig};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::wiring::Wiring;
 use super::{MachineError, SaveError};
 use crate::mailbox::{Mailbox, News};
 use crate::map;
 use crate::vcpus::{Buses, PARK_LIMIT};
-
-/// An interrupt line whose eventfd KVM turns into an interrupt.
-struct Irqfd(EventFd);
-
-impl Interrupt for Irqfd {
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-}
-
-/// Line `gsi` of `vm`.
-pub(super) fn line(vm: &dyn Vm, gsi: u32) -> Result<IrqLine, MachineError> {
-    let event =
-        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::host("make an interrupt line"))?;
-    vm.register_irqfd(&event, gsi)?;
-    Ok(Arc::new(Irqfd(event)))
-}
 
 /// What the devices of a machine are made of.
 pub(super) struct Parts<'a> {
     /// In the order of their windows and lines.
     pub(super) virtio: Vec<Box<dyn VirtioDevice>>,
     pub(super) memory: &'a GuestMemory,
-    pub(super) vm: &'a dyn Vm,
+    /// With a window for each of them.
+    pub(super) wiring: Wiring,
     /// File of the serial console.
     pub(super) console: Option<&'a Path>,
     /// The serial port as it was saved.
@@ -63,15 +45,15 @@ pub(super) struct Devices {
     event_loop: Option<EventLoop>,
     handle: LoopHandle,
     thread: Option<JoinHandle<()>>,
+    mailbox: Mailbox,
     buses: Arc<Buses>,
 }
 
 impl Devices {
-    /// Connects the devices to the VM and to the buses; none runs before [`Self::start`].
+    /// Connects the devices to their lines, doorbells and buses; none runs before [`Self::start`].
     pub(super) fn connect(parts: Parts<'_>, mailbox: &Mailbox) -> Result<Self, MachineError> {
-        let vm = parts.vm;
+        let Wiring { com1, windows, .. } = parts.wiring;
         let console = parts.console.map(open_console).transpose()?;
-        let com1 = line(vm, map::COM1_GSI)?;
         let serial = Arc::new(match parts.serial {
             Some(state) => Serial::restore(state, com1, console)?,
             None => Serial::new(com1, console),
@@ -80,33 +62,33 @@ impl Devices {
         let mut mmio = Bus::new();
         let mut transports = Vec::with_capacity(parts.virtio.len());
         let mut event_loop = EventLoop::new().map_err(MachineError::host("make the devices' event loop"))?;
-        for ((index, gsi), device) in (0..).zip(map::VIRTIO_GSIS).zip(parts.virtio) {
+        for ((index, wires), device) in (0..).zip(windows).zip(parts.virtio) {
             let device = Arc::new(Mutex::new(device));
-            let transport = MmioTransport::new(device, parts.memory.clone(), line(vm, gsi)?)
+            let transport = MmioTransport::new(device, parts.memory.clone(), wires.line, wires.doorbells)
                 .map_err(MachineError::host("make a device's notifications"))?;
             let window = map::virtio_window(index);
-            for (queue, kick) in (0..).zip(transport.kicks()) {
-                vm.register_ioeventfd(kick, window + QUEUE_NOTIFY, queue)?;
-            }
             event_loop.add_device(&transport).map_err(MachineError::host("wait for a device"))?;
             let transport = Arc::new(transport);
             mmio.insert(window, map::VIRTIO_LEN, Arc::<MmioTransport>::clone(&transport))?;
             transports.push(transport);
         }
         let handle = event_loop.handle();
-        let buses = Arc::new(Buses { ports, mmio });
-        Ok(Self { transports, serial, event_loop: Some(event_loop), handle, thread: None, buses })
+        let (buses, mailbox) = (Arc::new(Buses { ports, mmio }), mailbox.clone());
+        Ok(Self { transports, serial, event_loop: Some(event_loop), handle, thread: None, mailbox, buses })
     }
 
-    /// Starts their thread; that it fails later is told to `mailbox`.
-    pub(super) fn start(&mut self, mailbox: &Mailbox) -> Result<(), MachineError> {
-        let Some(event_loop) = self.event_loop.take() else { return Ok(()) };
-        let owner = mailbox.clone();
+    /// Starts their thread unless it was started; the mailbox is told when that fails, now or later.
+    pub(super) fn start(&mut self) {
+        let Some(event_loop) = self.event_loop.take() else { return };
+        let owner = self.mailbox.clone();
         let failed =
             move |error| owner.send(News::Failed(format!("the devices cannot wait for events: {error}")));
-        let thread = event_loop.spawn(failed).map_err(MachineError::host("start the devices' thread"))?;
-        self.thread = Some(thread);
-        Ok(())
+        match event_loop.spawn(failed) {
+            Ok(thread) => self.thread = Some(thread),
+            Err(error) => {
+                self.mailbox.send(News::Failed(format!("the devices' thread cannot be started: {error}")));
+            }
+        }
     }
 
     /// What vCPUs reach them by.
@@ -114,9 +96,14 @@ impl Devices {
         &self.buses
     }
 
-    /// Pauses and resumes their thread.
-    pub(super) fn handle(&self) -> &LoopHandle {
-        &self.handle
+    /// Returns when none runs any more.
+    pub(super) fn pause(&self) -> Result<(), StillBusy> {
+        if self.thread.is_some() { self.handle.pause(PARK_LIMIT) } else { Ok(()) }
+    }
+
+    /// Lets them run again.
+    pub(super) fn resume(&self) {
+        self.handle.resume();
     }
 
     /// The virtio devices' states, in order, and the serial port's. They have to be paused.
@@ -181,6 +168,11 @@ impl Drop for Devices {
             let _ = thread.join();
         }
     }
+}
+
+/// How many queues each of `devices` has.
+pub(super) fn queues(devices: &[Box<dyn VirtioDevice>]) -> Vec<usize> {
+    devices.iter().map(|device| device.queue_sizes().len()).collect()
 }
 
 /// The virtio devices in the order of their windows and lines: disks, socket, random numbers.

@@ -8,6 +8,7 @@ mod prepared;
 mod state;
 #[cfg(test)]
 mod tests;
+mod wiring;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use self::devices::{Devices, Parts};
 use crate::boot::{BootError, Payload};
 use crate::mailbox::Mailbox;
 use crate::snapshot::{About, Chain, SnapshotError};
-use crate::vcpus::{PARK_LIMIT, Vcpus};
+use crate::vcpus::Vcpus;
 use crate::{acpi, map};
 
 /// A VM with its devices and parked vCPUs.
@@ -73,7 +74,9 @@ impl Machine {
         let virtio = devices::virtio(&config.disks, config.vsock.as_ref())?;
         let memory = ark_hal::memory::create(bytes, HugePages::WhenPossible)?;
         let count = count(config.vcpus);
-        let Prepared { vm, mut vcpus } = Prepared::complete(prepared, hypervisor, count)?;
+        let Prepared { vm, mut vcpus, wiring } =
+            Prepared::complete(prepared, hypervisor, count, &devices::queues(&virtio))?;
+        let renewed = IrqLine::clone(&wiring.renewed);
         vm.set_memory(memory.clone())?;
         let windows = u32::try_from(virtio.len()).unwrap_or(u32::MAX);
         let tables = acpi::tables(count, windows)?;
@@ -82,9 +85,8 @@ impl Machine {
         let entry = payload.load(&memory, bytes, map::ACPI)?;
 
         let console = config.console.as_deref();
-        let parts = Parts { virtio, memory: &memory, vm: &*vm, console, serial: None };
-        let mut devices = Devices::connect(parts, mailbox)?;
-        devices.start(mailbox)?;
+        let parts = Parts { virtio, memory: &memory, wiring, console, serial: None };
+        let devices = Devices::connect(parts, mailbox)?;
         for vcpu in &mut vcpus {
             vcpu.boot(count, entry)?;
         }
@@ -95,7 +97,7 @@ impl Machine {
             guest_cid: config.vsock.as_ref().map(|vsock| vsock.guest_cid),
             labels: config.labels.clone(),
         };
-        Self::assemble(memory, vm, vcpus, devices, mailbox, about)
+        Self::assemble(memory, (vm, vcpus, renewed), devices, mailbox, about)
     }
 
     /// Puts together the machine that `chain` is a snapshot of, with the paths of `config` and every vCPU parked where it
@@ -119,12 +121,14 @@ impl Machine {
         let vsock = vsock(manifest.guest_cid, config.uds_path.as_deref())?;
         let virtio = devices::virtio(&disks, vsock.as_ref())?;
         let memory = chain.map(HugePages::WhenPossible)?;
-        let Prepared { vm, mut vcpus } = Prepared::complete(prepared, hypervisor, count)?;
+        let Prepared { vm, mut vcpus, wiring } =
+            Prepared::complete(prepared, hypervisor, count, &devices::queues(&virtio))?;
+        let renewed = IrqLine::clone(&wiring.renewed);
         vm.set_memory(memory.clone())?;
 
         let console = config.console.as_deref();
-        let parts = Parts { virtio, memory: &memory, vm: &*vm, console, serial: Some(&state.serial) };
-        let mut devices = Devices::connect(parts, mailbox)?;
+        let parts = Parts { virtio, memory: &memory, wiring, console, serial: Some(&state.serial) };
+        let devices = Devices::connect(parts, mailbox)?;
         check_sectors(&disks, &state.sectors, &devices.sectors(disks.len()))?;
         devices.restore(&state.transports)?;
         for (vcpu, state) in vcpus.iter_mut().zip(&state.vcpus) {
@@ -132,9 +136,6 @@ impl Machine {
         }
         vm.restore(&state.vm).map_err(MachineError::Refused)?;
         memory.write_slice(&config.generation.0, GuestAddress(map::GENERATION)).map_err(BootError::from)?;
-        // Not before: an interrupt that a device raises while the controllers are restored would be lost.
-        devices.start(mailbox)?;
-
         let about = About {
             vcpus: manifest.vcpus,
             processor: model(hypervisor.processor()),
@@ -142,7 +143,7 @@ impl Machine {
             guest_cid: manifest.guest_cid,
             labels: manifest.labels.clone(),
         };
-        let mut machine = Self::assemble(memory, vm, vcpus, devices, mailbox, about)?;
+        let mut machine = Self::assemble(memory, (vm, vcpus, renewed), devices, mailbox, about)?;
         machine.asleep = true;
         machine.base = Some(base(manifest, &config.snapshot)?);
         Ok(machine)
@@ -150,13 +151,11 @@ impl Machine {
 
     fn assemble(
         memory: GuestMemory,
-        vm: Arc<dyn Vm>,
-        vcpus: Vec<Box<dyn Vcpu>>,
+        (vm, vcpus, renewed): (Arc<dyn Vm>, Vec<Box<dyn Vcpu>>, IrqLine),
         devices: Devices,
         mailbox: &Mailbox,
         about: About,
     ) -> Result<Self, MachineError> {
-        let renewed = devices::line(&*vm, map::GENERATION_GSI)?;
         let vcpus = Vcpus::spawn(vcpus, Arc::clone(devices.buses()), mailbox.clone())
             .map_err(MachineError::host("start the vCPUs' threads"))?;
         Ok(Self { memory, vcpus: Some(vcpus), devices, vm, renewed, asleep: false, about, base: None })
@@ -169,8 +168,11 @@ impl Machine {
             // An eventfd write fails only when its counter is full, that is: when the line is already pending.
             let _ = self.renewed.trigger();
         }
-        self.devices.handle().resume();
+        self.devices.resume();
         self.vcpus.iter().for_each(Vcpus::run);
+        // A new thread takes longer to come up than the guest takes to its first instruction. Not earlier in any case: an
+        // interrupt that a device raises while the controllers are restored would be lost.
+        self.devices.start();
     }
 
     /// Returns when no vCPU and no device runs any more.
@@ -179,7 +181,7 @@ impl Machine {
     /// [`ParkError`]: one of them does not come back.
     pub fn park(&self) -> Result<(), ParkError> {
         self.vcpus.iter().try_for_each(Vcpus::park)?;
-        Ok(self.devices.handle().pause(PARK_LIMIT)?)
+        Ok(self.devices.pause()?)
     }
 
     /// The state of a parked machine, which stays as it is.
@@ -230,6 +232,12 @@ impl Machine {
     #[must_use]
     pub fn exits(&self) -> u64 {
         self.vcpus.as_ref().map_or(0, Vcpus::exits)
+    }
+
+    /// When a vCPU first entered the guest, nanoseconds of `CLOCK_MONOTONIC`; 0 before.
+    #[must_use]
+    pub fn first_run_ns(&self) -> u64 {
+        self.vcpus.as_ref().map_or(0, Vcpus::first_run_ns)
     }
 
     /// Bytes of guest memory that the host holds for this VM alone.

@@ -47,26 +47,14 @@ struct Owner {
     vsock: Option<PathBuf>,
     timer: Option<Instant>,
     end: Option<End>,
-    times: Times,
-    /// From birth, and from the configuration's arrival, to the first instruction.
-    start: Option<(Duration, Duration)>,
     snapshots: Snapshots,
-}
-
-/// When the VMM began.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// Its process was started.
-    pub born: Instant,
-    /// It had its configuration.
-    pub claimed: Instant,
 }
 
 /// Runs `machine` to its end.
 ///
 /// When this returns, no vCPU or device runs any more and the control socket is gone.
 #[must_use]
-pub fn run(machine: Machine, mut inputs: Inputs, times: Times) -> End {
+pub fn run(machine: Machine, mut inputs: Inputs) -> End {
     let mut owner = Owner {
         life: Life::default(),
         machine,
@@ -74,8 +62,6 @@ pub fn run(machine: Machine, mut inputs: Inputs, times: Times) -> End {
         vsock: inputs.vsock.take(),
         timer: None,
         end: None,
-        times,
-        start: None,
         snapshots: Snapshots::default(),
     };
     owner.on(Event::Started);
@@ -146,8 +132,6 @@ impl Owner {
         for effect in effects {
             match effect {
                 Effect::Run => {
-                    self.start
-                        .get_or_insert_with(|| (self.times.born.elapsed(), self.times.claimed.elapsed()));
                     self.snapshots.note_run();
                     self.machine.run();
                 }
@@ -174,11 +158,8 @@ impl Owner {
     }
 
     fn metrics(&self) -> VmMetrics {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let (start, claim) = self.start.unwrap_or_default();
         VmMetrics {
-            start_us: micros(start),
-            claim_us: micros(claim),
+            first_run_ns: self.machine.first_run_ns(),
             exits: self.machine.exits(),
             guest_resident_bytes: self.machine.resident_bytes(),
             devices: self.machine.device_metrics(),

@@ -103,19 +103,25 @@ impl State {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind a window; its interrupts go to `line`.
+    /// Puts `device` behind a window; its interrupts go to `line`. `kicks` are its queues' notifications, in order, as far as
+    /// they were made ahead, by [`Self::kick`]: those of further queues are made now, those of none are dropped.
     ///
     /// # Errors
     /// When the host has no event descriptor left for a queue's notifications.
-    pub fn new(device: SharedDevice, memory: GuestMemory, line: IrqLine) -> io::Result<Self> {
+    pub fn new(
+        device: SharedDevice,
+        memory: GuestMemory,
+        line: IrqLine,
+        mut kicks: Vec<Arc<EventFd>>,
+    ) -> io::Result<Self> {
         let (device_id, features, queue_sizes) = {
             let device = lock_device(&device);
             (device.id(), device.features() | TRANSPORT_FEATURES, device.queue_sizes().to_vec())
         };
-        let kicks = queue_sizes
-            .iter()
-            .map(|_| EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new))
-            .collect::<io::Result<Vec<_>>>()?;
+        kicks.truncate(queue_sizes.len());
+        while kicks.len() < queue_sizes.len() {
+            kicks.push(Self::kick()?);
+        }
         Ok(Self {
             interrupt: DeviceInterrupt::new(line),
             state: Mutex::new(State::new(queue_sizes.len())),
@@ -127,6 +133,14 @@ impl MmioTransport {
             features,
             queue_sizes,
         })
+    }
+
+    /// A descriptor for the notifications of one queue of some device.
+    ///
+    /// # Errors
+    /// When the host has none left.
+    pub fn kick() -> io::Result<Arc<EventFd>> {
+        EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new)
     }
 
     /// The device, for the event loop.

@@ -86,7 +86,7 @@ impl Fixture {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let line = Arc::new(CountingLine::default());
         let device = Arc::new(Mutex::new(device));
-        let transport = MmioTransport::new(device, memory.clone(), line.clone()).unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), line.clone(), vec![]).unwrap();
         Self { transport, seen, line, memory }
     }
 
