@@ -55,10 +55,20 @@ def describe(error, limit):
     hide_evaluator(told)
     text = "".join(told.format() if told.stack else told.format_exception_only())
     return {
-        "kind": cut(type(error).__name__, 256),
+        "kind": name_of(error),
         "message": cut(str(error), limit),
         "traceback": cut(text[-limit:], limit),
     }
+
+
+def name_of(error):
+    """Name of its class, whatever the class says of itself."""
+    return cut(type.__dict__["__name__"].__get__(type(error)), 256)
+
+
+def bare(error):
+    """`error` without all that its class may have a say in."""
+    return {"kind": name_of(error), "message": "", "traceback": ""}
 
 
 def flush():
@@ -128,16 +138,15 @@ class Evaluator:
         return cut(repr(value), limit)
 
     def evaluate(self, code, limit):
-        # The code may have set a handler of its own the last time.
-        signal.signal(signal.SIGINT, self.interrupt)
         value, error = self.guarded(self.run, code, limit)
+        # The code may have set a handler of its own, and an interruption may be on its way.
+        signal.signal(signal.SIGINT, self.interrupt)
         if os.getpid() != PID:
             leave_child(error)
         reply = {"value": value}
         if error is not None:
             told, failed = self.guarded(describe, error, limit)
-            bare = {"kind": cut(type(error).__name__, 256), "message": "", "traceback": ""}
-            reply = {"exception": bare if failed else told}
+            reply = {"exception": bare(error) if failed else told}
         self.guarded(flush)
         return reply
 
@@ -151,6 +160,10 @@ class Evaluator:
         numpy = sys.modules.get("numpy.random")
         if numpy is not None:
             numpy.seed(list(fresh()))
+        tempfile = sys.modules.get("tempfile")
+        if tempfile is not None:
+            # Names of files come from a generator of their own, which is made when it is missing.
+            tempfile._name_sequence = None
         ssl = sys.modules.get("ssl")
         if ssl is not None:
             ssl.RAND_add(fresh(), 32.0)
@@ -168,10 +181,18 @@ class Evaluator:
         while left:
             left = left[os.write(self.replies, left):]
 
+    def next_line(self):
+        while True:
+            try:
+                return self.requests.readline()
+            except Exception:
+                # Of a signal handler that the code has set, for a timer that it did not stop.
+                traceback.print_exc()
+
     def serve(self):
         signal.signal(signal.SIGINT, self.interrupt)
         self.reply(0, {})
-        while line := self.requests.readline():
+        while line := self.next_line():
             request = json.loads(line)
             self.reply(request["id"], self.answer(request))
 

@@ -129,6 +129,11 @@ fn exceptions_show_the_code_and_not_the_evaluator() {
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("import os, time; os.kill(os.getpid(), 2); time.sleep(5)", "KeyboardInterrupt"),
         ("class Odd(BaseException):\n    def __str__(self): raise self\nraise Odd", "Odd"),
+        (
+            "class Meta(type):\n    @property\n    def __name__(self): raise OSError\n\
+             class Nameless(Exception, metaclass=Meta): pass\nraise Nameless",
+            "Nameless",
+        ),
         ("'\\ud800'.encode()", "UnicodeEncodeError"),
         ("raise ValueError('\\ud800')", "ValueError"),
         ("def g(): g()\ng()", "RecursionError"),
@@ -193,6 +198,23 @@ fn requests_out_of_bounds_are_refused_and_long_values_cut() {
     assert_eq!(value(&guestd, "'é' * 100_000").unwrap().len(), MAX_VALUE - 1, "no character is cut in two");
     let odd = "class Odd:\n    def __repr__(self): return chr(1) * 100_000\nOdd()";
     assert_eq!(value(&guestd, odd).unwrap(), "\u{1}".repeat(MAX_VALUE));
+}
+
+#[test]
+fn signals_between_requests_end_nothing() {
+    let guestd = Guestd::with_evaluator();
+    let set = "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nkept = os.getpid()";
+    assert_eq!(value(&guestd, set), None);
+    let pid = interpreter(&guestd);
+    // As an interruption that comes when the code has just ended.
+    let pid_t = libc::pid_t::try_from(pid).unwrap();
+    // SAFETY: kill touches no memory; the interpreter is this test's own.
+    assert_eq!(unsafe { libc::kill(pid_t, libc::SIGINT) }, 0);
+    let late = "def late(*_): raise TimeoutError('too late')\nsignal.signal(signal.SIGALRM, late)\n\
+                _ = signal.setitimer(signal.ITIMER_REAL, 0.05)";
+    assert_eq!(value(&guestd, late), None);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(value(&guestd, "kept"), Some(pid.to_string()));
 }
 
 #[test]

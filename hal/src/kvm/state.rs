@@ -64,6 +64,9 @@ const MAX_MSRS: usize = 4 * KVM_MAX_MSR_ENTRIES;
 /// (`tsc_tolerance_ppm` in arch/x86/kvm/x86.c).
 const TSC_TOLERANCE_PPM: u64 = 250;
 
+/// Ticks of the TSC that are minutes at least, at any speed there is.
+const FAR_OFF: u64 = 1 << 42;
+
 /// Offset of the timer's entry in the APIC page, and its mode TSC-deadline (Intel SDM 3A, 11.5.1).
 const LVT_TIMER: usize = 0x320;
 const TIMER_MODE: u32 = 3 << 17;
@@ -231,8 +234,22 @@ pub(super) fn restore_vcpu(vcpu: &VcpuFd, index: u8, state: &VcpuState) -> Resul
     unsafe { vcpu.set_xsave(&xsave) }.map_err(failed("set the extended states (KVM_SET_XSAVE)"))?;
     vcpu.set_debug_regs(&state.debug_regs).map_err(failed("set the debug registers (KVM_SET_DEBUGREGS)"))?;
     vcpu.set_lapic(&state.lapic).map_err(failed("set the local APIC (KVM_SET_LAPIC)"))?;
+    if index == 0 {
+        forget_time(vcpu, &state.msrs)?;
+    }
     write_msrs(vcpu, &state.msrs)?;
     vcpu.set_vcpu_events(&state.events).map_err(failed("set what waits (KVM_SET_VCPU_EVENTS)"))
+}
+
+/// Makes KVM take the saved TSC for what it is. One that differs by less than a second from where this VM's, which began at 0
+/// when its processors were made, has come by now is mistaken for an attempt to synchronise with that by kernels before 6.7
+/// (`kvm_synchronize_tsc` in arch/x86/kvm/x86.c), and the guest's time would jump by the difference. After a TSC that is far
+/// off there is nothing to synchronise with. This is for the first processor that is restored: the others' do synchronise
+/// with its own, which makes up for their having been saved a little later.
+fn forget_time(vcpu: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), HalError> {
+    let saved = msrs.iter().find(|entry| entry.index == TSC);
+    let far = saved.map(|saved| kvm_msr_entry { data: saved.data.wrapping_add(FAR_OFF), ..*saved });
+    far.map_or(Ok(()), |far| write_msrs(vcpu, &[far]))
 }
 
 /// Checks what KVM cannot: whose state it is, and lengths. Gives the XSAVE area as KVM wants it.
@@ -418,6 +435,39 @@ mod tests {
         let mut state = good;
         state.msrs.insert(0, kvm_msr_entry { index: 0x4fff_0001, ..Default::default() });
         vcpu.restore(&state).unwrap();
+    }
+
+    #[test]
+    fn a_saved_time_is_kept_however_close_to_the_new_vms_own_and_all_processors_share_it() {
+        let Some(kvm) = kvm() else { return };
+        let (_, mut vcpus) = vm(&kvm);
+        for vcpu in &mut vcpus {
+            vcpu.boot(2, ENTRY).unwrap();
+        }
+        let saved = vcpus.each_mut().map(|vcpu| vcpu.save().unwrap());
+        let second = u64::from(saved[0].tsc_khz) * 1000;
+        // Both processors' time after a restore; the second one was saved a little later.
+        let restored = |before| {
+            let (_, mut restored) = vm(&kvm);
+            for (vcpu, (state, late)) in restored.iter_mut().zip(saved.iter().zip([0, second / 20])) {
+                let mut state = state.clone();
+                for entry in state.msrs.iter_mut().filter(|entry| entry.index == TSC) {
+                    entry.data = before + late;
+                }
+                vcpu.restore(&state).unwrap();
+            }
+            restored.each_mut().map(|vcpu| msr(&vcpu.save().unwrap(), TSC).unwrap_or(0))
+        };
+        let day = second * 86_400;
+        if second == 0 || restored(day)[0].abs_diff(day) > second {
+            eprintln!("not tested here: this KVM gives its guests the host's time");
+            return;
+        }
+        for before in [second / 2, second * 9 / 10, second * 1000] {
+            let [first, other] = restored(before);
+            assert!((before..before + second * 2 / 5).contains(&first), "{first} is not just after {before}");
+            assert!(first.abs_diff(other) < second / 25, "{first} and {other} are far from each other");
+        }
     }
 
     #[test]

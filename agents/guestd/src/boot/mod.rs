@@ -91,6 +91,7 @@ fn start() -> Result<Arc<Server>, BootError> {
     loopback_up().map_err(at("bringing up the loopback interface"))?;
     name_machine()?;
     secrets::make_dir(Path::new("/")).map_err(at("making /run/secrets"))?;
+    identity::make_boot_id().map_err(at("making the boot id's file"))?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
         .map_err(at("setting the limit of open files"))?;
     let server = Server::new(listener, Evaluators::new(None));

@@ -339,6 +339,11 @@ mod tests {
         for (at, one) in seen.iter().enumerate() {
             assert!(!seen.iter().skip(at + 1).any(|other| other == one), "{seen:?}");
         }
+        let names = "tempfile._get_candidate_names()";
+        eval(&evaluators, children, &format!("import tempfile\nnames = {names}"));
+        evaluators.reseed(&seed).unwrap();
+        let same = eval(&evaluators, children, &format!("{names} is names"));
+        assert_eq!(same.value.as_deref(), Some("False"), "names of temporary files are drawn anew");
         let broken = "import sys\nclass Broken:\n    def seed(self, _): raise OSError('no seed')\n\
                       sys.modules['numpy.random'] = Broken()\nkept";
         assert_eq!(eval(&evaluators, children, broken).value.as_deref(), Some("1"));

@@ -57,20 +57,29 @@ pub(super) fn boot_id() -> io::Result<String> {
     read_name(Path::new(BOOT_ID))
 }
 
+/// Makes the file that [`show_boot_id`] writes to, with what the kernel shows anyway. Programs may fill the guest's memory
+/// later, and then no file can be made any more, but one that is there can be written.
+pub(crate) fn make_boot_id() -> io::Result<()> {
+    write_boot_id(&boot_id()?)
+}
+
 /// Has programs see `id` as the boot id. The first time the file is mounted; from then on its content changes in place, which
 /// shows through the mount where another file of the same name would not.
 pub(super) fn show_boot_id(id: &str) -> io::Result<()> {
+    write_boot_id(id)?;
+    if boot_id()? != id {
+        mount_boot_id()?;
+    }
+    if boot_id()? == id { Ok(()) } else { Err(io::Error::other("the kernel still shows another")) }
+}
+
+fn write_boot_id(id: &str) -> io::Result<()> {
     match DirBuilder::new().mode(0o755).create(OWN_DIR) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
     let mut open = OpenOptions::new();
-    let open = open.write(true).create(true).truncate(true).mode(0o444).custom_flags(libc::O_NOFOLLOW);
-    open.open(OWN_BOOT_ID)?.write_all(format!("{id}\n").as_bytes())?;
-    if boot_id()? != id {
-        mount_boot_id()?;
-    }
-    if boot_id()? == id { Ok(()) } else { Err(io::Error::other("the kernel still shows another")) }
+    write_over(open.create(true).mode(0o444), Path::new(OWN_BOOT_ID), &format!("{id}\n"))
 }
 
 fn mount_boot_id() -> io::Result<()> {
@@ -90,19 +99,42 @@ fn read_name(path: &Path) -> io::Result<String> {
 }
 
 /// Puts a file with one line in the place of `dir`/`name`: whoever opens it finds the old content or the new, never part of
-/// one. A symbolic link of that name is replaced, not followed.
+/// one, as long as there is room for both. A symbolic link of that name is replaced, not followed.
 fn replace(dir: &Path, name: &str, line: &str, mode: u32) -> io::Result<()> {
-    let new = dir.join(format!(".{name}.ark-new"));
+    let (new, place) = (dir.join(format!(".{name}.ark-new")), dir.join(name));
     match fs::remove_file(&new) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-    file.write_all(format!("{line}\n").as_bytes())?;
-    fs::rename(&new, dir.join(name)).inspect_err(|_| {
-        // What is in the way of the name stays the error that counts.
+    let content = format!("{line}\n");
+    let mut open = OpenOptions::new();
+    let open = open.write(true).create_new(true).mode(mode);
+    let made = open.open(&new).and_then(|mut file| file.write_all(content.as_bytes()));
+    let replaced = made.and_then(|()| fs::rename(&new, &place)).inspect_err(|_| {
+        // What stood in the way stays the error that counts.
         let _ = fs::remove_file(&new);
-    })
+    });
+    match replaced {
+        // An agent that has filled its disk can be forked all the same.
+        Err(e) if is_full(&e) => write_over(&mut OpenOptions::new(), &place, &content).map_err(|_| e),
+        other => other,
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Makes `content` that of the file at `path`, where it is: what it has already needs no more room. Links are not followed,
+/// and what is no regular file is left alone.
+fn write_over(open: &mut OpenOptions, path: &Path, content: &str) -> io::Result<()> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let mut file = open.write(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{} is no regular file", path.display())));
+    }
+    file.write_all(content.as_bytes())?;
+    file.set_len(content.len() as u64)
 }
 
 #[cfg(test)]
@@ -157,6 +189,48 @@ mod tests {
             write_hostname(root.path(), name).unwrap();
             assert_eq!(fs::read_to_string(root.path().join("etc/hostname")).unwrap(), format!("{name}\n"));
         }
+    }
+
+    #[test]
+    fn what_is_there_is_written_over_where_nothing_can_be_made() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, link) = (root.path().join("file"), root.path().join("link"));
+        let over = |path: &Path, text: &str| write_over(&mut OpenOptions::new(), path, text);
+        assert!(over(&file, "x").is_err(), "it makes none");
+        fs::write(&file, "long before\n").unwrap();
+        for text in ["short\n", "longer than ever before\n"] {
+            over(&file, text).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
+        symlink(&file, &link).unwrap();
+        assert!(over(&link, "x").is_err(), "links are not followed");
+        assert!(over(Path::new("/dev/null"), "x").is_err(), "no regular file");
+    }
+
+    /// A disk with room for nothing more, when this test may mount one.
+    #[test]
+    fn a_full_disk_takes_new_names() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        if let Err(e) =
+            mount(Some("test"), root, Some("tmpfs"), MsFlags::empty(), Some("size=64k,nr_inodes=16"))
+        {
+            eprintln!("not tested here: {e}");
+            return;
+        }
+        fs::create_dir(root.join("etc")).unwrap();
+        write_hostname(root, "a-name-that-is-longer").unwrap();
+        write_machine_id(root, ID).unwrap();
+        let full = fs::write(root.join("filler"), vec![1; 1 << 20]).unwrap_err();
+        assert!(is_full(&full), "{full}");
+        let named = write_hostname(root, "fork").and_then(|()| write_machine_id(root, OTHER));
+        let seen =
+            ["hostname", "machine-id"].map(|name| fs::read_to_string(root.join("etc").join(name)).unwrap());
+        let files = fs::read_dir(root.join("etc")).unwrap().count();
+        nix::mount::umount2(root, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        named.unwrap();
+        assert_eq!(seen, ["fork\n".to_owned(), format!("{OTHER}\n")]);
+        assert_eq!(files, 2, "nothing is left behind");
     }
 
     #[test]

@@ -55,8 +55,12 @@ fn empty(dir: &File, depth: usize) -> io::Result<u64> {
             dropped += empty(&open_dir(&path)?, deeper)?;
             fs::remove_dir(&path)?;
         } else {
-            fs::remove_file(&path)?;
-            dropped += 1;
+            match fs::remove_file(&path) {
+                Ok(()) => dropped += 1,
+                // Programs run meanwhile, and one that renews its tokens renames files here.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
         }
     }
     Ok(dropped)

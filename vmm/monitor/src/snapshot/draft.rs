@@ -122,8 +122,13 @@ impl Draft {
         self.id
     }
 
-    /// Removes `DIR.tmp`: nothing will be written, or the writer has failed.
+    /// Removes `DIR.tmp`: nothing will be written, or the writer has failed or was killed. One that had given the snapshot its
+    /// name already, but could not tell anybody, has failed as well: nobody knows of that snapshot, so it goes, too.
     pub fn abandon(self) {
+        if manifest::read(&self.dir).is_ok_and(|manifest| manifest.id == self.id) {
+            // Under its name there is all of it or nothing.
+            let _ = fs::rename(&self.dir, &self.tmp);
+        }
         // What cannot be removed now, the next writer of this name tries to remove.
         let _ = fs::remove_dir_all(&self.tmp);
     }

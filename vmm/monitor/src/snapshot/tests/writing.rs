@@ -212,3 +212,34 @@ fn a_full_disk_leaves_nothing_behind() {
     });
     assert!([FULL, NOT_ALLOWED].contains(&status), "{status}");
 }
+
+#[test]
+fn a_snapshot_that_its_writer_named_but_told_nobody_of_goes_and_others_stay() {
+    let dir = scratch();
+    let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+    let memory = zeroed(MIB);
+    take(&theirs, &memory, None);
+    let draft = Draft::begin(&ours, about(), None).unwrap();
+    // SAFETY: the child only writes the snapshot and ends; of the other threads' locks it needs the allocator's alone, which
+    // the C library keeps usable.
+    match unsafe { libc::fork() } {
+        0 => {
+            let written = draft.write(&memory, STATE_BYTES).is_ok();
+            // SAFETY: ends the process at once.
+            unsafe { libc::_exit(i32::from(!written)) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: the pointer is to an integer.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+    assert!(Chain::open(&ours).is_ok());
+    draft.abandon();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    let taken = Draft::begin(&ours, about(), None).unwrap();
+    fs::rename(&theirs, &ours).unwrap();
+    taken.abandon();
+    assert!(Chain::open(&ours).is_ok(), "another's snapshot of that name stays");
+}
