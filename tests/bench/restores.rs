@@ -153,7 +153,7 @@ fn configure(child: &mut Child, config: &RestoreConfig) {
 fn guest(dir: PathBuf, child: Child) -> Guest {
     drop(Control::connect(&dir.join("vmm.sock")));
     let end = Instant::now() + LIMIT;
-    while !dir.join("v.sock").exists() {
+    while UnixStream::connect(dir.join("v.sock")).is_err() {
         assert!(Instant::now() < end, "the socket device of {} is not there", dir.display());
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -121,6 +121,16 @@ fn a_paused_agent_can_be_forked_and_stays_paused() {
 }
 
 #[test]
+fn an_agent_whose_file_system_is_full_can_be_forked() {
+    let world = World::new();
+    world.create("a1");
+    let _ = world.sh("a1", "dd if=/dev/zero of=/root/full bs=65536; dd if=/dev/zero of=/tmp/full bs=512");
+    let forks = world.fork("a1", 1);
+    assert_eq!(world.sh(&forks[0], "hostname; cat /etc/hostname").ok().stdout, "a1-1\na1-1\n");
+    world.end();
+}
+
+#[test]
 fn a_vmm_that_is_killed_while_it_branches_leaves_nothing() {
     let world = World::new();
     world.create("a1");

@@ -52,7 +52,22 @@ fn hazard_2_forks_share_no_random_state() {
         assert!(kernel.insert(said.clone()), "{name}: {said}");
         let said = world.ark(["eval", "--agent", name, "random.random()"]).ok().stdout;
         assert!(interpreter.insert(said.clone()), "{name}: {said}");
+        // The kernel itself says that it saw the new generation id; a1 is a fork of its template.
+        let log = world.sh(name, "dmesg").ok().stdout;
+        assert!(log.contains("crng reseeded due to virtual machine fork"), "{name}: {log}");
     }
+    world.end();
+}
+
+#[test]
+fn hazard_2_a_reseed_that_fails_is_no_success() {
+    let world = World::new();
+    world.create_fork("python", "a1");
+    let sabotage = "import random\ndef refuse(*_): raise RuntimeError('no seed')\nrandom.seed = refuse";
+    let _ = world.ark(["eval", "--agent", "a1", sabotage]).ok();
+    world.ark(["fork", "a1"]).exits(125).complains_about(&["a1-1", "seed"]);
+    assert_eq!(world.vmms().len(), 1);
+    assert_eq!(world.sh("a1", "echo alive").ok().stdout, "alive\n");
     world.end();
 }
 
@@ -79,13 +94,19 @@ fn hazard_3_forks_share_no_hostname_machine_id_or_boot_id() {
 fn hazard_4_a_transmit_in_flight_does_not_hang_the_guests_traffic() {
     let world = World::new();
     world.create("a1");
-    let noise = world.start(["exec", "a1", "--", "sh", "-c", "yes | head -c 300000000"]);
+    // Read all the while, so that there is always something on its way.
+    let noise = world.start(["exec", "a1", "--", "sh", "-c", "yes | head -c 400000000"]);
     std::thread::sleep(Duration::from_secs(1));
-    let _ = world.ark(["snapshot", "a1", "s1"]).ok();
+    let names = ["s1", "s2", "s3"];
+    for name in names {
+        let _ = world.ark(["snapshot", "a1", name]).ok();
+    }
     drop(noise);
-    let _ = world.ark(["restore", "s1", "--name", "a2"]).ok();
-    let said = world.sh("a2", "yes | head -c 3000000").ok();
-    assert_eq!(said.bytes.len(), 3_000_000);
+    for name in names {
+        let _ = world.ark(["restore", name, "--name", &format!("of-{name}")]).ok();
+        let said = world.sh(&format!("of-{name}"), "yes | head -c 3000000").ok();
+        assert_eq!(said.bytes.len(), 3_000_000);
+    }
     world.end();
 }
 
@@ -151,7 +172,7 @@ fn hazard_8_secrets_stay_with_the_parent() {
     let _ = world.sh("a1", "mkdir -p /run/secrets/x && echo hush > /run/secrets/x/token").ok();
     assert_eq!(world.sh("a1", "echo $TOKEN").ok().stdout, "hush\n");
     let forks = world.fork("a1", 1);
-    let seen = world.sh(&forks[0], "echo \"[$TOKEN]\"; find /run/secrets -type f").ok().stdout;
+    let seen = world.sh(&forks[0], "echo \"[$TOKEN]\"; find /run/secrets ! -type d").ok().stdout;
     assert_eq!(seen, "[]\n");
     assert_eq!(world.sh("a1", "cat /run/secrets/x/token").ok().stdout, "hush\n");
     assert_eq!(check(&world.receipt(&forks[0]), "secrets")["passed"], true);
@@ -212,5 +233,25 @@ fn hazard_11_a_damaged_snapshot_is_refused() {
     }
     let _ = world.ark(["restore", "s1", "--name", "a2"]).ok();
     assert_eq!(world.sh("a2", "echo whole").ok().stdout, "whole\n");
+    world.end();
+}
+
+#[test]
+fn hazard_11_a_damaged_base_is_refused_below_a_sound_diff() {
+    let world = World::new();
+    world.create("a1");
+    let _ = world.ark(["snapshot", "a1", "s1"]).ok();
+    let base = world.stored("snapshots").remove(0).join("memory");
+    let _ = world.ark(["restore", "s1", "--name", "a2"]).ok();
+    let _ = world.ark(["snapshot", "a2", "s2"]).ok();
+    for name in ["a1", "a2"] {
+        let _ = world.ark(["rm", name]).ok();
+    }
+    let mut bytes = std::fs::read(&base).expect("readable");
+    let at = bytes.iter().rposition(|b| *b != 0).expect("some content");
+    bytes[at] ^= 1;
+    std::fs::write(&base, &bytes).expect("writable");
+    world.ark(["restore", "s2"]).exits(125).complains_about(&["snapshot"]);
+    assert_eq!(world.vmms(), []);
     world.end();
 }
