@@ -316,7 +316,9 @@ impl Owner {
         if !was.may_become(AgentState::Creating) {
             return;
         }
-        let from_disk = was == AgentState::Paused && origin.is_none();
+        // What is on disk stays whole, so it can be tried again; what a running agent was is lost with its VMM.
+        let is_on_disk = was == AgentState::Paused && self.body.is_recorded();
+        let before = self.body.base();
         self.since = Instant::now();
         self.enter(AgentState::Creating, None, None);
         life.kill().await;
@@ -325,6 +327,7 @@ impl Owner {
         // Who asked may leave: an agent that is half rewound is of no use to anybody else.
         match self.restore_again(life, &hold).await {
             Ok(()) => {
+                drop(before);
                 self.state.send_modify(|agent| agent.origin = origin.unwrap_or(agent.origin.clone()));
                 self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
                 let agent = self.state.borrow().clone();
@@ -333,13 +336,12 @@ impl Owner {
             Err(error) => {
                 life.kill().await;
                 self.state.send_modify(|agent| agent.vmm_pid = None);
-                // What is on disk is still whole, so waking can be tried again; what a rewind left behind is not.
-                let (next, why) = if from_disk {
-                    (AgentState::Paused, None)
+                let (next, why, base) = if is_on_disk {
+                    (AgentState::Paused, None, before)
                 } else {
-                    self.body.set_base(Base::None);
-                    (AgentState::Failed, Some(error.to_string()))
+                    (AgentState::Failed, Some(error.to_string()), Base::None)
                 };
+                self.body.set_base(base);
                 self.enter(next, why, None);
                 let _ = up.send(Err(error));
             }
