@@ -152,23 +152,25 @@ pub(super) fn begin_restore(
 pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
     while let Some(standby) = core.pool.take_standby(birth.hold.dir()) {
         match claim(core, standby, &birth).await? {
-            Ok(agent) => return Ok(agent),
+            Some(Ok(agent)) => return Ok(agent),
             // It died while it waited, or under the claim: that is no fault of the template, and another can be had.
-            Err(error @ (BootError::Ended { .. } | BootError::Removed | BootError::Renewal(_))) => {
+            None => tracing::warn!("a standby ended before it was claimed"),
+            Some(Err(error @ (BootError::Ended { .. } | BootError::Renewal(_)))) => {
                 tracing::warn!(%error, "a standby is of no use");
             }
-            Err(error) => return Err(error.into()),
+            Some(Err(error)) => return Err(error.into()),
         }
     }
     restore(core, birth).await
 }
 
-/// Makes a standby the agent of `birth`: it is renewed once more, as that agent, and every check runs again.
+/// Makes a standby the agent of `birth`: it is renewed once more, as that agent, and every check runs again. None when it
+/// ended without hearing of the claim.
 async fn claim(
     core: &Arc<Core>,
     standby: Standby,
     birth: &Birth,
-) -> Result<Result<Agent, BootError>, AdmitError> {
+) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = &standby.handle.0;
     let (up, came_up) = oneshot::channel();
     let (handle, ()) = core.registry.admit(birth.name.clone(), Some(shared.id.clone()), |id, name| {
@@ -182,8 +184,8 @@ async fn claim(
         up,
     };
     let _ = shared.requests.send(claim);
-    let agent = came_up.await.unwrap_or(Err(BootError::Removed));
-    if agent.is_err() {
+    let agent = came_up.await.ok();
+    if agent.is_none() {
         // Its owner may have been gone before it was in the registry.
         core.registry.forget(handle.id());
     }

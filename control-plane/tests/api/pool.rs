@@ -107,6 +107,38 @@ async fn a_standby_becomes_the_next_agent_and_proves_to_be_that() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_removed_while_a_standby_becomes_it_stays_removed() {
+    let place = Place::new();
+    let ark = place.start_with(with_pool(&place, 0, 1)).await;
+    let create = |name: &str| {
+        let (client, body) = (ark.client.clone(), json!({ "name": name, "image": "slow-second-renewal" }));
+        tokio::spawn(async move { client.post("/v1/agents", &body).await })
+    };
+    assert_eq!(create("a1").await.unwrap().status().as_u16(), 201);
+    let receipts = || {
+        let dirs = std::fs::read_dir(place.run().agents()).unwrap().flatten();
+        dirs.filter(|dir| dir.path().join("receipt.json").exists()).count()
+    };
+    eventually("one stands by", async || receipts() == 2).await;
+    // Its first program may still run.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let creating = create("a2");
+    let names = async || {
+        let list: AgentList = ark.client.get("/v1/agents").await.json();
+        list.agents.into_iter().map(|agent| agent.name.to_string()).collect::<Vec<_>>()
+    };
+    eventually("it is claimed", async || names().await.contains(&"a2".to_owned())).await;
+    ark.client.delete("/v1/agents/a2").await;
+    let detail = creating.await.unwrap().problem(ark_types::problem::ProblemKind::BootFailed).detail;
+    assert!(detail.contains("removed"), "{detail}");
+    assert_eq!(names().await, ["a1"]);
+    let started = std::time::Instant::now();
+    ark.daemon.shut_down().await;
+    assert!(started.elapsed().as_secs() < 5);
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
 async fn what_a_killed_arkd_had_made_ahead_is_cleaned_up_by_the_next() {
     let place = Place::new();
     let mut first = arkd(&place, &["--pool", "2"]).stderr(std::process::Stdio::null()).spawn().unwrap();
