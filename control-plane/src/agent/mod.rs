@@ -227,11 +227,12 @@ impl Handle {
         is_done.await.is_ok()
     }
 
-    /// Tells its owner that a streamed exec begins, and by the guard's end that it ended.
+    /// Tells its owner that a streamed exec begins, and by the guard's end that it ended. None begins unless it is running.
     #[must_use]
-    pub fn streaming(&self) -> Streaming {
+    pub fn streaming(&self) -> Option<Streaming> {
+        self.guest().ok()?;
         let _ = self.0.requests.send(Request::StreamBegan);
-        Streaming(self.clone())
+        Some(Streaming(self.clone()))
     }
 }
 

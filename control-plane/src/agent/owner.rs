@@ -101,7 +101,7 @@ pub(super) struct Removal {
 
 impl Removal {
     /// At once.
-    const NOW: Self = Self { grace: Duration::ZERO, for_good: true };
+    pub(super) const NOW: Self = Self { grace: Duration::ZERO, for_good: true };
 }
 
 /// The owner, before and while its agent lives.
@@ -140,7 +140,11 @@ impl Owner {
                 return;
             }
         };
-        self.warm_up().await;
+        tokio::select! {
+            () = self.warm_up() => {}
+            () = ready.closed() => {}
+            _ = ended(&mut life.vmm) => return,
+        }
         if ready.send(Ok(())).is_err() {
             return;
         }
@@ -247,7 +251,8 @@ impl Owner {
     /// Looks after the agent until it is to be removed.
     async fn serve(&mut self, life: &mut Life) -> Removal {
         let auto_remove = self.state.borrow().auto_remove;
-        let first_stream = sleep(self.core.config.timing.first_stream);
+        let limit = self.core.config.timing.first_stream;
+        let first_stream = sleep(limit);
         tokio::pin!(first_stream);
         let mut streamed = false;
         loop {
@@ -267,9 +272,13 @@ impl Owner {
                     Some(Request::StreamBegan) => streamed = true,
                     Some(Request::StreamEnded) if auto_remove => return Removal::NOW,
                     Some(Request::StreamEnded) => {}
-                    Some(Request::Enter { state, done }) => self.enter_if_legal(state, done),
+                    Some(Request::Enter { state, done }) => {
+                        self.enter_if_legal(state, done);
+                        first_stream.as_mut().reset(tokio::time::Instant::now() + limit);
+                    }
                     Some(Request::Restart { hold, image, origin, up }) => {
                         self.restart(life, (hold, image, origin), up).await;
+                        first_stream.as_mut().reset(tokio::time::Instant::now() + limit);
                     }
                     // Dropping it tells who asked.
                     Some(Request::Claim { .. }) => {}

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::birth::Begun;
 use super::body::Base;
-use super::owner::{Owner, Request};
+use super::owner::{Owner, Removal, Request};
 use super::renewal::{self, Wanted};
 use super::{BootError, REASON_PATIENCE, boot};
 use crate::cleanup::Home;
@@ -230,8 +230,14 @@ impl Owner {
     }
 
     fn unless_removed(&mut self, request: Option<&Request>) -> Result<(), BootError> {
+        // A restart cuts off what runs in the guest.
+        let is_over = matches!(request, Some(Request::StreamEnded)) && self.state.borrow().auto_remove;
         match Request::removal(request) {
-            None => Ok(()),
+            None if !is_over => Ok(()),
+            None => {
+                self.removal = Some(Removal::NOW);
+                Err(BootError::Removed)
+            }
             removal => {
                 self.removal = removal;
                 Err(BootError::Removed)
@@ -248,8 +254,15 @@ impl Owner {
     /// Restores the guest of `hold` and has it prove what it has to, again where the processor is emulated and was at fault.
     async fn restore(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
         let core = Arc::clone(&self.core);
-        // Closed never: an error cannot be.
-        let _turn = core.restores.acquire().await;
+        let turn = core.restores.acquire();
+        tokio::pin!(turn);
+        let _turn = loop {
+            tokio::select! {
+                // Closed never: an error cannot be.
+                turn = &mut turn => break turn,
+                request = self.requests.recv() => self.unless_removed(request.as_ref())?,
+            }
+        };
         let mut attempts = boot::attempts();
         loop {
             let started = Instant::now();
