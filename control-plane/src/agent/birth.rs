@@ -155,7 +155,9 @@ pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refu
             Some(Ok(agent)) => return Ok(agent),
             // It died while it waited, or under the claim: that is no fault of the template, and another can be had.
             None => tracing::warn!("a standby ended before it was claimed"),
-            Some(Err(error @ (BootError::Ended { .. } | BootError::Renewal(_)))) => {
+            Some(Err(
+                error @ (BootError::Ended { .. } | BootError::Renewal(_) | BootError::NoCall { .. }),
+            )) => {
                 tracing::warn!(%error, "a standby is of no use");
             }
             Some(Err(error)) => return Err(error.into()),

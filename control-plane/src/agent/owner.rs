@@ -165,7 +165,10 @@ impl Owner {
                     // Nobody has a handle to ask for more.
                     Some(_) => {}
                 },
-                event = life.greeter.next() => self.hear(event),
+                event = life.greeter.next() => {
+                    life.note(&event);
+                    self.hear(event);
+                }
             }
         }
     }

@@ -259,6 +259,9 @@ fn live(script: &str, is_restored: bool, hello_socket: &Path, console: &mut std:
     }
     let hello = Hello { guestd: "fake".into(), kernel: "fake".into(), uptime_ms: 1, cpus: 1 };
     send(&mut stream, &Frame::json(Kind::Hello, &hello).unwrap());
+    if script == "falls-silent" && is_restored {
+        std::thread::sleep(Duration::from_secs(1000));
+    }
     for sequence in 1.. {
         let beat = Heartbeat { sequence, uptime_ms: sequence, mem_available_kib: 64, load1_x100: 7 };
         send(&mut stream, &Frame::json(Kind::Heartbeat, &beat).unwrap());

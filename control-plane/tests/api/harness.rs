@@ -33,7 +33,7 @@ fn fake_vmm() -> PathBuf {
 }
 
 /// Images of every test: the name is what the guest does.
-pub(crate) const IMAGES: [&str; 24] = [
+pub(crate) const IMAGES: [&str; 25] = [
     "base",
     "panics",
     "silent",
@@ -58,6 +58,7 @@ pub(crate) const IMAGES: [&str; 24] = [
     "keeps-its-machine-id",
     "counts-no-renewal",
     "slow-second-renewal",
+    "falls-silent",
 ];
 
 /// A directory with assets, state and run directory.

@@ -139,6 +139,25 @@ async fn an_agent_that_is_removed_while_a_standby_becomes_it_stays_removed() {
 }
 
 #[tokio::test]
+async fn a_standby_that_was_not_heard_for_long_becomes_nobody() {
+    let place = Place::new();
+    let ark = place.start_with(with_pool(&place, 0, 1)).await;
+    let create = async |name: &str| -> Agent {
+        ark.client.post("/v1/agents", &json!({ "name": name, "image": "falls-silent" })).await.json()
+    };
+    let first = create("a1").await;
+    eventually("one stands by", async || vmms(&place).len() == 2).await;
+    let waiting: Vec<u32> = vmms(&place).into_iter().filter(|pid| Some(*pid) != first.vmm_pid).collect();
+    // It said hello once, as every fork has to, and nothing since.
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    let second = create("a2").await;
+    assert_eq!(second.state, AgentState::Running);
+    assert!(second.vmm_pid.is_some_and(|pid| !waiting.contains(&pid)) && !runs(waiting[0]));
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
 async fn what_a_killed_arkd_had_made_ahead_is_cleaned_up_by_the_next() {
     let place = Place::new();
     let mut first = arkd(&place, &["--pool", "2"]).stderr(std::process::Stdio::null()).spawn().unwrap();
