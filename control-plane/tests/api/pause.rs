@@ -176,7 +176,7 @@ async fn an_agent_that_is_removed_while_it_is_paused_leaves_nothing_and_who_leav
     under_way().await;
     assert_eq!(ark.client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
     let detail = task.await.unwrap().problem(ProblemKind::AgentGone).detail;
-    assert!(detail.contains("stopped on request"), "{detail}");
+    assert!(detail.starts_with("the agent a1 ended") && detail.contains("stopped on request"), "{detail}");
     eventually("nothing is left on disk", async || records(&place) == 0).await;
 
     let agent = ark.client.create("a1", "slow-snapshot").await;
