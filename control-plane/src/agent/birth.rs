@@ -132,14 +132,17 @@ pub(super) fn begin_restore(
 ) -> Result<impl Future<Output = Result<Agent, BootError>> + use<>, AdmitError> {
     let Birth { hold, origin, name, env, auto_remove } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let den = core.pool.take_den(size.0);
+    let mut den = core.pool.take_den(size.0);
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
-    let (_, owner) = core.registry.admit(name, id, |id, name| {
+    let admitted = core.registry.admit(name, id, |id, name| {
         let agent = newborn(id, name, origin, &image, size, auto_remove);
         let base = Base::lived_in(&hold);
-        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.map(Box::new)))
-    })?;
+        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
+    });
+    // Of use to the next one.
+    den.into_iter().for_each(|den| core.pool.return_den(den));
+    let (_, owner) = admitted?;
     tokio::spawn(owner.live(up));
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
 }
@@ -175,9 +178,17 @@ async fn claim(
 ) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = &standby.handle.0;
     let (up, came_up) = oneshot::channel();
-    let (handle, ()) = core.registry.admit(birth.name.clone(), Some(shared.id.clone()), |id, name| {
+    let admitted = core.registry.admit(birth.name.clone(), Some(shared.id.clone()), |id, name| {
         (standby.handle.renamed(id, name, birth.env.clone()), ())
-    })?;
+    });
+    let handle = match admitted {
+        Ok((handle, ())) => handle,
+        Err(error) => {
+            // Of use to the next one.
+            core.pool.return_standby(standby);
+            return Err(error);
+        }
+    };
     let claim = Request::Claim {
         name: handle.name().clone(),
         origin: birth.origin.clone(),

@@ -161,6 +161,22 @@ impl Pool {
         Some(inner.standbys.swap_remove(at))
     }
 
+    /// Takes a prepared VMM back that became nobody's; ends it when the pool is closed.
+    pub(crate) fn return_den(&self, den: Den) {
+        let mut inner = self.lock();
+        if !self.closing.is_cancelled() {
+            inner.dens.push(den);
+        }
+    }
+
+    /// As [`Self::return_den`], a standby.
+    pub(crate) fn return_standby(&self, standby: Standby) {
+        let mut inner = self.lock();
+        if !self.closing.is_cancelled() {
+            inner.standbys.push(standby);
+        }
+    }
+
     /// An agent is forked from the template `hold`, so others may follow.
     pub(crate) fn used(&self, hold: &Hold) {
         if self.sizes.standbys == 0 {

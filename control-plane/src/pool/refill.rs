@@ -112,11 +112,7 @@ fn memory_is_short() -> bool {
 async fn make(pool: &Pool, core: &Arc<Core>, want: Want) -> Result<(), String> {
     match want {
         Want::Den => {
-            let den = prepare(core)?;
-            let mut inner = pool.lock();
-            if !pool.closing.is_cancelled() {
-                inner.dens.push(den);
-            }
+            pool.return_den(prepare(core)?);
         }
         Want::Standby(hold) => {
             let standby = agent::stand_by(core, hold).await.map_err(|refusal| refusal.0.detail)?;

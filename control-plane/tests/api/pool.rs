@@ -38,11 +38,13 @@ async fn a_fork_lives_in_a_prepared_vmm_and_the_next_is_prepared_when_it_is_calm
     let waiting = vmms(&place);
     assert!(ark.client.get("/v1/agents").await.json::<AgentList>().agents.is_empty(), "in no list");
     ark.client.create("a1", "base").await;
+    // A name that is passed over costs none of them.
+    ark.client.create("a1-1", "base").await;
     let forked: Value = ark.client.post("/v1/agents/a1/fork", &json!({ "count": 3 })).await.json();
     let pids: Vec<u64> =
         forked["agents"].as_array().unwrap().iter().filter_map(|a| a["vmm_pid"].as_u64()).collect();
     assert!(waiting.iter().all(|pid| pids.contains(&u64::from(*pid))), "{waiting:?} {pids:?}");
-    eventually("two more wait", async || vmms(&place).len() == 6).await;
+    eventually("two more wait", async || vmms(&place).len() == 7).await;
     let all = vmms(&place);
     ark.daemon.shut_down().await;
     assert!(all.iter().all(|pid| !runs(*pid)));
@@ -82,6 +84,8 @@ async fn a_standby_becomes_the_next_agent_and_proves_to_be_that() {
     let id = standby().await.unwrap();
     // Its first program may still run.
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let taken = client.post("/v1/agents", &json!({ "name": "a1", "image": "base" })).await;
+    taken.problem(ark_types::problem::ProblemKind::NameTaken);
     let agent = of_template(client, "a2").await;
     assert_eq!(
         (agent.id.as_str(), agent.name.as_ref(), agent.state),
