@@ -9,9 +9,10 @@ use ark_types::receipt::{CheckKind, Receipt};
 use ark_types::snapshot::Forked;
 use ark_types::template::TemplateList;
 use hyper::StatusCode;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Place, eventually};
+use crate::harness::{Client, Place, eventually, signal};
 
 pub(crate) async fn eval(client: &Client, agent: &str, code: &str) -> Option<String> {
     let reply = client.post(&format!("/v1/agents/{agent}/eval"), &json!({ "code": code })).await;
@@ -216,6 +217,39 @@ async fn a_fork_that_waits_its_turn_can_be_removed_and_who_leaves_takes_all_of_t
     client.delete("/v1/agents/a1").await;
     eventually("nothing is left", async || (snapshots(&place), place.agent_dirs()) == (0, 0)).await;
     ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_killed_during_a_snapshot_or_a_restore_leaves_nothing_and_is_told() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let forking = || {
+        let client = ark.client.clone();
+        tokio::spawn(async move { client.post("/v1/agents/a1/fork", &json!({})).await })
+    };
+    let source = ark.client.create("a1", "slow-snapshot").await;
+    let task = forking();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    signal(source.vmm_pid.unwrap(), Signal::SIGKILL);
+    let detail = task.await.unwrap().problem(ProblemKind::AgentGone).detail;
+    assert!(detail.contains("ended before its snapshot was complete"), "{detail}");
+    assert_eq!(ark.client.get("/v1/agents/a1").await.json::<Agent>().state, AgentState::Failed);
+    assert_eq!(snapshots(&place), 0);
+    ark.client.delete("/v1/agents/a1").await;
+
+    ark.client.create("a1", "never-calls").await;
+    let task = forking();
+    let fork = async || {
+        let reply = ark.client.get("/v1/agents/a1-1").await;
+        if reply.status() == StatusCode::OK { reply.json::<Agent>().vmm_pid } else { None }
+    };
+    eventually("its VMM runs", async || fork().await.is_some()).await;
+    signal(fork().await.unwrap(), Signal::SIGKILL);
+    let detail = task.await.unwrap().problem(ProblemKind::ForkFailed).detail;
+    assert!(detail.contains("the agent ended before its guest was up"), "{detail}");
+    ark.client.delete("/v1/agents/a1").await;
+    ark.daemon.shut_down().await;
+    assert_eq!((snapshots(&place), place.agent_dirs()), (0, 0));
 }
 
 #[tokio::test]
