@@ -3,9 +3,9 @@
 //! ```text
 //!  clients ── Unix socket / TCP + token ──► server ──► routes ──┬──► registry ──► agent::Handle
 //!                                             │                 │                    │  requests ▲ watch
-//!                                           auth                │                    ▼           │
-//!                                                               │              agent::owner (one task per agent)
-//!                                                               │                    │
+//!                                           auth                ├──► templates ──┐   ▼           │
+//!                                                               ├──► pool ───────┼► agent::owner (one task per agent)
+//!                                                               ├──► snapshots ──┘   │
 //!                                                               ▼                    ├──► supervisor ──► ark-vmm
 //!                                                             guest ── v.sock ───────┼──────────────────►   │
 //!                                                               ▲                    ▼                      │

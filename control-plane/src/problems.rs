@@ -194,8 +194,10 @@ impl From<PauseError> for Refusal {
             PauseError::NotRunning(error) => return error.into(),
             PauseError::Paused(_) | PauseError::NotPaused { .. } => ProblemKind::AgentNotRunning,
             PauseError::Vmm { .. } => ProblemKind::HostUnable,
-            // The kind is the cause's, the words say that the agent goes on.
-            PauseError::Snapshot(failure) => Self::from(failure).0.kind,
+            // The kind is the cause's, the words say what became of the agent.
+            PauseError::Snapshot(failure)
+            | PauseError::Ended(failure)
+            | PauseError::Stuck { failure, .. } => Self::from(failure).0.kind,
         };
         Self::new(kind, words)
     }

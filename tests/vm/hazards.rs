@@ -65,7 +65,7 @@ fn hazard_2_a_reseed_that_fails_is_no_success() {
     world.create_fork("python", "a1");
     let sabotage = "import random\ndef refuse(*_): raise RuntimeError('no seed')\nrandom.seed = refuse";
     let _ = world.ark(["eval", "--agent", "a1", sabotage]).ok();
-    world.ark(["fork", "a1"]).exits(125).complains_about(&["a1-1", "seed"]);
+    world.ark(["fork", "a1"]).exits(125).complains_about(&["fork", "not reseeded"]);
     assert_eq!(world.vmms().len(), 1);
     assert_eq!(world.sh("a1", "echo alive").ok().stdout, "alive\n");
     world.end();

@@ -132,14 +132,17 @@ pub(super) fn begin_restore(
 ) -> Result<impl Future<Output = Result<Agent, BootError>> + use<>, AdmitError> {
     let Birth { hold, origin, name, env, auto_remove } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let den = core.pool.take_den(size.0);
+    let mut den = core.pool.take_den(size.0);
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
-    let (_, owner) = core.registry.admit(name, id, |id, name| {
+    let admitted = core.registry.admit(name, id, |id, name| {
         let agent = newborn(id, name, origin, &image, size, auto_remove);
         let base = Base::lived_in(&hold);
-        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.map(Box::new)))
-    })?;
+        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
+    });
+    // Of use to the next one.
+    den.into_iter().for_each(|den| core.pool.return_den(den));
+    let (_, owner) = admitted?;
     tokio::spawn(owner.live(up));
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
 }
@@ -152,28 +155,40 @@ pub(super) fn begin_restore(
 pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
     while let Some(standby) = core.pool.take_standby(birth.hold.dir()) {
         match claim(core, standby, &birth).await? {
-            Ok(agent) => return Ok(agent),
+            Some(Ok(agent)) => return Ok(agent),
             // It died while it waited, or under the claim: that is no fault of the template, and another can be had.
-            Err(error @ (BootError::Ended { .. } | BootError::Removed | BootError::Renewal(_))) => {
+            None => tracing::warn!("a standby ended before it was claimed"),
+            Some(Err(
+                error @ (BootError::Ended { .. } | BootError::Renewal(_) | BootError::NoCall { .. }),
+            )) => {
                 tracing::warn!(%error, "a standby is of no use");
             }
-            Err(error) => return Err(error.into()),
+            Some(Err(error)) => return Err(error.into()),
         }
     }
     restore(core, birth).await
 }
 
-/// Makes a standby the agent of `birth`: it is renewed once more, as that agent, and every check runs again.
+/// Makes a standby the agent of `birth`: it is renewed once more, as that agent, and every check runs again. None when it
+/// ended without hearing of the claim.
 async fn claim(
     core: &Arc<Core>,
     standby: Standby,
     birth: &Birth,
-) -> Result<Result<Agent, BootError>, AdmitError> {
+) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = &standby.handle.0;
     let (up, came_up) = oneshot::channel();
-    let (handle, ()) = core.registry.admit(birth.name.clone(), Some(shared.id.clone()), |id, name| {
+    let admitted = core.registry.admit(birth.name.clone(), Some(shared.id.clone()), |id, name| {
         (standby.handle.renamed(id, name, birth.env.clone()), ())
-    })?;
+    });
+    let handle = match admitted {
+        Ok((handle, ())) => handle,
+        Err(error) => {
+            // Of use to the next one.
+            core.pool.return_standby(standby);
+            return Err(error);
+        }
+    };
     let claim = Request::Claim {
         name: handle.name().clone(),
         origin: birth.origin.clone(),
@@ -182,8 +197,8 @@ async fn claim(
         up,
     };
     let _ = shared.requests.send(claim);
-    let agent = came_up.await.unwrap_or(Err(BootError::Removed));
-    if agent.is_err() {
+    let agent = came_up.await.ok();
+    if agent.is_none() {
         // Its owner may have been gone before it was in the registry.
         core.registry.forget(handle.id());
     }

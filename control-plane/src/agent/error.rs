@@ -189,8 +189,19 @@ pub enum PauseError {
     /// Its memory could not be brought to disk.
     #[error("the agent was not paused and goes on: {0}")]
     Snapshot(#[from] SnapshotFailure),
+    /// It ended before its memory was on disk.
+    #[error(transparent)]
+    Ended(SnapshotFailure),
+    /// Its memory could not be brought to disk, and now it stands still.
+    #[error("{failure}; the agent stands still ({error}): try `ark resume`, or remove it with `ark rm`")]
+    Stuck {
+        /// Why it could not.
+        failure: SnapshotFailure,
+        /// Why it does not go on.
+        error: Box<Self>,
+    },
     /// Its VMM did not do it.
-    #[error("the VMM did not {what}: {why}")]
+    #[error("the VMM did not {what}: {why}; try again, or remove the agent with `ark rm`")]
     Vmm {
         /// `pause` or `resume`.
         what: &'static str,

@@ -53,6 +53,8 @@ use owner::Request;
 
 /// How long the reason of a broken connection is waited for: the VMM's end and the guest's sockets' end race.
 const REASON_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the end of `arkd` waits for an agent that is just being paused: 512 MiB at 64 MiB/s, and a moment.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A way to one agent; clones are the same agent.
 #[derive(Clone, Debug)]
@@ -205,6 +207,10 @@ impl Handle {
 
     /// Removes it as [`Self::remove`] does, but leaves a paused one on disk for the next `arkd`.
     pub async fn shut_down(&self, grace: Duration) {
+        if self.0.state.borrow().state == AgentState::Paused && !self.0.body.is_recorded() {
+            // Ended before its memory is on disk it would be lost; what takes longer is.
+            let _ = tokio::time::timeout(PAUSE_PATIENCE, self.0.body.turn.lock()).await;
+        }
         let _ = self.0.requests.send(Request::Remove { grace, for_good: false });
         self.gone().await;
     }
@@ -221,11 +227,12 @@ impl Handle {
         is_done.await.is_ok()
     }
 
-    /// Tells its owner that a streamed exec begins, and by the guard's end that it ended.
+    /// Tells its owner that a streamed exec begins, and by the guard's end that it ended. None begins unless it is running.
     #[must_use]
-    pub fn streaming(&self) -> Streaming {
+    pub fn streaming(&self) -> Option<Streaming> {
+        self.guest().ok()?;
         let _ = self.0.requests.send(Request::StreamBegan);
-        Streaming(self.clone())
+        Some(Streaming(self.clone()))
     }
 }
 

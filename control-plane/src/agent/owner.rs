@@ -101,7 +101,7 @@ pub(super) struct Removal {
 
 impl Removal {
     /// At once.
-    const NOW: Self = Self { grace: Duration::ZERO, for_good: true };
+    pub(super) const NOW: Self = Self { grace: Duration::ZERO, for_good: true };
 }
 
 /// The owner, before and while its agent lives.
@@ -140,7 +140,11 @@ impl Owner {
                 return;
             }
         };
-        self.warm_up().await;
+        tokio::select! {
+            () = self.warm_up() => {}
+            () = ready.closed() => {}
+            _ = ended(&mut life.vmm) => return,
+        }
         if ready.send(Ok(())).is_err() {
             return;
         }
@@ -161,7 +165,10 @@ impl Owner {
                     // Nobody has a handle to ask for more.
                     Some(_) => {}
                 },
-                event = life.greeter.next() => self.hear(event),
+                event = life.greeter.next() => {
+                    life.note(&event);
+                    self.hear(event);
+                }
             }
         }
     }
@@ -247,7 +254,8 @@ impl Owner {
     /// Looks after the agent until it is to be removed.
     async fn serve(&mut self, life: &mut Life) -> Removal {
         let auto_remove = self.state.borrow().auto_remove;
-        let first_stream = sleep(self.core.config.timing.first_stream);
+        let limit = self.core.config.timing.first_stream;
+        let first_stream = sleep(limit);
         tokio::pin!(first_stream);
         let mut streamed = false;
         loop {
@@ -267,9 +275,13 @@ impl Owner {
                     Some(Request::StreamBegan) => streamed = true,
                     Some(Request::StreamEnded) if auto_remove => return Removal::NOW,
                     Some(Request::StreamEnded) => {}
-                    Some(Request::Enter { state, done }) => self.enter_if_legal(state, done),
+                    Some(Request::Enter { state, done }) => {
+                        self.enter_if_legal(state, done);
+                        first_stream.as_mut().reset(tokio::time::Instant::now() + limit);
+                    }
                     Some(Request::Restart { hold, image, origin, up }) => {
                         self.restart(life, (hold, image, origin), up).await;
+                        first_stream.as_mut().reset(tokio::time::Instant::now() + limit);
                     }
                     // Dropping it tells who asked.
                     Some(Request::Claim { .. }) => {}
@@ -316,7 +328,9 @@ impl Owner {
         if !was.may_become(AgentState::Creating) {
             return;
         }
-        let from_disk = was == AgentState::Paused && origin.is_none();
+        // What is on disk stays whole, so it can be tried again; what a running agent was is lost with its VMM.
+        let is_on_disk = was == AgentState::Paused && self.body.is_recorded();
+        let before = self.body.base();
         self.since = Instant::now();
         self.enter(AgentState::Creating, None, None);
         life.kill().await;
@@ -325,6 +339,7 @@ impl Owner {
         // Who asked may leave: an agent that is half rewound is of no use to anybody else.
         match self.restore_again(life, &hold).await {
             Ok(()) => {
+                drop(before);
                 self.state.send_modify(|agent| agent.origin = origin.unwrap_or(agent.origin.clone()));
                 self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
                 let agent = self.state.borrow().clone();
@@ -333,13 +348,12 @@ impl Owner {
             Err(error) => {
                 life.kill().await;
                 self.state.send_modify(|agent| agent.vmm_pid = None);
-                // What is on disk is still whole, so waking can be tried again; what a rewind left behind is not.
-                let (next, why) = if from_disk {
-                    (AgentState::Paused, None)
+                let (next, why, base) = if is_on_disk {
+                    (AgentState::Paused, None, before)
                 } else {
-                    self.body.set_base(Base::None);
-                    (AgentState::Failed, Some(error.to_string()))
+                    (AgentState::Failed, Some(error.to_string()), Base::None)
                 };
+                self.body.set_base(base);
                 self.enter(next, why, None);
                 let _ = up.send(Err(error));
             }

@@ -163,7 +163,7 @@ fn clear(dir: &Path) {
 /// Stands the agent still, with its memory on disk.
 ///
 /// # Errors
-/// [`PauseError`]; the agent goes on then.
+/// [`PauseError`], which says whether the agent goes on then.
 pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseError> {
     let (core, handle) = (Arc::clone(core), handle.clone());
     in_full(async move {
@@ -182,11 +182,11 @@ pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseErro
             return Err(handle.not_running().into());
         }
         let Err(failure) = to_disk(&core, &handle).await else { return Ok(handle.agent()) };
-        // With the VMM gone there is nothing to go on.
-        if let Err(error) = go_on(&handle).await {
-            tracing::warn!(name = %handle.name(), %error, "an agent that could not be paused does not go on");
-        }
-        Err(failure.into())
+        Err(match go_on(&handle).await {
+            Ok(()) => failure.into(),
+            Err(_) if matches!(failure, SnapshotFailure::Gone { .. }) => PauseError::Ended(failure),
+            Err(error) => PauseError::Stuck { failure, error: Box::new(error) },
+        })
     })
     .await?
 }

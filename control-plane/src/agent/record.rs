@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wake_paused;
 use crate::core::Core;
+use crate::snapshots::{MANIFEST, remove_file, write_file};
 
 /// Name of the file.
 const FILE: &str = "agent.json";
@@ -46,12 +47,7 @@ pub(super) fn dir(core: &Core, id: &str) -> PathBuf {
 impl Record {
     /// Writes it for good: a crash leaves the whole record or none.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
-        let beside = dir.join("agent.json+");
-        let mut file = File::create(&beside)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
-        fs::rename(&beside, dir.join(FILE))?;
-        File::open(dir)?.sync_all()?;
+        write_file(&dir.join(FILE), &serde_json::to_vec_pretty(self)?)?;
         // The directory itself may be new.
         File::open(dir.parent().unwrap_or(dir))?.sync_all()
     }
@@ -66,12 +62,8 @@ impl Record {
 /// The agent `id` is no longer paused: its record goes, and its snapshot as soon as nothing needs it.
 pub(super) async fn forget(core: &Core, id: &str) {
     let dir = dir(core, id);
-    let _ = fs::remove_file(dir.join("agent.json+"));
-    match fs::remove_file(dir.join(FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(%id, %error, "the record of an agent that is paused no more cannot be removed");
-        }
-        _ => {}
+    if let Err(error) = remove_file(&dir.join(FILE)) {
+        tracing::error!(%id, %error, "the record of an agent that is paused no more cannot be removed");
     }
     let dirs = dispose_all_but(core, &dir, None);
     core.snapshots.gone(&dirs).await;
@@ -79,15 +71,25 @@ pub(super) async fn forget(core: &Core, id: &str) {
     let _ = fs::remove_dir(&dir);
 }
 
-/// Lets every snapshot in `dir` but `kept` go; their directories, for [`crate::snapshots::Store::gone`].
+/// Lets every snapshot in `dir` but `kept` go; their directories, for [`crate::snapshots::Store::gone`]. Where none is kept,
+/// what never became a snapshot goes, too.
 fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    // What is no snapshot was never complete; the store removes that. All are found before the first goes: a base goes with
-    // the diff over it.
-    let holds: Vec<_> = entries
-        .filter_map(|entry| core.snapshots.hold_dir(&entry.path()).ok())
-        .filter(|hold| Some(hold.id()) != kept)
-        .collect();
+    // All are found before the first goes: a base goes with the diff over it.
+    let mut holds = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match core.snapshots.hold_dir(&path) {
+            Ok(hold) if Some(hold.id()) != kept => holds.push(hold),
+            // A pause or a removal that was cut off left it.
+            Err(_) if kept.is_none() && !path.ends_with(FILE) && !path.join(MANIFEST).exists() => {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                if let Err(error) = removed {
+                    tracing::warn!(path = %path.display(), %error, "half a snapshot of a paused agent cannot be removed");
+                }
+            }
+            _ => {}
+        }
+    }
     let dirs = holds.iter().map(|hold| hold.dir().to_owned()).collect();
     holds.iter().for_each(|hold| core.snapshots.dispose(hold.id()));
     drop(holds);

@@ -3,7 +3,7 @@
 //! | check | evidence | holds when |
 //! |---|---|---|
 //! | vsock to the guest | host | the challenge came back over a connection made after the restore |
-//! | vsock to the host | host | the guest called the host anew and said hello |
+//! | vsock to the host | host | the guest called the host anew, said hello, and was heard within the last 10 s |
 //! | random numbers | guest | well-formed, and nothing that any guest of this `arkd` has answered before |
 //! | clock | guest | its distance to the host's is bounded by 50 ms, see [`crate::guest::renew`] |
 //! | machine-id, host name | guest | those that were given, and no other living agent's |

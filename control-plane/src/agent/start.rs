@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ark_types::agent::AgentState;
-use ark_types::guest::HELLO_PORT;
+use ark_types::guest::{HEARTBEAT_INTERVAL_MS, HELLO_PORT, Hello};
 use ark_types::layout::AgentDir;
 use ark_types::receipt::Receipt;
 use ark_types::vmm::{DiskConfig, ExitRecord, Generation, RestoreConfig, RunConfig, VmConfig, VsockConfig};
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::birth::Begun;
 use super::body::Base;
-use super::owner::{Owner, Request};
+use super::owner::{Owner, Removal, Request};
 use super::renewal::{self, Wanted};
 use super::{BootError, REASON_PATIENCE, boot};
 use crate::cleanup::Home;
@@ -28,12 +28,15 @@ use crate::supervisor::{Vmm, tail_text};
 /// Context id of every guest: each VMM is its own vsock world, so they need not differ.
 const GUEST_CID: u32 = 3;
 
+/// How long after a guest was last heard its way to the host counts as proved: five heartbeats, for a busy host.
+const FRESH: Duration = Duration::from_millis(5 * HEARTBEAT_INTERVAL_MS);
+
 /// What an agent has on this host. Each field undoes itself when dropped, in this order.
 pub(super) struct Life {
     /// None once it ended, or before it began.
     pub(super) vmm: Option<Vmm>,
     pub(super) greeter: Greeter,
-    /// The generation id of the restored VM, the snapshot it is of, and what its guest said when it called.
+    /// What a restored one is, and what its guest said.
     restored: Option<Restored>,
     _home: Home,
     _seat: Seat,
@@ -43,6 +46,8 @@ struct Restored {
     generation: Generation,
     snapshot: String,
     hello: Option<String>,
+    /// When it was last heard on a connection that it made.
+    heard: Instant,
 }
 
 /// An agent's entry in the registry.
@@ -69,11 +74,38 @@ impl Life {
     }
 
     fn within(home: Home, vmm: Option<Vmm>, dir: &AgentDir, seat: Seat) -> Result<Self, BootError> {
-        let mut hello_socket = dir.vsock().into_os_string();
-        hello_socket.push(format!("_{HELLO_PORT}"));
-        let greeter =
-            Greeter::listen(&PathBuf::from(hello_socket)).map_err(|source| directory(dir, source))?;
+        let greeter = Greeter::listen(&hello_socket(dir)).map_err(|source| directory(dir, source))?;
         Ok(Self { vmm, greeter, restored: None, _home: home, _seat: seat })
+    }
+
+    /// Makes room for another VMM after [`Self::kill`]: what the guest of the last one still said is heard no more.
+    fn clear(&mut self, dir: &AgentDir) -> Result<(), BootError> {
+        boot::clear(dir);
+        let socket = hello_socket(dir);
+        // Anything but its absence is told by what follows.
+        let _ = std::fs::remove_file(&socket);
+        self.greeter = Greeter::listen(&socket).map_err(|source| directory(dir, source))?;
+        Ok(())
+    }
+
+    /// Takes note of what the guest said.
+    pub(super) fn note(&mut self, event: &Event) {
+        let Some(restored) = &mut self.restored else { return };
+        match event {
+            Event::Hello(hello) => {
+                let Hello { guestd, kernel, cpus, .. } = hello;
+                restored.hello = Some(format!("ark-guestd {guestd} on Linux {kernel}, {cpus} processors"));
+                restored.heard = Instant::now();
+            }
+            Event::Heartbeat(_) => restored.heard = Instant::now(),
+            Event::Misbehaved(_) => {}
+        }
+    }
+
+    /// What the guest said when it called, if it was heard from since or a moment ago.
+    fn hello(&self) -> Option<&str> {
+        let restored = self.restored.as_ref().filter(|restored| restored.heard.elapsed() < FRESH)?;
+        restored.hello.as_deref()
     }
 
     /// Ends the VMM at once, if there is one, and waits until it is gone.
@@ -91,6 +123,13 @@ pub(super) async fn ended(vmm: &mut Option<Vmm>) -> ExitRecord {
         Some(vmm) => vmm.wait().await,
         None => std::future::pending().await,
     }
+}
+
+/// The socket that the guest calls.
+fn hello_socket(dir: &AgentDir) -> PathBuf {
+    let mut socket = dir.vsock().into_os_string();
+    socket.push(format!("_{HELLO_PORT}"));
+    socket.into()
 }
 
 fn directory(dir: &AgentDir, source: std::io::Error) -> BootError {
@@ -230,8 +269,14 @@ impl Owner {
     }
 
     fn unless_removed(&mut self, request: Option<&Request>) -> Result<(), BootError> {
+        // A restart cuts off what runs in the guest.
+        let is_over = matches!(request, Some(Request::StreamEnded)) && self.state.borrow().auto_remove;
         match Request::removal(request) {
-            None => Ok(()),
+            None if !is_over => Ok(()),
+            None => {
+                self.removal = Some(Removal::NOW);
+                Err(BootError::Removed)
+            }
             removal => {
                 self.removal = removal;
                 Err(BootError::Removed)
@@ -241,15 +286,22 @@ impl Owner {
 
     /// Restores the guest of `hold` into the agent's directory, where an earlier VMM may have been.
     pub(super) async fn restore_again(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
-        boot::clear(&self.dir);
+        life.clear(&self.dir)?;
         self.restore(life, hold).await
     }
 
     /// Restores the guest of `hold` and has it prove what it has to, again where the processor is emulated and was at fault.
     async fn restore(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
         let core = Arc::clone(&self.core);
-        // Closed never: an error cannot be.
-        let _turn = core.restores.acquire().await;
+        let turn = core.restores.acquire();
+        tokio::pin!(turn);
+        let _turn = loop {
+            tokio::select! {
+                // Closed never: an error cannot be.
+                turn = &mut turn => break turn,
+                request = self.requests.recv() => self.unless_removed(request.as_ref())?,
+            }
+        };
         let mut attempts = boot::attempts();
         loop {
             let started = Instant::now();
@@ -264,7 +316,8 @@ impl Owner {
                 exit_file: Some(self.dir.exit_file()),
             });
             self.start_vmm(life, &config).await?;
-            life.restored = Some(Restored { generation, snapshot: hold.id().to_string(), hello: None });
+            let (snapshot, heard) = (hold.id().to_string(), Instant::now());
+            life.restored = Some(Restored { generation, snapshot, hello: None, heard });
             let due = renewal::renewals_of(hold.dir()).map(|count| count.saturating_add(1));
             let Err(error) = self.prove(life, due, started, std::future::pending()).await else {
                 return Ok(());
@@ -275,7 +328,7 @@ impl Owner {
             }
             tracing::warn!(%error, attempts_left = attempts, "this host's processor is emulated, so the guest is restored again");
             life.kill().await;
-            boot::clear(&self.dir);
+            life.clear(&self.dir)?;
         }
     }
 
@@ -350,11 +403,10 @@ impl Owner {
         tokio::pin!(work, deadline, gone);
         let mut renewal = None;
         loop {
-            let hello = life.restored.as_ref().and_then(|restored| restored.hello.clone());
-            if let (Some(_), Some(hello)) = (&renewal, hello)
+            if let Some(hello) = life.hello()
                 && let Some(renewal) = renewal.take()
             {
-                return Ok((renewal, hello));
+                return Ok((renewal, hello.to_owned()));
             }
             tokio::select! {
                 biased;
@@ -364,14 +416,13 @@ impl Owner {
                     Err(failure) => return Err(self.reason(life, failure).await),
                 },
                 event = life.greeter.next() => match event {
-                    Event::Hello(hello) => {
-                        let words = format!("ark-guestd {} on Linux {}, {} processors", hello.guestd, hello.kernel, hello.cpus);
-                        life.restored.iter_mut().for_each(|restored| restored.hello = Some(words.clone()));
-                    }
                     Event::Misbehaved(failure) if !failure.is_disconnect() => {
                         return Err(BootError::Hello(failure));
                     }
-                    other => self.hear(other),
+                    event => {
+                        life.note(&event);
+                        self.hear(event);
+                    }
                 },
                 record = ended(&mut life.vmm) => {
                     return Err(BootError::Ended { record, words: String::new() });

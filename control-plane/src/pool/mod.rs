@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::agent::Standby;
 use crate::cleanup::Home;
@@ -35,8 +36,6 @@ const IN_USE: Duration = Duration::from_secs(600);
 const MAX_IN_USE: usize = 2;
 /// How long after the last request's end something is made.
 const CALM: Duration = Duration::from_millis(50);
-/// How long the end waits for what is being made.
-const LAST: Duration = Duration::from_secs(5);
 
 /// A prepared VMM and its directory.
 #[derive(Debug)]
@@ -58,8 +57,10 @@ impl Den {
 pub struct Pool {
     sizes: PoolSizes,
     inner: Mutex<Inner>,
-    /// Something to do, or the end.
+    /// Something to do.
     wake: Notify,
+    /// Nothing is made any more. Cancelled with `inner` locked.
+    closing: CancellationToken,
     refill: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -73,7 +74,6 @@ struct Inner {
     busy: usize,
     /// When the last one ended.
     calm_since: Instant,
-    closed: bool,
 }
 
 /// What is to be made next.
@@ -106,9 +106,9 @@ impl Pool {
             in_use: Vec::new(),
             busy: 0,
             calm_since: Instant::now(),
-            closed: false,
         };
-        Arc::new(Self { sizes, inner: Mutex::new(inner), wake: Notify::new(), refill: Mutex::default() })
+        let (inner, refill) = (Mutex::new(inner), Mutex::default());
+        Arc::new(Self { sizes, inner, wake: Notify::new(), closing: CancellationToken::new(), refill })
     }
 
     /// Begins to make things ahead for `core`.
@@ -161,13 +161,29 @@ impl Pool {
         Some(inner.standbys.swap_remove(at))
     }
 
+    /// Takes a prepared VMM back that became nobody's; ends it when the pool is closed.
+    pub(crate) fn return_den(&self, den: Den) {
+        let mut inner = self.lock();
+        if !self.closing.is_cancelled() {
+            inner.dens.push(den);
+        }
+    }
+
+    /// As [`Self::return_den`], a standby.
+    pub(crate) fn return_standby(&self, standby: Standby) {
+        let mut inner = self.lock();
+        if !self.closing.is_cancelled() {
+            inner.standbys.push(standby);
+        }
+    }
+
     /// An agent is forked from the template `hold`, so others may follow.
     pub(crate) fn used(&self, hold: &Hold) {
         if self.sizes.standbys == 0 {
             return;
         }
         let mut inner = self.lock();
-        if inner.closed {
+        if self.closing.is_cancelled() {
             return;
         }
         let mut gone: Vec<_> = std::mem::take(&mut inner.in_use);
@@ -202,21 +218,18 @@ impl Pool {
     pub(crate) async fn shut_down(&self) {
         let (standbys, dens, holds) = {
             let mut inner = self.lock();
-            inner.closed = true;
+            self.closing.cancel();
             (
                 std::mem::take(&mut inner.standbys),
                 std::mem::take(&mut inner.dens),
                 std::mem::take(&mut inner.in_use),
             )
         };
-        self.wake.notify_one();
         drop(holds);
         let refill = self.refill.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut refill) = refill
-            // What is just being made is ended as soon as it is.
-            && tokio::time::timeout(LAST, &mut refill).await.is_err()
-        {
-            refill.abort();
+        if let Some(refill) = refill {
+            // It ends by itself, and soon; one that panicked has ended, too.
+            let _ = refill.await;
         }
         join_all(standbys.into_iter().map(Standby::end)).await;
         join_all(dens.into_iter().map(async |mut den| {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
 use super::{CALM, DEN_VCPUS, Den, IN_USE, Pool, Want};
@@ -22,6 +23,14 @@ const LEAST_AVAILABLE: u64 = 8;
 
 /// Refills the pool of `core` until that goes or the pool is closed.
 pub(crate) async fn refill(pool: Arc<Pool>, core: Weak<Core>) {
+    // What is being made ends with its future.
+    tokio::select! {
+        () = pool.closing.cancelled() => {}
+        () = fill(&pool, core) => {}
+    }
+}
+
+async fn fill(pool: &Pool, core: Weak<Core>) {
     match core.upgrade() {
         Some(core) if core.probe().await.usable => {}
         // Where no VM can run there is nothing to make.
@@ -35,13 +44,11 @@ pub(crate) async fn refill(pool: Arc<Pool>, core: Weak<Core>) {
                 let _ = timeout(limit, pool.wake.notified()).await;
             }
             Next::Drop(standbys) => {
-                for standby in standbys {
-                    standby.end().await;
-                }
+                join_all(standbys.into_iter().map(Standby::end)).await;
             }
             Next::Make(want) => {
                 let Some(core) = core.upgrade() else { return };
-                if let Err(why) = make(&pool, &core, want).await {
+                if let Err(why) = make(pool, &core, want).await {
                     tracing::warn!(why, "the pool cannot be filled");
                     drop(core);
                     sleep(BACK_OFF).await;
@@ -62,7 +69,7 @@ impl Pool {
     fn next(&self) -> Next {
         let is_short = memory_is_short();
         let mut inner = self.lock();
-        if inner.closed {
+        if self.closing.is_cancelled() {
             return Next::End;
         }
         let (in_use, unused): (Vec<_>, Vec<_>) =
@@ -105,18 +112,14 @@ fn memory_is_short() -> bool {
 async fn make(pool: &Pool, core: &Arc<Core>, want: Want) -> Result<(), String> {
     match want {
         Want::Den => {
-            let den = prepare(core)?;
-            let mut inner = pool.lock();
-            if !inner.closed {
-                inner.dens.push(den);
-            }
+            pool.return_den(prepare(core)?);
         }
         Want::Standby(hold) => {
             let standby = agent::stand_by(core, hold).await.map_err(|refusal| refusal.0.detail)?;
             let surplus = {
                 let mut inner = pool.lock();
                 let is_wanted = inner.in_use.iter().any(|(hold, _)| standby.is_of(hold.dir()));
-                if inner.closed || !is_wanted {
+                if pool.closing.is_cancelled() || !is_wanted {
                     Some(standby)
                 } else {
                     inner.standbys.push(standby);

@@ -34,9 +34,13 @@ pub(super) async fn create_snapshot(
     Path(agent): Path<String>,
     Json(CreateSnapshot { name }): Json<CreateSnapshot>,
 ) -> Result<impl IntoResponse, Refusal> {
+    let busy = core.pool.busy();
     let handle = core.registry.find(&agent)?;
     // On its own: half a snapshot helps nobody.
-    let taking = tokio::spawn(async move { take(&core, &handle, name).await });
+    let taking = tokio::spawn(async move {
+        let _busy = busy;
+        take(&core, &handle, name).await
+    });
     let interrupted = |_| Refusal::new(ProblemKind::Internal, "the snapshot was interrupted: try again");
     let snapshot = taking.await.map_err(interrupted)??;
     let location = format!("/v1/snapshots/{}", snapshot.name);
@@ -158,6 +162,7 @@ pub(super) async fn rewind_agent(
     Path(agent): Path<String>,
     Json(RewindAgent { snapshot }): Json<RewindAgent>,
 ) -> Result<Json<Agent>, Refusal> {
+    let _busy = core.pool.busy();
     let handle = core.registry.find(&agent)?;
     let (hold, record) = core.snapshots.find(snapshot.as_ref())?;
     if record.agent_id != handle.id() {

@@ -64,7 +64,7 @@ pub(super) fn accept(upgrade: WebSocketUpgrade, peer: Peer) -> Response {
 
 async fn serve(mut socket: WebSocket, peer: Peer) {
     let streaming = match &peer {
-        Peer::Agent(agent) => Some(agent.streaming()),
+        Peer::Agent(agent) => agent.streaming(),
         Peer::Host(_) => None,
     };
     let error = match relay(&mut socket, &peer).await {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Written last by `ark-vmm`; a directory without it is no snapshot.
-pub(super) const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// What `arkd` writes beside it.
 pub(crate) const RECORD: &str = "record.json";
 /// Every file that a snapshot's use depends on.

@@ -35,7 +35,7 @@ use crate::images::ImageError;
 pub use hold::{Hold, Tenant};
 pub use store::{Draft, Reserved, Store};
 
-pub(crate) use files::{RECORD, read_record, remove_file, write_file};
+pub(crate) use files::{MANIFEST, RECORD, read_record, remove_file, write_file};
 
 /// Label of a VM, and so of its snapshots: the name of its image.
 pub const LABEL_IMAGE: &str = "image";

@@ -280,6 +280,10 @@ impl Store {
             while self.is_to_go(dir) && dir.exists() && tokio::time::Instant::now() < deadline {
                 tokio::time::sleep(GONE_LOOK).await;
             }
+            if !dir.exists() {
+                // Whoever removes it may not have come to that yet.
+                remove_empty_home(dir);
+            }
         }
     }
 
@@ -352,6 +356,11 @@ fn remove(dirs: Vec<PathBuf>) {
 /// Removes a snapshot's directory; a paused agent's own goes with the last one in it.
 fn remove_one(dir: &Path) {
     remove_dir(dir);
+    remove_empty_home(dir);
+}
+
+/// Removes the directory of the paused agent that the snapshot in `dir` was of, once there is nothing in it any more.
+fn remove_empty_home(dir: &Path) {
     if let Some(agent) = dir.parent()
         && let Some(paused) = agent.parent()
         && paused.parent().is_some_and(|state| StateDir(state.to_owned()).paused() == paused)
@@ -384,14 +393,15 @@ fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Takes in the snapshots in `parent` and, but for paused agents, removes what their writers did not finish.
+/// Takes in the snapshots in `parent` and removes what their writers did not finish. What else is no snapshot goes, too, but
+/// for that of paused agents: they may want it back.
 fn scan(parent: &Path, place: Place, table: &mut Table) -> io::Result<()> {
     for dir in directories(parent)? {
         let is_half = dir.extension().is_some_and(|e| e == "tmp");
         if is_half || !(dir.join(files::MANIFEST).exists() || dir.join(RECORD).exists()) {
-            if place != Place::Paused {
+            if is_half || place != Place::Paused {
                 tracing::info!(dir = %dir.display(), "a snapshot that was not finished is removed");
-                remove_dir(&dir);
+                remove_one(&dir);
             }
             continue;
         }

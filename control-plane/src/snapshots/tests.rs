@@ -119,12 +119,16 @@ fn what_was_named_is_there_after_a_restart_and_what_was_not_finished_is_gone() {
         fs::write(dir.join("memory"), "half").unwrap();
     }
     let paused = world.state().paused().join("0123456789abcdef/begun");
-    fs::create_dir_all(&paused).unwrap();
+    let torn = world.state().paused().join("00000000000000ab/0.tmp");
+    for dir in [&paused, &torn] {
+        fs::create_dir_all(dir).unwrap();
+    }
     write(&world.dir(3), 3, None);
 
     let store = world.open();
     assert!(!unfinished.exists() && !unborn.exists() && !template.exists());
     assert!(paused.exists(), "a paused agent's directory is the agent's matter");
+    assert!(!torn.parent().unwrap().exists(), "what its VMM was writing is not");
     assert!(!world.dir(3).exists(), "nobody goes on from a branch point of an earlier arkd");
     let [one, two] = <[_; 2]>::try_from(store.list()).unwrap();
     assert_eq!((one.name.as_ref(), one.kind, one.children, one.base), ("one", SnapshotKind::Full, 1, None));

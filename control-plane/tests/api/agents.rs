@@ -8,7 +8,7 @@ use ark_types::vmm::ExitReason;
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
-use crate::harness::{Place, eventually, runs};
+use crate::harness::{IMAGES, Place, eventually, runs};
 
 #[tokio::test]
 async fn an_agent_is_created_watched_and_deleted_and_nothing_is_left() {
@@ -18,7 +18,7 @@ async fn an_agent_is_created_watched_and_deleted_and_nothing_is_left() {
     let health: Health = client.get("/v1/health").await.json();
     assert_eq!((health.status, health.agents), (HealthStatus::Ok, 0));
     let images: ImageList = client.get("/v1/images").await.json();
-    assert_eq!(images.images.len(), 18);
+    assert_eq!(images.images.len(), IMAGES.len());
 
     let agent = client.create("a1", "base").await;
     assert_eq!((agent.state, agent.name.as_ref()), (AgentState::Running, "a1"));

@@ -11,7 +11,7 @@ async fn agents_that_cannot_be_are_refused_with_the_reason() {
     let place = Place::new();
     let ark = place.start().await;
     for (body, kind, says) in [
-        (json!({ "image": "pyton" }), ProblemKind::ImageNotFound, "there are: babbles, base"),
+        (json!({ "image": "pyton" }), ProblemKind::ImageNotFound, "there are: another-nonce, babbles, base"),
         (json!({ "image": "rotten" }), ProblemKind::ImageCorrupt, "digest"),
         (json!({ "image": "base", "vcpus": 0 }), ProblemKind::InvalidValue, "0 vCPUs"),
         (json!({ "image": "base", "vcpus": 1000 }), ProblemKind::InvalidValue, "1000 vCPUs"),

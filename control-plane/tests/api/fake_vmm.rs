@@ -259,6 +259,9 @@ fn live(script: &str, is_restored: bool, hello_socket: &Path, console: &mut std:
     }
     let hello = Hello { guestd: "fake".into(), kernel: "fake".into(), uptime_ms: 1, cpus: 1 };
     send(&mut stream, &Frame::json(Kind::Hello, &hello).unwrap());
+    if script == "falls-silent" && is_restored {
+        std::thread::sleep(Duration::from_secs(1000));
+    }
     for sequence in 1.. {
         let beat = Heartbeat { sequence, uptime_ms: sequence, mem_available_kib: 64, load1_x100: 7 };
         send(&mut stream, &Frame::json(Kind::Heartbeat, &beat).unwrap());
@@ -391,17 +394,26 @@ fn now() -> u64 {
 
 fn renew(stream: &mut UnixStream, machine: &Machine, order: Renew) {
     let mut memory = machine.memory.lock().unwrap();
-    memory.renewals += 1;
-    if memory.script != "keeps-its-name" {
+    let script = memory.script.clone();
+    let does = |what: &str| script == what;
+    memory.renewals += u64::from(!does("counts-no-renewal"));
+    if does("slow-second-renewal") && memory.renewals > 1 {
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    if !does("keeps-its-name") {
         memory.hostname = order.hostname;
     }
-    memory.machine_id = order.machine_id;
-    let random = if memory.script == "same-random" { [7u8; 32] } else { rand::random() };
+    if !does("keeps-its-machine-id") {
+        memory.machine_id = order.machine_id;
+    }
+    let random = if does("same-random") { [7u8; 32] } else { rand::random() };
+    let evaluator_random = if does("same-evaluator-random") { 7 } else { rand::random::<u128>() };
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let answer = Renewed {
-        nonce: order.nonce,
+        nonce: if does("another-nonce") { "0".repeat(32) } else { order.nonce },
         renewals: memory.renewals,
-        random: random.iter().map(|byte| format!("{byte:02x}")).collect(),
-        evaluator_random: Some(format!("{:032x}", rand::random::<u128>())),
+        random: if does("no-random") { String::new() } else { random },
+        evaluator_random: Some(format!("{evaluator_random:032x}")),
         hostname: memory.hostname.clone(),
         machine_id: memory.machine_id.clone(),
         boot_id: "fake".into(),

@@ -9,9 +9,10 @@ use ark_types::receipt::{CheckKind, Receipt};
 use ark_types::snapshot::Forked;
 use ark_types::template::TemplateList;
 use hyper::StatusCode;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Place, eventually};
+use crate::harness::{Client, Place, eventually, signal};
 
 pub(crate) async fn eval(client: &Client, agent: &str, code: &str) -> Option<String> {
     let reply = client.post(&format!("/v1/agents/{agent}/eval"), &json!({ "code": code })).await;
@@ -113,6 +114,10 @@ async fn a_fork_that_fails_a_check_is_ended_and_the_reply_says_which_and_what_wa
     let client = &ark.client;
     for (image, words) in [
         ("wrong-clock", "clock failed: it is only known to be within"),
+        ("another-nonce", "vsock connection from the host failed: it was told"),
+        ("no-random", "random numbers failed: \"\" is not 64 hexadecimal digits"),
+        ("keeps-its-machine-id", "machine-id failed: it was told"),
+        ("counts-no-renewal", "renewals failed: it counts 0 where 1 are due"),
         ("keeps-its-name", "host name failed: it was told \"a1-1\" and answered \"a1\""),
         ("never-calls", "did not call the host within 5 s"),
     ] {
@@ -125,11 +130,18 @@ async fn a_fork_that_fails_a_check_is_ended_and_the_reply_says_which_and_what_wa
         client.delete("/v1/agents/a1").await;
     }
     // Of those that answer the same random numbers one is the first.
-    client.create("a1", "same-random").await;
-    let forked = fork(client, "a1", 3).await;
-    assert_eq!((forked.agents.len(), forked.failed.len()), (1, 2));
-    assert!(forked.failed[0].why.contains("random numbers failed"), "{}", forked.failed[0].why);
-    client.delete("/v1/agents/a1").await;
+    for (image, words) in [
+        ("same-random", "its random numbers failed: the same ones were answered before"),
+        ("same-evaluator-random", "its evaluator's random numbers failed: the same ones"),
+    ] {
+        client.create("a1", image).await;
+        let forked = fork(client, "a1", 3).await;
+        assert_eq!((forked.agents.len(), forked.failed.len()), (1, 2));
+        assert!(forked.failed.iter().all(|fork| fork.why.contains(words)), "{}", forked.failed[0].why);
+        for agent in ["a1", forked.agents[0].name.as_ref()] {
+            client.delete(&format!("/v1/agents/{agent}")).await;
+        }
+    }
 
     client.create("a1", "unrestorable").await;
     let reply = client.post("/v1/agents/a1/fork", &json!({ "count": 2 })).await;
@@ -183,6 +195,61 @@ async fn an_agent_that_is_removed_while_its_snapshot_is_taken_is_gone_at_once() 
     assert!(problem.detail.contains("stopped on request"), "{}", problem.detail);
     assert_eq!((snapshots(&place), place.agent_dirs()), (0, 0));
     ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_fork_that_waits_its_turn_can_be_removed_and_who_leaves_takes_all_of_them_along() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    client.create("a1", "never-calls").await;
+    let forking = tokio::spawn({
+        let client = client.clone();
+        async move { client.post("/v1/agents/a1/fork", &json!({ "count": 256 })).await }
+    });
+    let known = async || client.get("/v1/agents").await.json::<AgentList>().agents.len();
+    eventually("all are known", async || known().await == 257).await;
+    let started = std::time::Instant::now();
+    assert_eq!(client.delete("/v1/agents/a1-256").await.status(), StatusCode::NO_CONTENT);
+    assert!(started.elapsed().as_secs() < 3, "those before it take longer");
+    forking.abort();
+    eventually("they are gone", async || known().await == 1).await;
+    client.delete("/v1/agents/a1").await;
+    eventually("nothing is left", async || (snapshots(&place), place.agent_dirs()) == (0, 0)).await;
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_killed_during_a_snapshot_or_a_restore_leaves_nothing_and_is_told() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let forking = || {
+        let client = ark.client.clone();
+        tokio::spawn(async move { client.post("/v1/agents/a1/fork", &json!({})).await })
+    };
+    let source = ark.client.create("a1", "slow-snapshot").await;
+    let task = forking();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    signal(source.vmm_pid.unwrap(), Signal::SIGKILL);
+    let detail = task.await.unwrap().problem(ProblemKind::AgentGone).detail;
+    assert!(detail.contains("ended before its snapshot was complete"), "{detail}");
+    assert_eq!(ark.client.get("/v1/agents/a1").await.json::<Agent>().state, AgentState::Failed);
+    assert_eq!(snapshots(&place), 0);
+    ark.client.delete("/v1/agents/a1").await;
+
+    ark.client.create("a1", "never-calls").await;
+    let task = forking();
+    let fork = async || {
+        let reply = ark.client.get("/v1/agents/a1-1").await;
+        if reply.status() == StatusCode::OK { reply.json::<Agent>().vmm_pid } else { None }
+    };
+    eventually("its VMM runs", async || fork().await.is_some()).await;
+    signal(fork().await.unwrap(), Signal::SIGKILL);
+    let detail = task.await.unwrap().problem(ProblemKind::ForkFailed).detail;
+    assert!(detail.contains("the agent ended before its guest was up"), "{detail}");
+    ark.client.delete("/v1/agents/a1").await;
+    ark.daemon.shut_down().await;
+    assert_eq!((snapshots(&place), place.agent_dirs()), (0, 0));
 }
 
 #[tokio::test]

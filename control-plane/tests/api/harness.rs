@@ -33,7 +33,7 @@ fn fake_vmm() -> PathBuf {
 }
 
 /// Images of every test: the name is what the guest does.
-const IMAGES: [&str; 18] = [
+pub(crate) const IMAGES: [&str; 25] = [
     "base",
     "panics",
     "silent",
@@ -52,6 +52,13 @@ const IMAGES: [&str; 18] = [
     "wrong-clock",
     "keeps-its-name",
     "never-calls",
+    "another-nonce",
+    "no-random",
+    "same-evaluator-random",
+    "keeps-its-machine-id",
+    "counts-no-renewal",
+    "slow-second-renewal",
+    "falls-silent",
 ];
 
 /// A directory with assets, state and run directory.

@@ -113,6 +113,41 @@ async fn a_paused_agent_outlasts_arkd_ended_or_killed() {
 }
 
 #[tokio::test]
+async fn what_a_killed_arkd_had_half_paused_leaves_nothing_and_one_that_ends_in_order_pauses_it_first() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let agent = client.create("a1", "slow-snapshot").await;
+    let home = place.state().paused().join(&agent.id);
+    // As a VMM that died with its arkd leaves it, and as a removal that was cut off does.
+    for half in ["00.tmp", "01"] {
+        std::fs::create_dir_all(home.join(half)).unwrap();
+        std::fs::write(home.join(half).join("memory"), "half").unwrap();
+    }
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+
+    let (mut second, client) = started(&place, &[]).await;
+    assert_eq!(records(&place), 0);
+    let agent = client.create("a1", "slow-snapshot").await;
+    eval(&client, "a1", "x=5").await;
+    let pausing = tokio::spawn({
+        let client = client.clone();
+        async move { client.post("/v1/agents/a1/pause", &json!({})).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    signal(second.0.id(), Signal::SIGTERM);
+    assert_eq!(pausing.await.unwrap().status(), StatusCode::OK);
+    assert!(second.0.wait().unwrap().success());
+
+    let (_third, client) = started(&place, &[]).await;
+    assert_eq!(client.get("/v1/agents/a1").await.json::<Agent>().id, agent.id);
+    resume(&client, "a1").await;
+    assert_eq!(eval(&client, "a1", "x").await.as_deref(), Some("5"));
+    assert_eq!(client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
+    assert_eq!((records(&place), place.agent_dirs()), (0, 0));
+}
+
+#[tokio::test]
 async fn an_agent_that_cannot_be_paused_goes_on_and_nothing_is_left() {
     let place = Place::new();
     let ark = place.start().await;
@@ -141,7 +176,7 @@ async fn an_agent_that_is_removed_while_it_is_paused_leaves_nothing_and_who_leav
     under_way().await;
     assert_eq!(ark.client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
     let detail = task.await.unwrap().problem(ProblemKind::AgentGone).detail;
-    assert!(detail.contains("stopped on request"), "{detail}");
+    assert!(detail.starts_with("the agent a1 ended") && detail.contains("stopped on request"), "{detail}");
     eventually("nothing is left on disk", async || records(&place) == 0).await;
 
     let agent = ark.client.create("a1", "slow-snapshot").await;
@@ -210,6 +245,24 @@ async fn a_rewind_that_fails_is_told_and_the_agent_has_failed_for_that_reason() 
     client.post("/v1/agents/b1/resume", &json!({})).await.problem(ProblemKind::SnapshotUnusable);
     assert_eq!(now().await.state, AgentState::Paused);
     assert!(place.state().paused().join(&agent.id).join("agent.json").exists());
+    // A paused agent is whole on disk, so a rewind that fails costs it nothing.
+    let agent = client.create("c1", "unrestorable").await;
+    client.post("/v1/agents/c1/snapshots", &json!({ "name": "s2" })).await;
+    pause(client, "c1").await;
+    let reply = client.post("/v1/agents/c1/rewind", &json!({ "snapshot": "s2" })).await;
+    reply.problem(ProblemKind::SnapshotUnusable);
+    let still: Agent = client.get("/v1/agents/c1").await.json();
+    assert_eq!((still.state, still.vmm_pid, still.origin), (AgentState::Paused, None, Origin::Boot));
+    assert!(place.state().paused().join(&agent.id).join("agent.json").exists());
+    assert_eq!(
+        client.delete("/v1/snapshots/s2").await.status(),
+        StatusCode::NO_CONTENT,
+        "nobody lives there"
+    );
+    for agent in ["b1", "c1"] {
+        assert_eq!(client.delete(&format!("/v1/agents/{agent}")).await.status(), StatusCode::NO_CONTENT);
+    }
+    assert_eq!(records(&place), 0);
     ark.daemon.shut_down().await;
     assert_eq!(place.agent_dirs(), 0);
 }

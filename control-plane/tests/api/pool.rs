@@ -38,11 +38,13 @@ async fn a_fork_lives_in_a_prepared_vmm_and_the_next_is_prepared_when_it_is_calm
     let waiting = vmms(&place);
     assert!(ark.client.get("/v1/agents").await.json::<AgentList>().agents.is_empty(), "in no list");
     ark.client.create("a1", "base").await;
+    // A name that is passed over costs none of them.
+    ark.client.create("a1-1", "base").await;
     let forked: Value = ark.client.post("/v1/agents/a1/fork", &json!({ "count": 3 })).await.json();
     let pids: Vec<u64> =
         forked["agents"].as_array().unwrap().iter().filter_map(|a| a["vmm_pid"].as_u64()).collect();
     assert!(waiting.iter().all(|pid| pids.contains(&u64::from(*pid))), "{waiting:?} {pids:?}");
-    eventually("two more wait", async || vmms(&place).len() == 6).await;
+    eventually("two more wait", async || vmms(&place).len() == 7).await;
     let all = vmms(&place);
     ark.daemon.shut_down().await;
     assert!(all.iter().all(|pid| !runs(*pid)));
@@ -82,6 +84,8 @@ async fn a_standby_becomes_the_next_agent_and_proves_to_be_that() {
     let id = standby().await.unwrap();
     // Its first program may still run.
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let taken = client.post("/v1/agents", &json!({ "name": "a1", "image": "base" })).await;
+    taken.problem(ark_types::problem::ProblemKind::NameTaken);
     let agent = of_template(client, "a2").await;
     assert_eq!(
         (agent.id.as_str(), agent.name.as_ref(), agent.state),
@@ -102,6 +106,57 @@ async fn a_standby_becomes_the_next_agent_and_proves_to_be_that() {
     let identity: Value = serde_json::from_slice(&identity).unwrap();
     signal(u32::try_from(identity["pid"].as_u64().unwrap()).unwrap(), Signal::SIGKILL);
     assert_ne!(of_template(client, "a3").await.id, killed, "a dead one is no agent");
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_removed_while_a_standby_becomes_it_stays_removed() {
+    let place = Place::new();
+    let ark = place.start_with(with_pool(&place, 0, 1)).await;
+    let create = |name: &str| {
+        let (client, body) = (ark.client.clone(), json!({ "name": name, "image": "slow-second-renewal" }));
+        tokio::spawn(async move { client.post("/v1/agents", &body).await })
+    };
+    assert_eq!(create("a1").await.unwrap().status().as_u16(), 201);
+    let receipts = || {
+        let dirs = std::fs::read_dir(place.run().agents()).unwrap().flatten();
+        dirs.filter(|dir| dir.path().join("receipt.json").exists()).count()
+    };
+    eventually("one stands by", async || receipts() == 2).await;
+    // Its first program may still run.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let creating = create("a2");
+    let names = async || {
+        let list: AgentList = ark.client.get("/v1/agents").await.json();
+        list.agents.into_iter().map(|agent| agent.name.to_string()).collect::<Vec<_>>()
+    };
+    eventually("it is claimed", async || names().await.contains(&"a2".to_owned())).await;
+    ark.client.delete("/v1/agents/a2").await;
+    let detail = creating.await.unwrap().problem(ark_types::problem::ProblemKind::BootFailed).detail;
+    assert!(detail.contains("removed"), "{detail}");
+    assert_eq!(names().await, ["a1"]);
+    let started = std::time::Instant::now();
+    ark.daemon.shut_down().await;
+    assert!(started.elapsed().as_secs() < 5);
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_standby_that_was_not_heard_for_long_becomes_nobody() {
+    let place = Place::new();
+    let ark = place.start_with(with_pool(&place, 0, 1)).await;
+    let create = async |name: &str| -> Agent {
+        ark.client.post("/v1/agents", &json!({ "name": name, "image": "falls-silent" })).await.json()
+    };
+    let first = create("a1").await;
+    eventually("one stands by", async || vmms(&place).len() == 2).await;
+    let waiting: Vec<u32> = vmms(&place).into_iter().filter(|pid| Some(*pid) != first.vmm_pid).collect();
+    // It said hello once, as every fork has to, and nothing since.
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    let second = create("a2").await;
+    assert_eq!(second.state, AgentState::Running);
+    assert!(second.vmm_pid.is_some_and(|pid| !waiting.contains(&pid)) && !runs(waiting[0]));
     ark.daemon.shut_down().await;
     assert_eq!(place.agent_dirs(), 0);
 }

@@ -243,6 +243,20 @@ async fn an_agent_with_auto_remove_goes_with_its_first_stream_or_for_lack_of_one
     eventually("it goes for lack of one", gone).await;
     ark.client.post("/v1/agents", &body("powers-off")).await;
     eventually("it goes when it ended", gone).await;
+
+    // The time to begin one counts from when it goes on again.
+    let post = async |path: &str, body: Value| ark.client.post(&format!("/v1/agents/a1/{path}"), &body).await;
+    ark.client.post("/v1/agents", &body("base")).await;
+    assert_eq!(post("pause", json!({})).await.status(), StatusCode::OK);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(post("resume", json!({})).await.status(), StatusCode::OK);
+    // A rewind ends its stream, and so it.
+    assert_eq!(post("snapshots", json!({ "name": "s1" })).await.status(), StatusCode::CREATED);
+    let mut socket = stream(&ark.client).await;
+    socket.exec(json!({ "argv": ["sleep", "1000"] })).await;
+    socket.expect(Kind::Started).await;
+    post("rewind", json!({ "snapshot": "s1" })).await;
+    eventually("it goes with its stream", gone).await;
     assert_eq!(place.agent_dirs(), 0);
     ark.daemon.shut_down().await;
 }
