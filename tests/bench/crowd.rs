@@ -4,12 +4,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use ark_tests::World;
+use ark_tests::{Rest, World};
 
 use crate::many::pss_mib;
 use crate::peers::Bench;
 use crate::report::{Must, Report};
-use crate::rest::Rest;
 
 /// Forks that all answer an exec.
 const CROWD: usize = 100;

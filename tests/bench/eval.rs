@@ -1,10 +1,9 @@
 //! Code in a warm interpreter, against an interpreter of its own.
 
-use ark_tests::World;
+use ark_tests::{Rest, World};
 
 use crate::peers::Bench;
 use crate::report::{Must, Report};
-use crate::rest::Rest;
 
 pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     let world = World::new();

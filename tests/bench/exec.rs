@@ -1,10 +1,9 @@
 //! exec of `/bin/true`: a REST call to its reply, against fork and exec inside the guest.
 
-use ark_tests::World;
+use ark_tests::{Rest, World};
 
 use crate::peers::Bench;
 use crate::report::{Must, Report};
-use crate::rest::Rest;
 
 /// Spawns `/bin/true` N times in the guest with fork and exec and prints each time in microseconds.
 const FORK_EXEC: &str = "

@@ -17,7 +17,6 @@ mod many;
 mod memory;
 mod peers;
 mod report;
-mod rest;
 mod restore;
 mod restores;
 mod spawn;

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use ark_tests::World;
+use ark_tests::{Rest, World};
 
 use crate::control::Control;
 use crate::peers::{Bench, Vmm};
 use crate::report::{Must, Report};
-use crate::rest::Rest;
 
 pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     let guest = bench.boot(Vmm::Ark, "base", 256, &[]);

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use ark_tests::World;
+use ark_tests::{Rest, World};
 
 use crate::peers::Bench;
 use crate::report::{Must, Report};
-use crate::rest::Rest;
 
 /// Time the pool has between two creates to fill up again.
 const BREATH: Duration = Duration::from_millis(2500);

@@ -4,9 +4,11 @@
 //! nothing left behind, and says so when something is: processes, sockets, directories.
 
 mod procs;
+mod rest;
 mod run;
 mod world;
 
 pub use procs::{Proc, processes_mentioning};
+pub use rest::Rest;
 pub use run::{Output, Running, eventually};
 pub use world::{World, assets, processor_is_emulated, require_kvm};

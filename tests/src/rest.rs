@@ -4,23 +4,29 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use ark_tests::World;
 use serde_json::Value;
 
+use crate::World;
+
 /// One connection to an `arkd`.
-pub(crate) struct Rest(BufReader<UnixStream>);
+pub struct Rest(BufReader<UnixStream>);
 
 impl Rest {
-    /// Connects to the `arkd` of `world`, which has to run.
-    pub(crate) fn connect(world: &World) -> Self {
+    /// Connects to the `arkd` of `world`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn connect(world: &World) -> Self {
         let socket = UnixStream::connect(world.run_dir().api_socket()).expect("arkd listens");
         Self(BufReader::new(socket))
     }
 
     /// One call: the answer, and the time until its last byte in milliseconds.
     ///
-    /// Panics when it is refused: a benchmark without its answer has no figure.
-    pub(crate) fn call(&mut self, method: &str, path: &str, body: &str) -> (Value, f64) {
+    /// # Panics
+    /// When it is refused, or `arkd` is gone.
+    pub fn call(&mut self, method: &str, path: &str, body: &str) -> (Value, f64) {
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: ark\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
@@ -55,15 +61,22 @@ impl Rest {
     }
 
     /// exec of `/bin/true` in `agent`, milliseconds.
-    pub(crate) fn exec_true(&mut self, agent: &str) -> f64 {
+    ///
+    /// # Panics
+    /// When it does not succeed.
+    pub fn exec_true(&mut self, agent: &str) -> f64 {
         let path = format!("/v1/agents/{agent}/exec");
         let (reply, ms) = self.call("POST", &path, "{\"argv\":[\"/bin/true\"]}");
         assert_eq!(reply["exit_code"], 0, "{reply}");
         ms
     }
 
-    /// Creates an agent and lets it run `/bin/true`: the time until that is answered, milliseconds.
-    pub(crate) fn create_and_exec(&mut self, name: &str, what: &str) -> f64 {
+    /// Creates an agent of `what` (fields of the request) and lets it run `/bin/true`: the time until that is answered,
+    /// milliseconds.
+    ///
+    /// # Panics
+    /// When that does not succeed.
+    pub fn create_and_exec(&mut self, name: &str, what: &str) -> f64 {
         let body = format!("{{\"name\":\"{name}\",{what}}}");
         let begin = Instant::now();
         self.call("POST", "/v1/agents", &body);
@@ -72,7 +85,10 @@ impl Rest {
     }
 
     /// Deletes an agent at once.
-    pub(crate) fn delete(&mut self, name: &str) {
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn delete(&mut self, name: &str) {
         self.call("DELETE", &format!("/v1/agents/{name}?grace_ms=0"), "");
     }
 }
