@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ark_tests::{Running, World, assets, eventually};
+use ark_types::guest::HEARTBEAT_INTERVAL_MS;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -94,7 +95,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
     assert_eq!(vmm.ask(&json!({"do": "pause"}))["state"], "paused");
     let exits = || vmm.ask(&json!({"do": "metrics"}))["exits"].as_u64().expect("a number");
     let before = exits();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_millis(HEARTBEAT_INTERVAL_MS + 1000));
     assert_eq!(exits(), before, "a paused guest makes no exits, though its heartbeat is due");
     assert_eq!(vmm.ask(&json!({"do": "resume"}))["state"], "running");
     eventually("the guest goes on", Duration::from_secs(20), || exits() > before);

@@ -28,8 +28,8 @@ use crate::supervisor::{Vmm, tail_text};
 /// Context id of every guest: each VMM is its own vsock world, so they need not differ.
 const GUEST_CID: u32 = 3;
 
-/// How long after a guest was last heard its way to the host counts as proved: five heartbeats, for a busy host.
-const FRESH: Duration = Duration::from_millis(5 * HEARTBEAT_INTERVAL_MS);
+/// How long after a guest was last heard its way to the host counts as proved: two heartbeats.
+const FRESH: Duration = Duration::from_millis(2 * HEARTBEAT_INTERVAL_MS);
 
 /// What an agent has on this host. Each field undoes itself when dropped, in this order.
 pub(super) struct Life {
