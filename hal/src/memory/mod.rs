@@ -452,24 +452,5 @@ pub fn resident_bytes(memory: &GuestMemoryMmap) -> io::Result<u64> {
     Ok(written(memory)?.iter().map(|run| run.count * PAGE_SIZE).sum())
 }
 
-/// Gives the memory of a VM that stands still back to the host: pages it wrote go to swap where there is some, pages of a
-/// snapshot are dropped. They come back when they are touched. Kernels before 5.4 cannot; there nothing happens.
-///
-/// # Errors
-/// What `madvise` said.
-pub fn reclaim(memory: &GuestMemoryMmap) -> io::Result<()> {
-    for region in memory.iter() {
-        // SAFETY: the range is exactly the region, and the advice does not change what it contains.
-        let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_PAGEOUT) };
-        if result != 0 {
-            let error = io::Error::last_os_error();
-            if error.raw_os_error() != Some(libc::EINVAL) {
-                return Err(error);
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests;

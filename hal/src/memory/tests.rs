@@ -185,22 +185,6 @@ fn a_full_disk_is_an_error() {
 }
 
 #[test]
-fn what_is_given_back_to_the_host_is_there_again_when_it_is_touched() {
-    let base = file(MIB);
-    base.write_all_at(b"snapshot", 0x5000).unwrap();
-    for memory in [restore(MIB, &base, &[], HugePages::Never), create(MIB, HugePages::Never)] {
-        let memory = memory.unwrap();
-        let before = all(&memory);
-        memory.write_slice(b"guest", GuestAddress(0x2000)).unwrap();
-        reclaim(&memory).unwrap();
-        assert_eq!(&all(&memory)[..0x2000], &before[..0x2000]);
-        assert_eq!(&all(&memory)[0x2000..0x2005], b"guest");
-        assert_eq!(&all(&memory)[0x2005..], &before[0x2005..]);
-        assert!(pages_of(&written(&memory).unwrap()).contains(&2));
-    }
-}
-
-#[test]
 fn memory_is_remapped_in_place_to_what_its_snapshots_have() {
     let pages = 32;
     let memory = create(pages * PAGE_SIZE, HugePages::Never).unwrap();
