@@ -117,11 +117,11 @@ pub trait Hypervisor: Send + Sync {
 
 /// One VM.
 pub trait Vm: Send + Sync {
-    /// Gives the VM its memory, once and before any vCPU is booted or restored. The memory stays mapped as long as the VM
-    /// or one of its vCPUs lives.
+    /// Gives the VM its memory, in place of what it had, before any vCPU is booted or restored. The memory stays mapped as
+    /// long as the VM or one of its vCPUs lives.
     ///
     /// # Errors
-    /// [`HalError`]; a second time is always one.
+    /// [`HalError`]; one is that a vCPU was booted or restored.
     fn set_memory(&self, memory: GuestMemoryMmap) -> Result<(), HalError>;
 
     /// Processor `index`, counted from zero, with nothing set: [`Vcpu::boot`] or [`Vcpu::restore`] it before it runs. Needs

@@ -1,6 +1,5 @@
 //! The engine alone: a snapshot restored by `ark-vmm`, prepared ahead or not, and by QEMU from a file.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ark_tests::{Rest, World};
@@ -18,7 +17,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     let stream = bench.scratch().join("qemu.migration");
     bench.save_qemu("base", 256, &stream);
 
-    claims(bench, report, &dir);
+    let (mut claimed, mut unprepared) = (Vec::new(), Vec::new());
     let (mut ours, mut pooled, mut qemu) = (Vec::new(), Vec::new(), Vec::new());
     let world = World::new().with_pool(2, 2);
     world.create_fork("base", "first");
@@ -26,33 +25,24 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     let mut rest = Rest::connect(&world);
     for _ in 0..bench.samples(20) {
         let begin = Instant::now();
-        let (child, _) = bench.restore(&dir, "base");
+        let (child, spawned) = bench.restore(&dir, "base");
         child.address.exec(&["true"]);
         ours.push(begin.elapsed().as_secs_f64() * 1e3);
+        unprepared.push(spawned.ms_to_first_run(&child));
+        drop(child);
+        let (child, configured) = bench.restore_prepared(&dir, "base");
+        claimed.push(configured.ms_to_first_run(&child));
         drop(child);
         qemu.push(bench.restore_qemu("base", 256, &stream));
         std::thread::sleep(Duration::from_secs(2));
         pooled.push(rest.create_and_exec("bench", "\"image\":\"base\""));
         rest.delete("bench");
     }
+    let name = "claim of a prepared VMM to first instruction";
+    report.against(name, "ms", &claimed, ("not prepared", &unprepared), Must::AtMost(0.3));
     let other = ("QEMU -incoming", qemu.as_slice());
     report.against("create from template to first reply", "ms", &pooled, other, Must::AtMost(0.1));
     report.against("ark-vmm restore alone, start to first reply", "ms", &ours, other, Must::Shown);
     drop(rest);
     world.end();
-}
-
-/// From the configuration, or from the start of the process that gets it, to the first instruction.
-fn claims(bench: &Bench, report: &mut Report, snapshot: &Path) {
-    let (mut claimed, mut unprepared) = (Vec::new(), Vec::new());
-    for _ in 0..bench.samples(20) {
-        let (child, spawned) = bench.restore(snapshot, "base");
-        unprepared.push(spawned.ms_to_first_run(&child));
-        drop(child);
-        let (child, configured) = bench.restore_prepared(snapshot, "base");
-        claimed.push(configured.ms_to_first_run(&child));
-        drop(child);
-    }
-    let name = "claim of a prepared VMM to first instruction";
-    report.against(name, "ms", &claimed, ("not prepared", &unprepared), Must::AtMost(0.3));
 }

@@ -25,7 +25,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_cpuid_entry2;
@@ -266,7 +265,7 @@ impl Hypervisor for FakeHypervisor {
         self.shared.log.lock().vms += 1;
         Ok(Arc::new(FakeVm {
             shared: Arc::clone(&self.shared),
-            has_memory: Arc::default(),
+            memory: Arc::default(),
             clock: Mutex::new(0),
         }))
     }
@@ -280,9 +279,19 @@ impl Hypervisor for FakeHypervisor {
     }
 }
 
+/// What is known of a VM's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Memory {
+    #[default]
+    None,
+    Given,
+    /// A vCPU was booted or restored.
+    InUse,
+}
+
 struct FakeVm {
     shared: Arc<Shared>,
-    has_memory: Arc<AtomicBool>,
+    memory: Arc<Mutex<Memory>>,
     /// Goes on by one with each save.
     clock: Mutex<u64>,
 }
@@ -290,9 +299,11 @@ struct FakeVm {
 impl Vm for FakeVm {
     fn set_memory(&self, memory: GuestMemoryMmap) -> Result<(), HalError> {
         self.shared.check(Step::SetMemory)?;
-        if self.has_memory.swap(true, Ordering::SeqCst) {
-            return Err(Step::SetMemory.refused("it has some already"));
+        let mut given = lock(&self.memory);
+        if *given == Memory::InUse {
+            return Err(Step::SetMemory.refused("a processor knows what it has already"));
         }
+        *given = Memory::Given;
         self.shared.log.lock().memories.push(memory);
         Ok(())
     }
@@ -308,7 +319,7 @@ impl Vm for FakeVm {
             pending: false,
             buffer: Vec::new(),
             flag: Arc::default(),
-            has_memory: Arc::clone(&self.has_memory),
+            memory: Arc::clone(&self.memory),
             shared: Arc::clone(&self.shared),
         }))
     }
@@ -382,7 +393,7 @@ struct FakeVcpu {
     /// What the exits' slices borrow.
     buffer: Vec<u8>,
     flag: Arc<ExitFlag>,
-    has_memory: Arc<AtomicBool>,
+    memory: Arc<Mutex<Memory>>,
     shared: Arc<Shared>,
 }
 
@@ -403,11 +414,12 @@ impl FakeVcpu {
 
     fn needs_memory(&self, step: Step) -> Result<(), HalError> {
         self.shared.check(step)?;
-        if self.has_memory.load(Ordering::SeqCst) {
-            Ok(())
-        } else {
-            Err(step.refused("the VM has no memory yet"))
+        let mut memory = lock(&self.memory);
+        if *memory == Memory::None {
+            return Err(step.refused("the VM has no memory yet"));
         }
+        *memory = Memory::InUse;
+        Ok(())
     }
 }
 

@@ -117,16 +117,17 @@ fn a_restored_vcpu_goes_on_where_the_saved_one_was() {
 }
 
 #[test]
-fn memory_is_given_once_and_before_a_vcpu_gets_anything() {
+fn memory_is_given_before_a_vcpu_gets_anything_and_stays_from_then_on() {
     let hypervisor = FakeHypervisor::new();
     let vm = hypervisor.create_vm().unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
     assert!(vcpu.boot(1, ENTRY).is_err());
     assert!(vcpu.restore(&VcpuState::default()).is_err());
     vm.set_memory(create(4096, HugePages::Never).unwrap()).unwrap();
+    vm.set_memory(create(8192, HugePages::Never).unwrap()).unwrap();
     vcpu.boot(1, ENTRY).unwrap();
     assert!(vm.set_memory(create(4096, HugePages::Never).unwrap()).is_err());
-    assert_eq!(hypervisor.log().lock().memories.len(), 1);
+    assert_eq!(hypervisor.log().lock().memories.len(), 2);
 }
 
 #[test]

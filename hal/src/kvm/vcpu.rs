@@ -53,7 +53,7 @@ impl Drop for KvmVcpu {
 
 impl Vcpu for KvmVcpu {
     fn boot(&mut self, count: u8, entry: VcpuEntry) -> Result<(), HalError> {
-        let memory = self.vm.memory()?;
+        let memory = self.vm.use_memory()?;
         let host = &self.vm.host;
         let processor = cpuid::Processor { index: self.index, count };
         let entries = cpuid::for_processor(&host.cpuid, processor, host.tsc_deadline);
@@ -64,7 +64,7 @@ impl Vcpu for KvmVcpu {
         // Only the boot processor gets registers: the others are in the state KVM_MP_STATE_UNINITIALIZED, and INIT and
         // SIPI set theirs.
         if self.index == 0 {
-            boot::set_registers(&self.fd, memory, entry)?;
+            boot::set_registers(&self.fd, &memory, entry)?;
         }
         self.cpuid = entries;
         Ok(())
@@ -81,7 +81,7 @@ impl Vcpu for KvmVcpu {
 
     fn restore(&mut self, state: &VcpuState) -> Result<(), HalError> {
         // KVM looks for the guest's clock page when the clock's MSR is set.
-        self.vm.memory()?;
+        self.vm.use_memory()?;
         state::restore_vcpu(&self.fd, self.index, state)?;
         self.cpuid.clone_from(&state.cpuid);
         Ok(())

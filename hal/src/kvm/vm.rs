@@ -1,14 +1,14 @@
 //! One VM: memory slots, interrupt controllers, timer, eventfds.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
@@ -20,23 +20,56 @@ use crate::{HalError, Vcpu, Vm, VmState};
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
+const SET_MEMORY: &str = "give the VM its memory (KVM_SET_USER_MEMORY_REGION)";
+
 /// `KVM_CREATE_VM` ends early with EINTR when a signal is pending; so often it is tried again.
 const CREATE_ATTEMPTS: u32 = 10;
 
 /// What stays as long as the VM or one of its processors does: the kernel's handle and the memory behind the slots.
 pub(super) struct Inner {
     pub(super) fd: VmFd,
-    memory: OnceLock<GuestMemoryMmap>,
+    memory: Mutex<Memory>,
     pub(super) host: Arc<Host>,
 }
 
+/// The memory behind the slots.
+#[derive(Default)]
+struct Memory {
+    given: Option<GuestMemoryMmap>,
+    /// A vCPU may know of it by now.
+    is_in_use: bool,
+}
+
 impl Inner {
-    /// The guest's memory, once it has some.
-    pub(super) fn memory(&self) -> Result<&GuestMemoryMmap, HalError> {
-        self.memory.get().ok_or_else(|| HalError {
+    fn lock_memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest's memory, which from now on cannot be replaced.
+    pub(super) fn use_memory(&self) -> Result<GuestMemoryMmap, HalError> {
+        let mut memory = self.lock_memory();
+        let given = memory.given.clone().ok_or_else(|| HalError {
             what: "set up a processor",
             source: io::Error::other("the VM has no memory yet"),
-        })
+        })?;
+        memory.is_in_use = true;
+        Ok(given)
+    }
+
+    /// Has slot `number` show `region`, or nothing where its size is 0.
+    ///
+    /// # Safety
+    /// The region has to stay mapped until another is set in its place or the VM has gone.
+    unsafe fn set_slot(&self, number: u32, region: &GuestRegionMmap, size: u64) -> Result<(), HalError> {
+        let slot = kvm_userspace_memory_region {
+            slot: number,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: size,
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the regions do not overlap (GuestMemoryMmap sees to that) and stay mapped, as the caller promises.
+        unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed(SET_MEMORY))
     }
 }
 
@@ -56,7 +89,7 @@ impl KvmVm {
         // The dummy answers the speaker's port 0x61 in the kernel; Linux measures the TSC's speed with it.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(failed("create the timer (KVM_CREATE_PIT2)"))?;
-        Ok(Self { inner: Arc::new(Inner { fd, memory: OnceLock::new(), host }) })
+        Ok(Self { inner: Arc::new(Inner { fd, memory: Mutex::default(), host }) })
     }
 }
 
@@ -87,22 +120,20 @@ fn turn_off_performance_counters(fd: &VmFd) -> Result<(), HalError> {
 
 impl Vm for KvmVm {
     fn set_memory(&self, memory: GuestMemoryMmap) -> Result<(), HalError> {
-        let what = "give the VM its memory (KVM_SET_USER_MEMORY_REGION)";
-        self.inner
-            .memory
-            .set(memory)
-            .map_err(|_| HalError { what, source: io::Error::other("it has some already") })?;
-        for (slot, region) in (0..).zip(self.inner.memory()?.iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the regions do not overlap (GuestMemoryMmap sees to that), and `Inner` keeps them mapped as long as
-            // the VM or one of its vCPUs can run.
-            unsafe { self.inner.fd.set_user_memory_region(slot) }.map_err(failed(what))?;
+        let mut current = self.inner.lock_memory();
+        if current.is_in_use {
+            let source = io::Error::other("a processor knows what it has already");
+            return Err(HalError { what: SET_MEMORY, source });
+        }
+        for (slot, region) in (0..).zip(current.given.iter().flat_map(GuestMemoryMmap::iter)) {
+            // SAFETY: of a size of 0 nothing is shown.
+            unsafe { self.inner.set_slot(slot, region, 0) }?;
+        }
+        // What was there is no longer shown, so it may be unmapped.
+        let given = current.given.insert(memory);
+        for (slot, region) in (0..).zip(given.iter()) {
+            // SAFETY: `Inner` keeps it mapped as long as the VM or one of its vCPUs can run, or until it is replaced above.
+            unsafe { self.inner.set_slot(slot, region, region.len()) }?;
         }
         Ok(())
     }

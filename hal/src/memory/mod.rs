@@ -2,7 +2,7 @@
 //!
 //! The memory of a VM that boots is anonymous. The memory of a VM that goes on from a snapshot is the snapshot's file, mapped
 //! `MAP_PRIVATE`: all VMs that go on from it share the page cache, and none ever writes to the file. In both cases what the
-//! VM itself wrote are exactly its anonymous pages ([`written`]), and a snapshot of it is these pages ([`copy_out`]).
+//! VM itself wrote are exactly its anonymous pages ([`written`]), and a snapshot of it is these pages.
 //!
 //! A memory file holds the regions one after the other, so that the region above the gap continues the one below. A snapshot
 //! of a VM that went on from another is a file of the same length that holds only the pages written since, given as
@@ -15,8 +15,7 @@ use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 /// First guest-physical address of the hole below 4 GiB where devices, IOAPIC and LAPIC live instead of memory.
@@ -30,9 +29,6 @@ pub const PAGE_SIZE: u64 = 4096;
 /// A chain of snapshots may have so many runs. Each can split a mapping into three, and a process may have 65,530 of them
 /// (`/proc/sys/vm/max_map_count`).
 pub const MAX_RUNS: usize = 30_000;
-
-/// Bytes that [`copy_out`] reads and writes at once.
-const PIECE: usize = 1 << 20;
 
 /// Whether to ask the kernel for transparent huge pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,57 +124,49 @@ pub fn layout(size: u64) -> Vec<(u64, u64)> {
     regions
 }
 
-/// Zeroed guest memory of `size` bytes; pages are taken from the host when they are first touched.
+/// Zeroed guest memory of `size` bytes (see also [`show`]); pages are taken from the host when they are first touched.
 ///
 /// # Errors
 /// [`MemoryError`] when the size is impossible or the kernel refuses.
 pub fn create(size: u64, huge_pages: HugePages) -> Result<GuestMemoryMmap, MemoryError> {
-    let memory = map(size, None)?;
+    let memory = map(size)?;
     advise(&memory, huge_pages);
     Ok(memory)
 }
 
-/// Guest memory of `size` bytes as a chain of snapshots left it: the pages of `base`, over them those of each of `diffs` in
-/// turn. Only mappings are made; pages are read when they are first touched, and the guest's writes stay in this process.
-/// The files must not be made shorter as long as the memory lives: touching what is gone would end the process by SIGBUS.
+/// Has `memory` show what a chain of snapshots left: the pages of `base`, over them those of each of `diffs` in turn. Only
+/// mappings are made; pages are read when they are first touched, and the guest's writes stay in this process. What was written
+/// before is given back to the host. A VM that has the memory sees the change at once, so none of its processors may run and
+/// no device be at work. The files must not be made shorter as long as the memory lives: touching what is gone would end the
+/// process by SIGBUS.
 ///
 /// # Errors
-/// [`MemoryError`] when the size is impossible, a file or a list of runs does not fit it, or the kernel refuses.
-pub fn restore(
-    size: u64,
-    base: &File,
-    diffs: &[Layer<'_>],
-    huge_pages: HugePages,
-) -> Result<GuestMemoryMmap, MemoryError> {
-    check_layers(size, base, diffs)?;
-    let memory = map(size, Some(base))?;
-    overlay_all(&memory, diffs)?;
-    advise(&memory, huge_pages);
-    Ok(memory)
-}
-
-/// Makes `memory` what [`restore`] would make of these files, in place: what was written to it is given back to the host. A
-/// VM that has it sees the change at once, so none of its processors may run and no device be at work.
-///
-/// # Errors
-/// As [`restore`]. Of [`MemoryError::Map`] the memory is not whole any more; all others change nothing.
-pub fn remap(
+/// [`MemoryError`] when a file or a list of runs does not fit the memory, or the kernel refuses. Of [`MemoryError::Map`] the
+/// memory is not whole any more; all others change nothing.
+pub fn show(
     memory: &GuestMemoryMmap,
     base: &File,
     diffs: &[Layer<'_>],
     huge_pages: HugePages,
 ) -> Result<(), MemoryError> {
-    let size = memory.iter().map(GuestMemoryRegion::len).sum();
+    let size = size(memory);
     check_layers(size, base, diffs)?;
     overlay(memory, base, Run { first: 0, count: size / PAGE_SIZE })?;
-    overlay_all(memory, diffs)?;
+    for diff in diffs {
+        diff.runs.iter().try_for_each(|run| overlay(memory, diff.file, *run))?;
+    }
     advise(memory, huge_pages);
     Ok(())
 }
 
+/// Bytes of `memory`.
+#[must_use]
+pub fn size(memory: &GuestMemoryMmap) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
+}
+
 /// Whether these files can be mapped as a memory of `size` bytes.
 fn check_layers(size: u64, base: &File, diffs: &[Layer<'_>]) -> Result<(), MemoryError> {
-    check_size(size)?;
     check_length(0, base, size)?;
     let runs = diffs.iter().map(|diff| diff.runs.len()).sum();
     if runs > MAX_RUNS {
@@ -187,14 +175,6 @@ fn check_layers(size: u64, base: &File, diffs: &[Layer<'_>]) -> Result<(), Memor
     for (layer, diff) in (1..).zip(diffs) {
         check_length(layer, diff.file, size)?;
         check_runs(layer, diff.runs, size / PAGE_SIZE)?;
-    }
-    Ok(())
-}
-
-/// Maps the pages of `diffs`, in turn, over what is there.
-fn overlay_all(memory: &GuestMemoryMmap, diffs: &[Layer<'_>]) -> Result<(), MemoryError> {
-    for diff in diffs {
-        diff.runs.iter().try_for_each(|run| overlay(memory, diff.file, *run))?;
     }
     Ok(())
 }
@@ -223,29 +203,17 @@ fn check_runs(layer: usize, runs: &[Run], pages: u64) -> Result<(), MemoryError>
     Ok(())
 }
 
-/// Maps all regions, of `file` or anonymous.
-fn map(size: u64, file: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
+/// Maps all regions.
+fn map(size: u64) -> Result<GuestMemoryMmap, MemoryError> {
     check_size(size)?;
-    let mut flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-    if file.is_none() {
-        flags |= libc::MAP_ANONYMOUS;
-    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS;
     let mut regions = Vec::with_capacity(2);
-    let mut offset = 0;
     for (start, length) in layout(size) {
         let map_error = |reason: String| MemoryError::Map { bytes: length, reason };
         let bytes = usize::try_from(length).map_err(|_| MemoryError::Size(size))?;
-        let from = match file {
-            Some(file) => {
-                let file = file.try_clone().map_err(|source| MemoryError::File { layer: 0, source })?;
-                Some(FileOffset::new(file, offset))
-            }
-            None => None,
-        };
-        let mapping = MmapRegion::build(from, bytes, libc::PROT_READ | libc::PROT_WRITE, flags)
+        let mapping = MmapRegion::build(None, bytes, libc::PROT_READ | libc::PROT_WRITE, flags)
             .map_err(|e| map_error(e.to_string()))?;
         regions.push(GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::Size(size))?);
-        offset += length;
     }
     GuestMemoryMmap::from_regions(regions)
         .map_err(|e| MemoryError::Map { bytes: size, reason: e.to_string() })
@@ -255,8 +223,6 @@ fn map(size: u64, file: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
 struct Part {
     /// Where it is in this process.
     host: *mut u8,
-    /// Where it is for the guest.
-    guest: GuestAddress,
     /// Where it is in the memory file.
     offset: u64,
     /// Bytes.
@@ -274,12 +240,7 @@ fn parts(memory: &GuestMemoryMmap, run: Run) -> impl Iterator<Item = Part> {
         let (from, to) = (first.max(start), last.min(region_start));
         let length = usize::try_from(to.checked_sub(from)?).ok().filter(|length| *length > 0)?;
         let inside = from - start;
-        Some(Part {
-            host: region.as_ptr().wrapping_add(usize::try_from(inside).ok()?),
-            guest: GuestAddress(region.start_addr().0 + inside),
-            offset: from,
-            length,
-        })
+        Some(Part { host: region.as_ptr().wrapping_add(usize::try_from(inside).ok()?), offset: from, length })
     })
 }
 
@@ -393,54 +354,6 @@ pub fn join_runs(runs: Vec<Run>, most: usize) -> Vec<Run> {
         }
     }
     joined
-}
-
-/// Writes the pages of `runs` to their places in `file`, which must be new and gets the length of the whole memory first. Pages
-/// of zeroes are left out and so are holes. Nobody may write to the memory meanwhile. Returns how many bytes were written.
-///
-/// # Errors
-/// What the kernel said, for example that the disk is full; or a run that is not within the memory.
-pub fn copy_out(memory: &GuestMemoryMmap, runs: &[Run], file: &File) -> io::Result<u64> {
-    let size: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-    file.set_len(size)?;
-    let outside = |run: &Run| run.first.checked_add(run.count).is_none_or(|end| end > size / PAGE_SIZE);
-    if runs.iter().any(outside) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a run of pages is not within the memory"));
-    }
-    let mut buffer = vec![0; PIECE];
-    let mut total = 0;
-    for part in runs.iter().flat_map(|run| parts(memory, *run)) {
-        let mut done = 0;
-        while done < part.length {
-            let length = (part.length - done).min(PIECE);
-            let piece = buffer.get_mut(..length).unwrap_or_default();
-            memory.read_slice(piece, GuestAddress(part.guest.0 + done as u64)).map_err(io::Error::other)?;
-            total += write_stretches(piece, file, part.offset + done as u64)?;
-            done += length;
-        }
-    }
-    Ok(total)
-}
-
-/// Writes the pages of `piece` that are not all zeroes, neighbours in one go.
-fn write_stretches(piece: &[u8], file: &File, offset: u64) -> io::Result<u64> {
-    const PAGE: usize = 4096;
-    const ZEROES: [u8; PAGE] = [0; PAGE];
-    let mut at = offset;
-    let mut written = 0;
-    let is_zero = |page: &[u8]| ZEROES.starts_with(page);
-    let pages: Vec<&[u8]> = piece.chunks(PAGE).collect();
-    for stretch in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
-        let length = stretch.iter().map(|page| page.len()).sum::<usize>();
-        if stretch.first().is_some_and(|page| !is_zero(page)) {
-            let start = usize::try_from(at - offset).unwrap_or(usize::MAX);
-            let bytes = piece.get(start..start + length).unwrap_or_default();
-            file.write_all_at(bytes, at)?;
-            written += length as u64;
-        }
-        at += length as u64;
-    }
-    Ok(written)
 }
 
 /// How many bytes of the host's memory, in RAM or swap, are this VM's alone: those it has [`written`]. Pages of a snapshot that

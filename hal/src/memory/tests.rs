@@ -3,6 +3,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
+use vm_memory::Bytes;
 
 use super::*;
 
@@ -18,6 +19,18 @@ fn file(length: u64) -> File {
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(length).unwrap();
     file
+}
+
+/// New memory that shows what is given.
+fn restore(
+    size: u64,
+    base: &File,
+    diffs: &[Layer<'_>],
+    huge_pages: HugePages,
+) -> Result<GuestMemoryMmap, MemoryError> {
+    let memory = create(size, huge_pages)?;
+    show(&memory, base, diffs, huge_pages)?;
+    Ok(memory)
 }
 
 fn content(file: &File) -> Vec<u8> {
@@ -44,6 +57,24 @@ fn runs_of(pages: &BTreeSet<u64>) -> Vec<Run> {
     runs
 }
 
+/// Writes the pages of `runs` where they belong in `file`, as a snapshot does, and says how many bytes that were. Pages of
+/// zeroes stay holes.
+fn copy_out(memory: &GuestMemoryMmap, runs: &[Run], file: &File) -> u64 {
+    file.set_len(size(memory)).unwrap();
+    let mut written = 0;
+    for page in pages_of(runs) {
+        let offset = page * PAGE_SIZE;
+        let gap = if offset < MMIO_GAP_START { 0 } else { MMIO_GAP_END - MMIO_GAP_START };
+        let mut bytes = [0; PAGE];
+        memory.read_slice(&mut bytes, GuestAddress(offset + gap)).unwrap();
+        if bytes != [0; PAGE] {
+            file.write_all_at(&bytes, offset).unwrap();
+            written += PAGE_SIZE;
+        }
+    }
+    written
+}
+
 fn pages_of(runs: &[Run]) -> BTreeSet<u64> {
     runs.iter().flat_map(|run| run.first..run.first + run.count).collect()
 }
@@ -67,7 +98,7 @@ fn huge_pages_are_a_hint_and_zeroes_are_not_copied() {
     let runs = written(&memory).unwrap();
     assert!(pages_of(&runs).contains(&(3 * MIB / PAGE_SIZE)), "{runs:?}");
     let copy = file(0);
-    assert_eq!(copy_out(&memory, &runs, &copy).unwrap(), PAGE_SIZE);
+    assert_eq!(copy_out(&memory, &runs, &copy), PAGE_SIZE);
     assert_eq!(content(&copy), all(&memory));
     assert_eq!(copy.metadata().unwrap().blocks() * 512, PAGE_SIZE);
 }
@@ -75,10 +106,8 @@ fn huge_pages_are_a_hint_and_zeroes_are_not_copied() {
 #[test]
 fn impossible_sizes_are_refused_with_a_sentence() {
     for size in [0, 1, 4095, MIB + 1, u64::MAX, !4095] {
-        for error in [create(size, HugePages::Never), restore(size, &file(0), &[], HugePages::Never)] {
-            let error = error.unwrap_err();
-            assert!(matches!(error, MemoryError::Size(_)), "{size}: {error}");
-        }
+        let error = create(size, HugePages::Never).unwrap_err();
+        assert!(matches!(error, MemoryError::Size(_)), "{size}: {error}");
     }
     let error = create(1 << 62, HugePages::Never).unwrap_err();
     assert!(error.to_string().contains("less memory"), "{error}");
@@ -118,7 +147,7 @@ fn memory_above_the_gap_continues_the_file() {
     let now = written(&memory).unwrap();
     assert_eq!(now, [Run { first: edge - 1, count: 1 }, Run { first: edge, count: 1 }]);
     let copy = file(0);
-    assert_eq!(copy_out(&memory, &[Run { first: edge - 1, count: 2 }], &copy).unwrap(), 2 * PAGE_SIZE);
+    assert_eq!(copy_out(&memory, &[Run { first: edge - 1, count: 2 }], &copy), 2 * PAGE_SIZE);
     let mut bytes = [0; 11];
     copy.read_exact_at(&mut bytes, MMIO_GAP_START - 1).unwrap();
     assert_eq!(&bytes, b"x\0\0\0\0\0\0\0\0\0y");
@@ -156,12 +185,6 @@ fn files_and_runs_that_do_not_fit_are_refused_with_what_to_do() {
     let layer = Layer { file: &diff, runs: &many };
     let error = restore(size, &base, &[layer, layer], HugePages::Never).unwrap_err();
     assert!(error.to_string().contains("compact it"), "{error}");
-
-    let memory = create(size, HugePages::Never).unwrap();
-    for run in [run(16, 1), run(0, 17), run(u64::MAX, u64::MAX)] {
-        let error = copy_out(&memory, &[run], &file(0)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-    }
 }
 
 #[test]
@@ -177,30 +200,22 @@ fn as_many_runs_as_are_allowed_can_be_mapped() {
 }
 
 #[test]
-fn a_full_disk_is_an_error() {
-    let memory = create(MIB, HugePages::Never).unwrap();
-    memory.write_slice(&[1; PAGE], GuestAddress(0)).unwrap();
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    assert!(copy_out(&memory, &written(&memory).unwrap(), &full).is_err());
-}
-
-#[test]
 fn memory_is_remapped_in_place_to_what_its_snapshots_have() {
     let pages = 32;
     let memory = create(pages * PAGE_SIZE, HugePages::Never).unwrap();
     memory.write_slice(&[1; 4 * PAGE], GuestAddress(0)).unwrap();
     let (base, diff) = (file(0), file(0));
-    copy_out(&memory, &written(&memory).unwrap(), &base).unwrap();
+    copy_out(&memory, &written(&memory).unwrap(), &base);
     let runs = [Run { first: 2, count: 3 }];
     memory.write_slice(&[2; 3 * PAGE], GuestAddress(2 * PAGE_SIZE)).unwrap();
-    copy_out(&memory, &runs, &diff).unwrap();
+    copy_out(&memory, &runs, &diff);
     let before = all(&memory);
 
     let layers = [Layer { file: &diff, runs: &runs }];
     let damaged = [Layer { file: &diff, runs: &[Run { first: pages, count: 1 }] }];
-    assert!(matches!(remap(&memory, &base, &damaged, HugePages::Never), Err(MemoryError::Runs { .. })));
+    assert!(matches!(show(&memory, &base, &damaged, HugePages::Never), Err(MemoryError::Runs { .. })));
     assert!(resident_bytes(&memory).unwrap() >= 5 * PAGE_SIZE);
-    remap(&memory, &base, &layers, HugePages::Never).unwrap();
+    show(&memory, &base, &layers, HugePages::Never).unwrap();
     assert_eq!(resident_bytes(&memory).unwrap(), 0);
     assert_eq!(all(&memory), before);
     memory.write_slice(b"again", GuestAddress(3 * PAGE_SIZE)).unwrap();
@@ -220,7 +235,7 @@ fn a_forked_child_sees_what_its_parent_had_written() {
             std::thread::yield_now();
         }
         let runs = written(&memory).unwrap_or_default();
-        let good = runs == [Run { first: 7, count: 1 }] && copy_out(&memory, &runs, &copy).is_ok();
+        let good = runs == [Run { first: 7, count: 1 }] && copy_out(&memory, &runs, &copy) > 0;
         // SAFETY: ends the child without running the parent's destructors.
         unsafe { libc::_exit(i32::from(!good)) };
     }
@@ -280,7 +295,7 @@ proptest! {
         let runs = written(&memory).unwrap();
         prop_assert_eq!(&runs, &runs_of(&wrote));
         let base = file(0);
-        copy_out(&memory, &runs, &base).unwrap();
+        copy_out(&memory, &runs, &base);
         prop_assert_eq!(content(&base), model.clone());
         let frozen_base = content(&base);
 
@@ -297,7 +312,7 @@ proptest! {
             prop_assert_eq!(resident_bytes(&memory).unwrap(), wrote.len() as u64 * PAGE_SIZE);
             let runs = join_runs(exact, most);
             let diff = file(0);
-            let bytes = copy_out(&memory, &runs, &diff).unwrap();
+            let bytes = copy_out(&memory, &runs, &diff);
             prop_assert!(bytes <= pages_of(&runs).len() as u64 * PAGE_SIZE);
             prop_assert_eq!(all(&memory), model.clone());
             let frozen = content(&diff);

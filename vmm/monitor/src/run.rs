@@ -5,8 +5,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use ark_devices::vsock::VsockError;
+use ark_hal::Hypervisor;
 use ark_hal::kvm::{Kvm, OpenError};
-use ark_hal::{HalError, Hypervisor};
 use ark_types::plain::plain;
 use ark_types::vmm::{
     ConfigError, ExitReason, Generation, RestoreConfig, RunConfig, SnapshotId, VmConfig, check_size,
@@ -48,9 +48,6 @@ pub enum StartError {
     /// No KVM.
     #[error(transparent)]
     Kvm(#[from] OpenError),
-    /// The VM that was to be prepared cannot be made.
-    #[error(transparent)]
-    Prepare(#[from] HalError),
     /// The snapshot cannot be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -68,7 +65,7 @@ impl StartError {
     pub fn reason(&self) -> ExitReason {
         match self {
             Self::Read { .. } | Self::Config(_) | Self::Boot(_) | Self::Control(_) => ExitReason::BadConfig,
-            Self::Kvm(_) | Self::Prepare(_) | Self::Host(_) => ExitReason::HostError,
+            Self::Kvm(_) | Self::Host(_) => ExitReason::HostError,
             Self::Snapshot(error) => error.exit_reason(),
             Self::Machine(error) => match error {
                 MachineError::Vsock(VsockError::Descriptors(_)) => ExitReason::HostError,

@@ -6,6 +6,20 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 /// Signals that end the VMM in good order.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
+/// Blocks the signals in this thread alone, so that they are some other thread's.
+pub fn leave_to_others() {
+    // Without it a signal would be taken by this thread, to the same effect.
+    let _ = block_in_this_thread();
+}
+
+/// The signals, which this thread no longer takes.
+fn block_in_this_thread() -> io::Result<libc::sigset_t> {
+    let set = vmm_sys_util::signal::create_sigset(&ENDING)?;
+    // SAFETY: `set` is an initialized signal set and no old set is asked for.
+    let failed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if failed == 0 { Ok(set) } else { Err(io::Error::from_raw_os_error(failed)) }
+}
+
 /// SIGTERM, SIGINT and SIGHUP, blocked and turned into reads.
 #[derive(Debug)]
 pub struct Signals {
@@ -13,17 +27,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals in this thread and all it will start, and makes the descriptor. Call it before any thread is started.
+    /// Blocks the signals in this thread and all it will start, and makes the descriptor. Every thread started before must
+    /// have left them to others.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn block() -> io::Result<Self> {
-        let set = vmm_sys_util::signal::create_sigset(&ENDING)?;
-        // SAFETY: `set` is an initialized signal set and no old set is asked for.
-        let failed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-        if failed != 0 {
-            return Err(io::Error::from_raw_os_error(failed));
-        }
+        let set = block_in_this_thread()?;
         // SAFETY: `set` is an initialized signal set; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {

@@ -1,4 +1,4 @@
-//! The virtual processors' threads: `vcpu0`, `vcpu1`, …
+//! The virtual processors' threads: `vcpu0`, `vcpu1`, … They can be made before there is a processor for them: see [`Crew`].
 //!
 //! ```text
 //!            run                      park, end
@@ -13,7 +13,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,11 +21,51 @@ use ark_devices::bus::Bus;
 use ark_hal::{Exit, HalError, Kick, SystemEvent, Vcpu, VcpuState};
 
 use crate::mailbox::{Mailbox, News};
+use crate::signals;
 
 /// Stack of a vCPU's thread: it runs the device models' register accesses and nothing deeper.
 const STACK: usize = 128 << 10;
 /// How long parking may take; a vCPU is in user space, and a device at work, for far less.
 pub(crate) const PARK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Threads that wait for a vCPU each: to make a thread takes far longer than to wake one. Those that get none end when this
+/// is dropped.
+#[derive(Default)]
+pub struct Crew(Vec<Member>);
+
+struct Member {
+    work: mpsc::Sender<Work>,
+    thread: JoinHandle<()>,
+}
+
+/// What a thread of the crew is for.
+struct Work {
+    shared: Arc<Shared>,
+    vcpu: Box<dyn Vcpu>,
+}
+
+impl Crew {
+    /// Makes threads until there are `count`, in the order of the vCPUs.
+    ///
+    /// # Errors
+    /// When the host has no thread left.
+    pub fn grow_to(&mut self, count: usize) -> io::Result<()> {
+        for index in self.0.len()..count {
+            let (work, inbox) = mpsc::channel::<Work>();
+            let wait = move || {
+                // The thread may be made while signals still have to end the process, and is not to be who they end it by.
+                signals::leave_to_others();
+                if let Ok(Work { shared, vcpu }) = inbox.recv() {
+                    life_of_a_thread(&shared, index, vcpu);
+                }
+            };
+            let thread =
+                std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK).spawn(wait)?;
+            self.0.push(Member { work, thread });
+        }
+        Ok(())
+    }
+}
 
 /// The two address spaces a vCPU can leave the guest for.
 pub struct Buses {
@@ -99,26 +139,28 @@ impl Shared {
 }
 
 impl Vcpus {
-    /// A parked thread for each of `vcpus`.
+    /// A parked thread for each of `vcpus`, of `crew` as far as possible.
     ///
     /// # Errors
     /// When the host has no thread left.
-    pub fn spawn(vcpus: Vec<Box<dyn Vcpu>>, buses: Arc<Buses>, mailbox: Mailbox) -> io::Result<Self> {
+    pub fn spawn(
+        vcpus: Vec<Box<dyn Vcpu>>,
+        mut crew: Crew,
+        buses: Arc<Buses>,
+        mailbox: Mailbox,
+    ) -> io::Result<Self> {
+        crew.grow_to(vcpus.len())?;
         let state = Mutex::new(Orders { order: Order::Park, running: 0, gone: 0, saved: vec![] });
         let (exits, first_run) = (AtomicU64::new(0), AtomicU64::new(0));
         let shared = Arc::new(Shared { state, changed: Condvar::new(), buses, mailbox, exits, first_run });
         let kickers = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
-        // From here on an early return ends and joins the threads that were started.
-        let mut all = Self { shared: Arc::clone(&shared), kickers, threads: Vec::with_capacity(vcpus.len()) };
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .stack_size(STACK)
-                .spawn(move || life_of_a_thread(&shared, index, vcpu))?;
-            all.threads.push(thread);
-        }
-        Ok(all)
+        let threads = vcpus.into_iter().zip(crew.0).map(|(vcpu, Member { work, thread })| {
+            // A thread that waits takes what comes.
+            let _ = work.send(Work { shared: Arc::clone(&shared), vcpu });
+            thread
+        });
+        let threads = threads.collect();
+        Ok(Self { shared, kickers, threads })
     }
 
     /// Lets them run.

@@ -24,13 +24,14 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use self::error::{MachineError, ParkError, SaveError};
 pub use self::prepared::Prepared;
+use self::prepared::Shape;
 pub use self::state::MachineState;
 
 use self::devices::{Devices, Parts};
 use crate::boot::{BootError, Payload};
 use crate::mailbox::Mailbox;
 use crate::snapshot::{About, Chain, SnapshotError};
-use crate::vcpus::Vcpus;
+use crate::vcpus::{Crew, Vcpus};
 use crate::{acpi, map};
 
 /// A VM with its devices and parked vCPUs.
@@ -72,12 +73,11 @@ impl Machine {
         let Makers { hypervisor, prepared, mailbox } = makers;
         let bytes = config.memory_mib << 20;
         let virtio = devices::virtio(&config.disks, config.vsock.as_ref())?;
-        let memory = ark_hal::memory::create(bytes, HugePages::WhenPossible)?;
         let count = count(config.vcpus);
-        let Prepared { vm, mut vcpus, wiring } =
-            Prepared::complete(prepared, hypervisor, count, &devices::queues(&virtio))?;
+        let shape = Shape { vcpus: count, memory: bytes, queues: &devices::queues(&virtio) };
+        let Prepared { vm, memory, mut vcpus, crew, wiring } =
+            Prepared::complete(prepared, hypervisor, shape)?;
         let renewed = IrqLine::clone(&wiring.renewed);
-        vm.set_memory(memory.clone())?;
         let windows = u32::try_from(virtio.len()).unwrap_or(u32::MAX);
         let tables = acpi::tables(count, windows)?;
         memory.write_slice(&tables, GuestAddress(map::ACPI)).map_err(BootError::from)?;
@@ -97,7 +97,7 @@ impl Machine {
             guest_cid: config.vsock.as_ref().map(|vsock| vsock.guest_cid),
             labels: config.labels.clone(),
         };
-        Self::assemble(memory, (vm, vcpus, renewed), devices, mailbox, about)
+        Self::assemble(memory, (vm, renewed), (vcpus, crew), devices, mailbox, about)
     }
 
     /// Puts together the machine that `chain` is a snapshot of, with the paths of `config` and every vCPU parked where it
@@ -120,11 +120,12 @@ impl Machine {
         let disks = disks(manifest, config)?;
         let vsock = vsock(manifest.guest_cid, config.uds_path.as_deref())?;
         let virtio = devices::virtio(&disks, vsock.as_ref())?;
-        let memory = chain.map(HugePages::WhenPossible)?;
-        let Prepared { vm, mut vcpus, wiring } =
-            Prepared::complete(prepared, hypervisor, count, &devices::queues(&virtio))?;
+        let shape =
+            Shape { vcpus: count, memory: manifest.memory_mib << 20, queues: &devices::queues(&virtio) };
+        let Prepared { vm, memory, mut vcpus, crew, wiring } =
+            Prepared::complete(prepared, hypervisor, shape)?;
         let renewed = IrqLine::clone(&wiring.renewed);
-        vm.set_memory(memory.clone())?;
+        chain.show(&memory, HugePages::WhenPossible)?;
 
         let console = config.console.as_deref();
         let parts = Parts { virtio, memory: &memory, wiring, console, serial: Some(&state.serial) };
@@ -143,7 +144,7 @@ impl Machine {
             guest_cid: manifest.guest_cid,
             labels: manifest.labels.clone(),
         };
-        let mut machine = Self::assemble(memory, (vm, vcpus, renewed), devices, mailbox, about)?;
+        let mut machine = Self::assemble(memory, (vm, renewed), (vcpus, crew), devices, mailbox, about)?;
         machine.asleep = true;
         machine.base = Some(base(manifest, &config.snapshot)?);
         Ok(machine)
@@ -151,12 +152,13 @@ impl Machine {
 
     fn assemble(
         memory: GuestMemory,
-        (vm, vcpus, renewed): (Arc<dyn Vm>, Vec<Box<dyn Vcpu>>, IrqLine),
+        (vm, renewed): (Arc<dyn Vm>, IrqLine),
+        (vcpus, crew): (Vec<Box<dyn Vcpu>>, Crew),
         devices: Devices,
         mailbox: &Mailbox,
         about: About,
     ) -> Result<Self, MachineError> {
-        let vcpus = Vcpus::spawn(vcpus, Arc::clone(devices.buses()), mailbox.clone())
+        let vcpus = Vcpus::spawn(vcpus, crew, Arc::clone(devices.buses()), mailbox.clone())
             .map_err(MachineError::host("start the vCPUs' threads"))?;
         Ok(Self { memory, vcpus: Some(vcpus), devices, vm, renewed, asleep: false, about, base: None })
     }
@@ -222,8 +224,7 @@ impl Machine {
     /// [`SnapshotError`]; memory is not to be relied on then, and the machine cannot go on.
     pub fn reclaim(&mut self, chain: &Chain, dir: &Path) -> Result<(), SnapshotError> {
         let base = base(chain.manifest(), dir)?;
-        let layers = chain.layers();
-        ark_hal::memory::remap(&self.memory, layers.base, &layers.diffs, HugePages::WhenPossible)?;
+        chain.show(&self.memory, HugePages::WhenPossible)?;
         self.base = Some(base);
         Ok(())
     }

@@ -70,13 +70,14 @@ impl Chain {
         Layers { size: self.links.top.bytes(), base: &self.links.full().memory, diffs }
     }
 
-    /// Maps guest memory as the snapshot has it; what is written to it stays in this process.
+    /// Has `memory`, of the snapshot's size, show what the snapshot has, in place of all that was in it; what is written to it
+    /// stays in this process. Nobody may be at work in it.
     ///
     /// # Errors
-    /// [`SnapshotError::Memory`] when the kernel refuses.
-    pub fn map(&self, huge_pages: HugePages) -> Result<GuestMemoryMmap, SnapshotError> {
+    /// [`SnapshotError::Memory`] when the kernel refuses; the memory is not to be relied on then.
+    pub fn show(&self, memory: &GuestMemoryMmap, huge_pages: HugePages) -> Result<(), SnapshotError> {
         let layers = self.layers();
-        Ok(memory::restore(layers.size, layers.base, &layers.diffs, huge_pages)?)
+        Ok(memory::show(memory, layers.base, &layers.diffs, huge_pages)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `manifest.json`: `{"seal":"<SHA-256>","manifest":{...}}` and a newline, byte for byte. The seal is over the manifest's
 //! text as it stands there, so nothing depends on how a JSON library orders or spaces it.
 
+use std::cmp::Ordering;
 use std::path::Path;
 
 use ark_types::vmm::{MAX_DISKS, SNAPSHOT_VERSION, SnapshotManifest};
@@ -49,23 +50,34 @@ pub(super) fn read(dir: &Path) -> Result<SnapshotManifest, SnapshotError> {
     decode(&path, &read_at_most(&path, MAX_MANIFEST)?)
 }
 
-/// Checks the file's bytes: version, then seal, then every field.
+/// Checks the file's bytes: seal, version, every field. What is wrong is told apart only when something is.
 pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<SnapshotManifest, SnapshotError> {
-    let head: Head = serde_json::from_slice(bytes)
-        .map_err(|e| SnapshotError::damaged(path, format!("it is not a manifest ({e})")))?;
-    let (found, ours) = (head.manifest.version, u64::from(SNAPSHOT_VERSION));
-    if found < ours {
-        return Err(SnapshotError::Older { path: path.to_owned(), found });
+    let manifest = sealed(bytes).and_then(|text| serde_json::from_slice::<SnapshotManifest>(text).ok());
+    match manifest.filter(|manifest| manifest.version == SNAPSHOT_VERSION) {
+        Some(manifest) => {
+            bounds(&manifest).map_err(|what| SnapshotError::damaged(path, what))?;
+            Ok(manifest)
+        }
+        None => Err(explain(path, bytes)),
     }
-    if found > ours {
-        return Err(SnapshotError::Newer { path: path.to_owned(), found });
+}
+
+/// Why these bytes are no manifest of this version: another version, then the seal, then a field.
+fn explain(path: &Path, bytes: &[u8]) -> SnapshotError {
+    let found = match serde_json::from_slice::<Head>(bytes) {
+        Ok(head) => head.manifest.version,
+        Err(e) => return SnapshotError::damaged(path, format!("it is not a manifest ({e})")),
+    };
+    match (found.cmp(&u64::from(SNAPSHOT_VERSION)), sealed(bytes)) {
+        (Ordering::Less, _) => SnapshotError::Older { path: path.to_owned(), found },
+        (Ordering::Greater, _) => SnapshotError::Newer { path: path.to_owned(), found },
+        (Ordering::Equal, None) => SnapshotError::damaged(path, "its seal does not fit its content"),
+        (Ordering::Equal, Some(text)) => {
+            let why = serde_json::from_slice::<SnapshotManifest>(text).err();
+            let why = why.map_or_else(String::new, |e| format!(" ({e})"));
+            SnapshotError::damaged(path, format!("it is not a manifest of this format{why}"))
+        }
     }
-    let text =
-        sealed(bytes).ok_or_else(|| SnapshotError::damaged(path, "its seal does not fit its content"))?;
-    let manifest: SnapshotManifest = serde_json::from_slice(text)
-        .map_err(|e| SnapshotError::damaged(path, format!("it is not a manifest of this format ({e})")))?;
-    bounds(&manifest).map_err(|what| SnapshotError::damaged(path, what))?;
-    Ok(manifest)
 }
 
 /// The manifest's text, when the seal is the one over it.

@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use ark_hal::memory::{HugePages, Run};
+use ark_hal::memory::Run;
 use ark_types::vmm::{MAX_CHAIN, SnapshotBase};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{MIB, STATE_BYTES, about, chain_of_two, content, map, refused, replace, scratch, take, zeroed};
+use super::{
+    MIB, STATE_BYTES, about, chain_of_two, content, map, refused, replace, scratch, shown, take, zeroed,
+};
 use crate::snapshot::{
     Chain, Draft, MANIFEST, MAX_MAPPINGS, Scope, SnapshotError, compact, files, manifest, verify,
 };
@@ -50,7 +52,7 @@ proptest! {
             let chain = Chain::open(&dir).unwrap();
             prop_assert_eq!(chain.layers().diffs.len(), number);
             prop_assert_eq!(chain.state(), STATE_BYTES);
-            memory = chain.map(HugePages::Never).unwrap();
+            memory = shown(&chain);
             prop_assert!(content(&memory, MIB) == model);
             last = Some((dir, written));
         }
@@ -62,7 +64,7 @@ proptest! {
         prop_assert_eq!(compacted.base, None);
         prop_assert_ne!(compacted.id, written.id);
         let chain = Chain::open(&out).unwrap();
-        prop_assert!(content(&chain.map(HugePages::Never).unwrap(), MIB) == model);
+        prop_assert!(content(&shown(&chain), MIB) == model);
         prop_assert_eq!(chain.state(), STATE_BYTES);
         let before = Chain::open(&dir).unwrap();
         prop_assert_eq!(&chain.manifest().labels, &before.manifest().labels);
@@ -145,7 +147,7 @@ fn a_chain_ends_before_it_is_too_long_to_be_opened() {
         let written = take(&dir, &memory, last.as_ref().map(|(dir, written)| (dir.as_path(), *written)));
         let chain = Chain::open(&dir).unwrap();
         longest = longest.max(1 + chain.layers().diffs.len());
-        memory = chain.map(HugePages::Never).unwrap();
+        memory = shown(&chain);
         assert!((0..=number).all(|n| memory.read_obj::<usize>(GuestAddress(n as u64 * 4096)).unwrap() == n));
         last = Some((dir, written));
     }
@@ -158,7 +160,7 @@ fn a_base_that_is_gone_or_another_is_refused_and_a_fork_of_it_is_written_in_full
     let (full, diff) = chain_of_two(scratch.path());
     let chain = Chain::open(&full).unwrap();
     let base = Some(SnapshotBase { id: chain.manifest().id, path: full.clone() });
-    let fork = chain.map(HugePages::Never).unwrap();
+    let fork = shown(&chain);
     fork.write_slice(b"fork", GuestAddress(5)).unwrap();
 
     let away = scratch.path().join("away");

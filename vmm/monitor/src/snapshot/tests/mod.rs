@@ -52,7 +52,14 @@ fn take(dir: &Path, memory: &GuestMemoryMmap, base: Option<(&Path, Written)>) ->
 
 /// Maps the memory of a snapshot.
 fn map(dir: &Path) -> GuestMemoryMmap {
-    Chain::open(dir).unwrap().map(HugePages::Never).unwrap()
+    shown(&Chain::open(dir).unwrap())
+}
+
+/// New memory as the snapshot has it.
+fn shown(chain: &Chain) -> GuestMemoryMmap {
+    let memory = memory::create(chain.manifest().memory_mib << 20, HugePages::Never).unwrap();
+    chain.show(&memory, HugePages::Never).unwrap();
+    memory
 }
 
 /// All bytes below the gap.
