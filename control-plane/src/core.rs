@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::agent::Seen;
 use crate::config::Config;
+use crate::consoles::Consoles;
 use crate::host;
 use crate::images::Images;
 use crate::pool::Pool;
@@ -31,6 +32,8 @@ pub struct Core {
     pub snapshots: Store,
     /// Templates.
     pub templates: Templates,
+    /// Consoles of agents that are gone.
+    pub consoles: Consoles,
     /// What is made ahead of need.
     pub pool: Arc<Pool>,
     /// Random answers that guests gave.
@@ -50,6 +53,7 @@ impl Core {
     pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
         let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
         let templates = Templates::open(&config.state, &snapshots);
+        let consoles = Consoles::open(config.state.consoles(), config.consoles)?;
         let (answer, probe) = watch::channel(None);
         let (vmm, limit) = (config.assets.program("ark-vmm"), config.timing.probe);
         tokio::spawn(async move {
@@ -63,8 +67,19 @@ impl Core {
         let pool = Pool::new(config.pool);
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
-        let core =
-            Self { config, images, registry, snapshots, templates, pool, seen, restores, started, probe };
+        let core = Self {
+            config,
+            images,
+            registry,
+            snapshots,
+            templates,
+            consoles,
+            pool,
+            seen,
+            restores,
+            started,
+            probe,
+        };
         Ok(Arc::new(core))
     }
 

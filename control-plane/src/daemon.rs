@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 use crate::agent;
 use crate::auth::{Token, TokenError};
 use crate::cleanup;
-use crate::config::Config;
+use crate::config::{Config, ConsoleLimits};
 use crate::core::Core;
 use crate::routes;
 use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
+use crate::settings::Settings;
 
 /// Time the guests have to end in order when `arkd` ends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -137,6 +138,12 @@ impl Daemon {
     #[must_use]
     pub const fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp
+    }
+
+    /// Takes over what of `settings` can be while agents run: see [`crate::settings::RELOADABLE`].
+    pub fn reload(&self, settings: &Settings) {
+        self.core.pool.resize(settings.pool.into());
+        self.core.consoles.limit(ConsoleLimits::from(&settings.log));
     }
 
     /// Ends agents, connections and listeners, and removes every file it made in the run directory.

@@ -14,7 +14,8 @@
 //!
 //! | room | what it knows |
 //! |---|---|
-//! | [`args`], [`config`] | flags and what they resolve to |
+//! | [`args`], [`settings`], [`config`] | flags, file and environment, and what they resolve to |
+//! | [`logs`], [`consoles`] | messages with rotation; what guests said, kept when they are gone |
 //! | [`daemon`] | start (lock, clean-up, listeners) and end of the whole |
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
@@ -34,17 +35,20 @@ pub mod args;
 pub mod auth;
 pub mod cleanup;
 pub mod config;
+pub mod consoles;
 pub mod core;
 pub mod daemon;
 pub mod guest;
 pub mod host;
 pub mod images;
+pub mod logs;
 pub mod names;
 pub mod pool;
 pub mod problems;
 pub mod registry;
 pub mod routes;
 pub mod server;
+pub mod settings;
 pub mod snapshots;
 pub mod supervisor;
 pub mod templates;

@@ -180,6 +180,7 @@ impl Owner {
             Ok(()) => self.go_on(life, up).await,
             Err(error) => {
                 life.kill().await;
+                self.keep_console(&error.to_string());
                 drop(life);
                 self.give_up(error, up);
             }
@@ -354,6 +355,7 @@ impl Owner {
                     (AgentState::Failed, Some(error.to_string()), Base::None)
                 };
                 self.body.set_base(base);
+                self.keep_console(&error.to_string());
                 self.enter(next, why, None);
                 let _ = up.send(Err(error));
             }
@@ -425,10 +427,19 @@ impl Owner {
             let agent = self.state.borrow();
             tracing::warn!(id = agent.id, name = %agent.name, reason, "the agent ended");
         }
+        if !on_request {
+            self.keep_console(&reason);
+        }
         self.state.send_modify(|agent| agent.exit = Some(record));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
         self.enter(state, Some(reason), None);
+    }
+
+    /// Has the console outlast the agent's directory: it ended, or did not come up, because of `reason`.
+    pub(super) fn keep_console(&self, reason: &str) {
+        let agent = self.state.borrow().clone();
+        self.core.consoles.keep(&agent, &self.dir.console(), reason);
     }
 
     /// Moves to `next`, with its reason or, on the way to running, the time that it took.

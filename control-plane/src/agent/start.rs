@@ -174,6 +174,9 @@ impl Owner {
     async fn or_nothing(&self, mut life: Life, up: Result<(), BootError>) -> Result<Life, BootError> {
         if let Err(error) = up {
             life.kill().await;
+            if !matches!(error, BootError::Removed) {
+                self.keep_console(&error.to_string());
+            }
             self.body.set_base(Base::None);
             return Err(error);
         }

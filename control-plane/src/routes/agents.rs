@@ -114,6 +114,8 @@ pub(super) async fn delete_agent(
         let detail = format!("a grace of {grace_ms} ms is too long: at most {MAX_GRACE_MS}");
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
     }
-    core.registry.find(&agent)?.remove(Duration::from_millis(grace_ms)).await;
+    let agent = core.registry.find(&agent)?;
+    agent.remove(Duration::from_millis(grace_ms)).await;
+    core.consoles.forget(agent.id());
     Ok(StatusCode::NO_CONTENT)
 }

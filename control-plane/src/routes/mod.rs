@@ -61,6 +61,7 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(templates::create_template, templates::list_templates))
         .routes(routes!(templates::inspect_template, templates::delete_template))
         .routes(routes!(logs::logs))
+        .routes(routes!(logs::list_consoles))
         .routes(routes!(host::host_exec_stream));
     openapi::frame().nest("/v1", v1)
 }

@@ -2,6 +2,7 @@
 
 mod agents;
 mod bad_input;
+mod consoles;
 mod exec;
 mod faults;
 mod files;
@@ -10,6 +11,7 @@ mod harness;
 mod openapi;
 mod pause;
 mod pool;
+mod settings;
 mod snapshots;
 mod streams;
 mod templates;
