@@ -14,6 +14,8 @@ use crate::images::Images;
 use crate::pool::Pool;
 use crate::registry::Registry;
 use crate::snapshots::Store;
+use crate::stats::Stats;
+use crate::telemetry::Telemetry;
 use crate::templates::Templates;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
@@ -34,6 +36,10 @@ pub struct Core {
     pub templates: Templates,
     /// Consoles of agents that are gone.
     pub consoles: Consoles,
+    /// What agents use.
+    pub stats: Stats,
+    /// What happened, how often, how long it took.
+    pub telemetry: Telemetry,
     /// What is made ahead of need.
     pub pool: Arc<Pool>,
     /// Random answers that guests gave.
@@ -65,6 +71,7 @@ impl Core {
         templates.sweep_at_start(&images);
         let (registry, started) = (Registry::default(), Instant::now());
         let pool = Pool::new(config.pool);
+        let (stats, telemetry) = (Stats::default(), Telemetry::new(config.telemetry.clone()));
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
         let core = Self {
@@ -74,6 +81,8 @@ impl Core {
             snapshots,
             templates,
             consoles,
+            stats,
+            telemetry,
             pool,
             seen,
             restores,

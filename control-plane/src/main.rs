@@ -6,6 +6,7 @@ use arkd::args::Args;
 use arkd::config::Config;
 use arkd::daemon::Daemon;
 use arkd::logs::Log;
+use arkd::notify::Notify;
 use arkd::settings::{self, Settings};
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,9 +34,9 @@ fn run(args: &Args) -> Result<(), Failure> {
         print!("{}", toml::to_string(&settings)?);
         return Ok(());
     }
-    let log = Log::begin(&settings.log)?;
     // Two workers: arkd moves bytes and waits; the processors belong to the agents.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let log = Log::begin(&settings, runtime.handle())?;
     runtime.block_on(serve(args, settings, &log))
 }
 
@@ -43,17 +44,39 @@ async fn serve(args: &Args, mut settings: Settings, log: &Log) -> Result<(), Fai
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let notify = Notify::from_env();
     let daemon = Daemon::start(Config::new(args, &settings)?).await?;
+    notify.ready();
+    let mut feeding = notify.watchdog().map(tokio::time::interval);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hang_up.recv() => reload(args, &mut settings, log, &daemon),
+            _ = hang_up.recv() => {
+                notify.reloading();
+                reload(args, &mut settings, log, &daemon);
+                notify.ready();
+            }
+            () = due(&mut feeding) => {
+                if daemon.is_well().await {
+                    notify.alive();
+                }
+            }
         }
     }
     tracing::info!("ending: agents are stopped");
+    notify.stopping();
     daemon.shut_down().await;
+    log.flush();
     Ok(())
+}
+
+/// The next time that the watchdog is fed; never where there is none.
+async fn due(feeding: &mut Option<tokio::time::Interval>) {
+    match feeding {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Reads the configuration again and takes over what can be; the rest is named.

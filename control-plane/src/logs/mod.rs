@@ -10,12 +10,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ark_types::plain::plain;
+use tokio::runtime::Handle;
+use tracing_subscriber::filter::FilterExt as _;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::settings::{self, LogFormat};
+use crate::traces::{Traces, not_in_logs};
 
 pub use rotate::{Limits, RotatedFile};
 
@@ -39,24 +42,31 @@ pub enum LogError {
         /// What the system said.
         source: io::Error,
     },
+    /// The collector.
+    #[error("traces cannot be sent: {0}; correct `otlp_endpoint` in [telemetry]")]
+    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
     /// Somebody else logs in this process.
     #[error("the log was begun before")]
     Twice,
 }
 
 /// The log of this process, as far as it can be changed while it is written.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Log {
     filter: reload::Handle<EnvFilter, Registry>,
     file: Option<Target>,
+    traces: Option<Traces>,
 }
 
 impl Log {
-    /// Begins to log as `settings` say.
+    /// Begins to log as `settings` say, and to send traces, if they name a collector, on `runtime`.
     ///
     /// # Errors
     /// [`LogError`].
-    pub fn begin(settings: &settings::Log) -> Result<Self, LogError> {
+    pub fn begin(settings: &settings::Settings, runtime: &Handle) -> Result<Self, LogError> {
+        let traces = Traces::begin(&settings.telemetry, runtime)?;
+        let (traces, spans) = traces.unzip();
+        let settings = &settings.log;
         let file = match &settings.file {
             None => None,
             Some(path) => {
@@ -74,8 +84,16 @@ impl Log {
             None => lines(format, io::stderr().is_terminal(), io::stderr),
         };
         let (filter, handle) = reload::Layer::new(settings.level.filter());
-        tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|_| LogError::Twice)?;
-        Ok(Self { filter: handle, file })
+        let lines = lines.with_filter(filter.and(not_in_logs()));
+        tracing_subscriber::registry().with(lines).with(spans).try_init().map_err(|_| LogError::Twice)?;
+        Ok(Self { filter: handle, file, traces })
+    }
+
+    /// Waits a moment until what was traced is with the collector.
+    pub fn flush(&self) {
+        if let Some(traces) = &self.traces {
+            traces.flush();
+        }
     }
 
     /// Takes over what of `settings` can be: level, size, files kept.

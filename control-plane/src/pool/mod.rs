@@ -122,6 +122,12 @@ impl Pool {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is wanted, and what there is.
+    pub(crate) fn levels(&self) -> (PoolSizes, PoolSizes) {
+        let inner = self.lock();
+        (inner.sizes, PoolSizes { prepared: inner.dens.len(), standbys: inner.standbys.len() })
+    }
+
     /// Has other sizes from now on: what is too much ends soon, what lacks is made as always.
     pub(crate) fn resize(&self, sizes: PoolSizes) {
         self.lock().sizes = sizes;

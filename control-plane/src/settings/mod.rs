@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{SettingsError, default_path, load};
 pub use reload::{Change, RELOADABLE, changes};
-pub use values::{AbsolutePath, Bounded, Level};
+pub use values::{AbsolutePath, Bounded, Endpoint, LabelName, Level, Ratio};
 
 /// The file that explains every key and says its default.
 pub const DEFAULT_FILE: &str = include_str!("../../dist/arkd.toml");
@@ -145,15 +145,23 @@ pub struct Telemetry {
     /// Labels that every series bears: the host's name, a zone.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<LabelName, String>,
+    /// OpenTelemetry collector that traces are sent to (OTLP over HTTP, protobuf); none are made when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<Endpoint>,
+    /// Part of the requests that are traced, unless their clients decided.
+    pub sample_ratio: Ratio,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { agent_series: Bounded::new(1000), labels: BTreeMap::new() }
+        Self {
+            agent_series: Bounded::new(1000),
+            labels: BTreeMap::new(),
+            otlp_endpoint: None,
+            sample_ratio: Ratio::default(),
+        }
     }
 }
-
-pub use values::LabelName;
 
 #[cfg(test)]
 mod tests {
@@ -193,7 +201,7 @@ mod tests {
                 assert!(values.as_table().unwrap().contains_key(&key), "{section}.{key} is not explained");
             }
         }
-        assert!(count >= 17, "{count}");
+        assert!(count >= 19, "{count}");
     }
 
     #[test]

@@ -145,6 +145,84 @@ impl AsRef<std::path::Path> for AbsolutePath {
     }
 }
 
+/// A part of something, from 0.0 to 1.0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Ratio(f64);
+
+// It never is NaN.
+impl Eq for Ratio {}
+
+/// A number that is no part.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("{0} is no part of something: choose a number from 0.0, none, to 1.0, all")]
+pub struct NoRatio(f64);
+
+impl Ratio {
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Ratio {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl TryFrom<f64> for Ratio {
+    type Error = NoRatio;
+    fn try_from(number: f64) -> Result<Self, NoRatio> {
+        if (0.0..=1.0).contains(&number) { Ok(Self(number)) } else { Err(NoRatio(number)) }
+    }
+}
+
+impl From<Ratio> for f64 {
+    fn from(ratio: Ratio) -> Self {
+        ratio.0
+    }
+}
+
+/// Address of a collector: `http://host:port`, with a path before `/v1/traces` where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Endpoint(String);
+
+/// A text that is no such address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no address of a collector: write it as http://host:4318; for https put a collector beside arkd that passes traces on"
+)]
+pub struct NoEndpoint(String);
+
+impl Endpoint {
+    /// Where traces are received.
+    #[must_use]
+    pub fn traces(&self) -> String {
+        format!("{}/v1/traces", self.0.trim_end_matches('/'))
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = NoEndpoint;
+    fn try_from(text: String) -> Result<Self, NoEndpoint> {
+        let is_address = text.parse::<axum::http::Uri>().is_ok_and(|uri| {
+            uri.scheme_str() == Some("http")
+                && uri.host().is_some_and(|host| !host.is_empty())
+                && uri.query().is_none()
+        });
+        if is_address { Ok(Self(text)) } else { Err(NoEndpoint(text)) }
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.0
+    }
+}
+
 /// Name of a metric's label, as Prometheus has them; none of those that `arkd` itself gives.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -197,6 +275,19 @@ mod tests {
         }
         for level in ["", "loud", "info,loud", "arkd=loud"] {
             assert!(Level::try_from(level.to_owned()).is_err(), "{level}");
+        }
+        for (text, traces) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("http://otel/ark/", "http://otel/ark/v1/traces"),
+        ] {
+            assert_eq!(Endpoint::try_from(text.to_owned()).unwrap().traces(), traces);
+        }
+        for text in ["", "127.0.0.1:4318", "https://otel:4318", "http://", "http://otel?x"] {
+            assert!(Endpoint::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        assert!(Ratio::try_from(0.25).is_ok());
+        for number in [-0.1, 1.1, f64::NAN] {
+            assert!(Ratio::try_from(number).is_err(), "{number}");
         }
         for name in ["host", "_zone2"] {
             assert!(LabelName::try_from(name.to_owned()).is_ok(), "{name}");

@@ -107,3 +107,28 @@ async fn a_log_that_is_standard_error_too_is_rotated_with_it() {
     assert_eq!(standard_error.ino(), fs::metadata(&log).unwrap().ino(), "standard error follows");
     assert!(!fs::read_to_string(&log).unwrap().starts_with('{'), "lines for people");
 }
+
+#[tokio::test]
+async fn the_service_manager_is_told_of_every_turn_and_that_arkd_lives() {
+    let place = Place::new();
+    let path = place.path("notify");
+    let manager = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let mut command = arkd(&place, &[]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").stderr(Stdio::null());
+    let child = Process(command.spawn().unwrap());
+    let next = async || {
+        let mut buffer = [0; 256];
+        let limit = std::time::Duration::from_secs(20);
+        let count = tokio::time::timeout(limit, manager.recv(&mut buffer)).await.unwrap().unwrap();
+        String::from_utf8(buffer[..count].to_vec()).unwrap()
+    };
+    assert!(next().await.starts_with("READY=1\n"));
+    assert!(place.run().api_socket().exists(), "it is ready when it says so");
+    assert_eq!((next().await, next().await), ("WATCHDOG=1\n".to_owned(), "WATCHDOG=1\n".to_owned()));
+    let until = async |wanted: &str| while !next().await.starts_with(wanted) {};
+    signal(child.0.id(), Signal::SIGHUP);
+    until("RELOADING=1\nMONOTONIC_USEC=").await;
+    until("READY=1\n").await;
+    signal(child.0.id(), Signal::SIGTERM);
+    until("STOPPING=1\n").await;
+}
