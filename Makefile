@@ -127,10 +127,15 @@ stop:
 
 # PREFIX=/usr/local: a copy that no longer needs this checkout.
 PREFIX ?= /usr/local
+# Where systemd looks for units of an administrator's own.
+UNITS ?= /etc/systemd/system
 install: all
 	install -d $(DESTDIR)$(PREFIX)/lib/ark $(DESTDIR)$(PREFIX)/bin
 	cp -r $(BUILD)/bin $(BUILD)/kernel $(BUILD)/images $(BUILD)/machine $(DESTDIR)$(PREFIX)/lib/ark/
 	ln -sf ../lib/ark/bin/ark $(DESTDIR)$(PREFIX)/bin/ark
+	install -m 0644 control-plane/dist/arkd.toml $(DESTDIR)$(PREFIX)/lib/ark/
+	install -d $(DESTDIR)$(UNITS)
+	sed 's|@LIB@|$(PREFIX)/lib/ark|' control-plane/dist/arkd.service > $(DESTDIR)$(UNITS)/arkd.service
 
 clean: stop
 	rm -rf $(BUILD) $(ROOT)/target

@@ -7,13 +7,28 @@ use clap::{Parser, ValueEnum};
 
 use ark_types::health::HostKind;
 
+use crate::settings::LogFormat;
+
 /// The control plane of NOA ARK: serves agents over REST.
 ///
 /// It always listens on the Unix socket of its run directory (ARK_RUN), and on TCP when told to. ARK_ASSETS and ARK_STATE
-/// say where programs and images, and what lasts, are.
+/// say where programs and images, and what lasts, are. Everything else is in a file, see --print-default-config; variables
+/// ARK_<SECTION>_<KEY> go over it, and flags over both.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Args {
+    /// Configuration file [default: /etc/ark/arkd.toml for root, $XDG_CONFIG_HOME/ark/arkd.toml for others, if it is there].
+    #[arg(long, value_name = "PATH", env = "ARK_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Print the configuration that would be in effect, or say what is wrong with it, and end.
+    #[arg(long, conflicts_with = "print_default_config")]
+    pub check_config: bool,
+
+    /// Print a configuration file that explains every key and says its default, and end.
+    #[arg(long)]
+    pub print_default_config: bool,
+
     /// Also listen on this TCP address; its clients need the bearer token.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -30,17 +45,21 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub token_file: Option<PathBuf>,
 
-    /// How many VMMs are prepared ahead of need, for snapshots to be restored in; 0 for none.
-    #[arg(long, value_name = "COUNT", env = "ARK_POOL", default_value_t = 2)]
-    pub pool: u8,
+    /// How many VMMs are prepared ahead of need, for snapshots to be restored in; 0 for none [default: 2].
+    #[arg(long, value_name = "COUNT")]
+    pub pool: Option<u8>,
 
-    /// How many forks of each template in use are kept ready ahead of need; 0 for none.
-    #[arg(long, value_name = "COUNT", env = "ARK_STANDBY", default_value_t = 2)]
-    pub standby: u8,
+    /// How many forks of each template in use are kept ready ahead of need; 0 for none [default: 2].
+    #[arg(long, value_name = "COUNT")]
+    pub standby: Option<u8>,
 
-    /// How messages on standard error look.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    /// How messages look [default: json in a configured log file, text elsewhere].
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Log file where none is configured: whoever starts arkd in the background says so.
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub fallback_log_file: Option<PathBuf>,
 }
 
 /// [`HostKind`] as a flag's value.
@@ -59,15 +78,6 @@ impl From<HostKindArg> for HostKind {
             HostKindArg::Machine => Self::Machine,
         }
     }
-}
-
-/// Format of log messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object per line.
-    Json,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use ark_types::health::HostKind;
 use ark_types::layout::{Assets, RunDir, StateDir};
 
 use crate::args::Args;
+use crate::settings::{self, Settings, TimeLimits};
 
 /// Everything a [`crate::daemon::Daemon`] is started with.
 #[derive(Clone, Debug)]
@@ -30,6 +31,10 @@ pub struct Config {
     pub timing: Timing,
     /// What is made ahead of need.
     pub pool: PoolSizes,
+    /// Consoles that are kept when their agents are gone.
+    pub consoles: ConsoleLimits,
+    /// What is measured.
+    pub telemetry: settings::Telemetry,
 }
 
 /// How much is made ahead of need; 0 is nothing.
@@ -39,6 +44,27 @@ pub struct PoolSizes {
     pub prepared: usize,
     /// Forks of each template in use that wait for an agent to become.
     pub standbys: usize,
+}
+
+impl From<settings::Pool> for PoolSizes {
+    fn from(pool: settings::Pool) -> Self {
+        Self { prepared: pool.prepared.into(), standbys: pool.standby.into() }
+    }
+}
+
+/// How much of the consoles of agents that are gone is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleLimits {
+    /// Agents, the newest ones.
+    pub agents: usize,
+    /// Bytes of all together.
+    pub bytes: u64,
+}
+
+impl From<&settings::Log> for ConsoleLimits {
+    fn from(log: &settings::Log) -> Self {
+        Self { agents: log.consoles_keep.count(), bytes: log.consoles_max_mib.get() << 20 }
+    }
 }
 
 /// How long things may take.
@@ -72,28 +98,45 @@ impl Timing {
             renewal: Duration::from_secs(renewal),
         }
     }
+
+    /// These limits with those of `chosen` put over them.
+    #[must_use]
+    pub fn with(self, chosen: &TimeLimits) -> Self {
+        let or = |seconds: Option<settings::Seconds>, limit| {
+            seconds.map_or(limit, |seconds| Duration::from_secs(seconds.get()))
+        };
+        Self {
+            boot: or(chosen.boot_s, self.boot),
+            probe: self.probe,
+            first_stream: or(chosen.first_stream_s, self.first_stream),
+            exec_slack: or(chosen.exec_slack_s, self.exec_slack),
+            renewal: or(chosen.renewal_s, self.renewal),
+        }
+    }
 }
 
 impl Config {
-    /// The configuration that `args` and the environment (`ARK_ASSETS`, `ARK_STATE`, `ARK_RUN`) ask for.
+    /// The configuration that `args`, `settings` and the environment (`ARK_ASSETS`, `ARK_STATE`, `ARK_RUN`) ask for.
     ///
     /// # Errors
     /// When the running program's own path cannot be told.
-    pub fn from_args(args: &Args) -> std::io::Result<Self> {
+    pub fn new(args: &Args, settings: &Settings) -> std::io::Result<Self> {
         let is_root = nix::unistd::geteuid().is_root();
         let state = StateDir::locate(is_root);
-        let token_file = args.token_file.clone().unwrap_or_else(|| state.token());
+        let token_file = settings.listen.token_file.clone().map_or_else(|| state.token(), PathBuf::from);
         let host_kind = args.host_kind.into();
         Ok(Self {
             assets: Assets::locate()?,
             run: RunDir::locate(is_root),
             state,
             token_file,
-            listen: args.listen,
+            listen: settings.listen.tcp,
             host_kind,
             host_shell: args.host_shell.clone(),
-            timing: Timing::of(host_kind),
-            pool: PoolSizes { prepared: args.pool.into(), standbys: args.standby.into() },
+            timing: Timing::of(host_kind).with(&settings.timing),
+            pool: settings.pool.into(),
+            consoles: ConsoleLimits::from(&settings.log),
+            telemetry: settings.telemetry.clone(),
         })
     }
 }

@@ -8,11 +8,14 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::agent::Seen;
 use crate::config::Config;
+use crate::consoles::Consoles;
 use crate::host;
 use crate::images::Images;
 use crate::pool::Pool;
 use crate::registry::Registry;
 use crate::snapshots::Store;
+use crate::stats::Stats;
+use crate::telemetry::Telemetry;
 use crate::templates::Templates;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
@@ -31,6 +34,12 @@ pub struct Core {
     pub snapshots: Store,
     /// Templates.
     pub templates: Templates,
+    /// Consoles of agents that are gone.
+    pub consoles: Consoles,
+    /// What agents use.
+    pub stats: Stats,
+    /// What happened, how often, how long it took.
+    pub telemetry: Telemetry,
     /// What is made ahead of need.
     pub pool: Arc<Pool>,
     /// Random answers that guests gave.
@@ -50,6 +59,7 @@ impl Core {
     pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
         let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
         let templates = Templates::open(&config.state, &snapshots);
+        let consoles = Consoles::open(config.state.consoles(), config.consoles)?;
         let (answer, probe) = watch::channel(None);
         let (vmm, limit) = (config.assets.program("ark-vmm"), config.timing.probe);
         tokio::spawn(async move {
@@ -61,10 +71,24 @@ impl Core {
         templates.sweep_at_start(&images);
         let (registry, started) = (Registry::default(), Instant::now());
         let pool = Pool::new(config.pool);
+        let (stats, telemetry) = (Stats::default(), Telemetry::new(config.telemetry.clone()));
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
-        let core =
-            Self { config, images, registry, snapshots, templates, pool, seen, restores, started, probe };
+        let core = Self {
+            config,
+            images,
+            registry,
+            snapshots,
+            templates,
+            consoles,
+            stats,
+            telemetry,
+            pool,
+            seen,
+            restores,
+            started,
+            probe,
+        };
         Ok(Arc::new(core))
     }
 

@@ -13,17 +13,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::from_fn_with_state;
 use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent;
-use crate::auth::{Token, TokenError};
+use crate::auth::{Token, TokenError, demand_token};
 use crate::cleanup;
-use crate::config::Config;
+use crate::config::{Config, ConsoleLimits};
 use crate::core::Core;
 use crate::routes;
 use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
+use crate::settings::Settings;
+use crate::telemetry;
 
 /// Time the guests have to end in order when `arkd` ends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -122,12 +125,14 @@ impl Daemon {
         agent::load_paused(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
+        let open = telemetry::measured(routes.clone(), &core);
         let end = CancellationToken::new();
-        let mut servers: Vec<_> = socket.serve(routes.clone(), end.clone()).into_iter().collect();
+        let mut servers: Vec<_> = socket.serve(open, end.clone()).into_iter().collect();
         tracing::info!(socket = %run.api_socket().display(), "listening");
         let address = tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
         if let Some((listener, token)) = tcp {
-            servers.push(serve_tcp(listener, routes, token, end.clone()));
+            let guarded = routes.layer(from_fn_with_state(token, demand_token));
+            servers.push(serve_tcp(listener, telemetry::measured(guarded, &core), end.clone()));
             tracing::info!(?address, "listening");
         }
         Ok(Self { core, end, servers, tcp: address, _socket: socket, _state_lock: state_lock, _lock: lock })
@@ -137,6 +142,24 @@ impl Daemon {
     #[must_use]
     pub const fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp
+    }
+
+    /// Whether it can still do its work: the parts that every request needs are free, so none of them hangs. Waits for them.
+    pub async fn is_well(&self) -> bool {
+        let core = Arc::clone(&self.core);
+        // On the runtime that serves requests, and through the locks that they take.
+        tokio::spawn(async move {
+            let _ = (core.registry.living(), core.pool.levels());
+        })
+        .await
+        .is_ok()
+    }
+
+    /// Takes over what of `settings` can be while agents run: see [`crate::settings::RELOADABLE`].
+    pub fn reload(&self, settings: &Settings) {
+        self.core.pool.resize(settings.pool.into());
+        self.core.consoles.limit(ConsoleLimits::from(&settings.log));
+        self.core.telemetry.configure(settings.telemetry.clone());
     }
 
     /// Ends agents, connections and listeners, and removes every file it made in the run directory.

@@ -14,7 +14,9 @@
 //!
 //! | room | what it knows |
 //! |---|---|
-//! | [`args`], [`config`] | flags and what they resolve to |
+//! | [`args`], [`settings`], [`config`] | flags, file and environment, and what they resolve to |
+//! | [`logs`], [`consoles`] | messages with rotation; what guests said, kept when they are gone |
+//! | [`notify`] | what systemd is told |
 //! | [`daemon`] | start (lock, clean-up, listeners) and end of the whole |
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
@@ -24,6 +26,7 @@
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |
 //! | [`snapshots`], [`templates`] | what agents are forked from: files, who needs which, proofs |
+//! | [`stats`], [`telemetry`], [`traces`] | what agents use; what happened, how often, how long it took, and why |
 //! | [`cleanup`] | what an earlier, killed `arkd` left |
 //!
 //! `arkd` never links the VMM: it starts a process and speaks to sockets.
@@ -34,18 +37,25 @@ pub mod args;
 pub mod auth;
 pub mod cleanup;
 pub mod config;
+pub mod consoles;
 pub mod core;
 pub mod daemon;
 pub mod guest;
 pub mod host;
 pub mod images;
+pub mod logs;
 pub mod names;
+pub mod notify;
 pub mod pool;
 pub mod problems;
 pub mod registry;
 pub mod routes;
 pub mod server;
+pub mod settings;
 pub mod snapshots;
+pub mod stats;
 pub mod supervisor;
+pub mod telemetry;
 pub mod templates;
+pub mod traces;
 pub mod validate;

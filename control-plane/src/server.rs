@@ -7,13 +7,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
 use axum::serve::ListenerExt as _;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-use crate::auth::{Token, demand_token};
 
 /// Why nobody could be served.
 #[derive(Debug, thiserror::Error)]
@@ -93,14 +90,12 @@ pub async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| ListenError::Tcp { address, source })
 }
 
-/// Serves `routes` on `listener` until `end` to those who know `token`.
+/// Serves `routes` on `listener` until `end`; they have to ask for the token themselves.
 pub fn serve_tcp(
     listener: TcpListener,
     routes: Router,
-    token: Token,
     end: CancellationToken,
 ) -> JoinHandle<io::Result<()>> {
-    let routes = routes.layer(from_fn_with_state(token, demand_token));
     let listener = listener.tap_io(|stream| {
         // Frames and replies are small and wanted at once.
         if let Err(error) = stream.set_nodelay(true) {

@@ -109,6 +109,8 @@ pub(crate) enum Verb {
     Logs(LogsArgs),
     /// List agents
     Ps(PsArgs),
+    /// Show live what agents use; q ends it
+    Top(TopArgs),
     /// Show everything about an agent
     Inspect {
         /// Name or id
@@ -244,17 +246,29 @@ pub(crate) struct CpArgs {
     pub(crate) target: Place,
 }
 
+/// `ark top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Look once instead of each second
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
 /// `ark logs`.
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
+    /// List the consoles that were kept of agents that did not start or ended by themselves
+    #[arg(long, conflicts_with_all = ["follow", "tail", "agent"])]
+    pub(crate) kept: bool,
     /// Go on until the agent ends
     #[arg(long, short)]
     pub(crate) follow: bool,
     /// Only the last lines
     #[arg(long, value_name = "N")]
     pub(crate) tail: Option<u64>,
-    /// Name or id
-    pub(crate) agent: String,
+    /// Name or id, also of an agent that is gone while its console is kept
+    #[arg(required_unless_present = "kept")]
+    pub(crate) agent: Option<String>,
 }
 
 /// `ark ps`.

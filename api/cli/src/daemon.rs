@@ -152,6 +152,8 @@ fn spawn(dirs: &Dirs, log: &Path) -> Result<Child, DaemonError> {
     let output = open_log(log).map_err(failed(format!("opening {}", log.display())))?;
     let errors = output.try_clone().map_err(failed("duplicating the log".to_owned()))?;
     let mut command = Command::new(&program);
+    // Where the operator chose no file, this one is rotated by arkd, which has standard error follow it.
+    command.arg("--fallback-log-file").arg(log);
     command.envs(dirs.environment()).current_dir("/").stdin(Stdio::null()).stdout(output).stderr(errors);
     detach(&mut command);
     command.spawn().map_err(|source| match source.kind() {
@@ -168,9 +170,9 @@ pub(crate) fn detach(command: &mut Command) {
     }
 }
 
-/// What a log has gained since it was `start` bytes long.
+/// What a log has gained since it was `start` bytes long; one that was rotated meanwhile is all new.
 fn read_from(log: &Path, start: u64) -> String {
     let all = fs::read(log).unwrap_or_default();
     let start = usize::try_from(start).unwrap_or(usize::MAX);
-    String::from_utf8_lossy(all.get(start..).unwrap_or_default()).into_owned()
+    String::from_utf8_lossy(all.get(start..).unwrap_or(&all)).into_owned()
 }

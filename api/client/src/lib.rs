@@ -16,6 +16,7 @@ mod connect;
 mod error;
 mod exec;
 mod files;
+mod operate;
 mod rest;
 mod uri;
 

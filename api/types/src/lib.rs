@@ -3,6 +3,7 @@
 //! | module | boundary |
 //! |---|---|
 //! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
 //! | [`plain`] | programs ↔ people: error messages |
@@ -12,6 +13,7 @@
 //! `schema/`; a test fails when one of them changes without its snapshot.
 
 pub mod agent;
+pub mod console;
 pub mod eval;
 pub mod exec;
 pub mod files;
@@ -23,5 +25,6 @@ pub mod plain;
 pub mod problem;
 pub mod receipt;
 pub mod snapshot;
+pub mod stats;
 pub mod template;
 pub mod vmm;

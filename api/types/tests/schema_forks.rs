@@ -1,16 +1,18 @@
-//! The wire formats of snapshots, templates, forks, evaluation and receipts, frozen like those of `schema.rs`.
+//! The wire formats of snapshots, templates, forks, evaluation, receipts and of what operators ask, frozen like those of `schema.rs`.
 
 mod frozen;
 
 use std::collections::BTreeMap;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::console::{KeptConsole, KeptConsoleList};
 use ark_types::eval::{EvalEnd, EvalException, EvalReply, EvalRequest, Language};
 use ark_types::receipt::{Check, CheckKind, Evidence, Receipt};
 use ark_types::snapshot::{
     CreateSnapshot, FailedFork, ForkAgent, Forked, RestoreSnapshot, RewindAgent, Snapshot, SnapshotKind,
     SnapshotList,
 };
+use ark_types::stats::{AgentStats, StatsList};
 use ark_types::template::{CreateTemplate, DEFAULT_WARM_UP_MS, Template, TemplateList};
 use ark_types::vmm::{
     DiskConfig, Generation, ProcessorModel, RestoreConfig, RunConfig, SNAPSHOT_VERSION, SnapshotBase,
@@ -253,4 +255,52 @@ fn receipts() {
         sha256: sha256(),
     };
     Frozen::default().with("receipt", &receipt).check("receipts");
+}
+
+#[test]
+fn consoles() {
+    let kept = KeptConsole {
+        id: "0123456789abcdef".to_owned(),
+        name: "a1".parse().unwrap(),
+        image: "base".parse().unwrap(),
+        ended_unix_ms: 1_700_000_000_000,
+        reason: "the guest's kernel panicked".to_owned(),
+        bytes: 4096,
+    };
+    Frozen::default().with("list", &KeptConsoleList { consoles: vec![kept] }).check("consoles");
+}
+
+#[test]
+fn stats() {
+    let least = AgentStats {
+        id: "0123456789abcdef".to_owned(),
+        name: "a1".parse().unwrap(),
+        image: "base".parse().unwrap(),
+        state: AgentState::Paused,
+        created_unix_ms: 1_700_000_000_000,
+        heartbeat_age_ms: None,
+        memory_mib: 256,
+        vcpus: 1,
+        at_unix_ms: 1_700_000_001_000,
+        cpu_us: None,
+        pss_bytes: None,
+        rss_bytes: None,
+        guest_bytes: None,
+        exits: None,
+        devices: BTreeMap::new(),
+    };
+    let counters = BTreeMap::from([("read_bytes".to_owned(), 512)]);
+    let most = AgentStats {
+        state: AgentState::Running,
+        heartbeat_age_ms: Some(900),
+        cpu_us: Some(1_000_000),
+        pss_bytes: Some(2 << 20),
+        rss_bytes: Some(3 << 20),
+        guest_bytes: Some(1 << 20),
+        exits: Some(77),
+        devices: BTreeMap::from([("block0".to_owned(), counters)]),
+        ..least.clone()
+    };
+    let list = StatsList { agents: vec![most.clone()], left_out: 1 };
+    Frozen::default().with("least", &least).with("most", &most).with("list", &list).check("stats");
 }

@@ -10,6 +10,7 @@ use ark_types::agent::{
 };
 use ark_types::guest::CONTROL_PORT;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{Instrument as _, Span};
 
 use super::body::{Base, Body};
 use super::owner::{Owner, Request};
@@ -24,6 +25,8 @@ use crate::pool::Den;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
 use crate::snapshots::{Hold, SnapshotError};
+use crate::telemetry::{Ahead, Phase};
+use crate::traces::step;
 
 /// An agent that is to come from a snapshot.
 #[derive(Debug)]
@@ -133,6 +136,7 @@ pub(super) fn begin_restore(
     let Birth { hold, origin, name, env, auto_remove } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
     let mut den = core.pool.take_den(size.0);
+    core.telemetry.claimed(Ahead::Prepared, den.is_some());
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
     let admitted = core.registry.admit(name, id, |id, name| {
@@ -154,8 +158,13 @@ pub(super) fn begin_restore(
 /// As [`restore`].
 pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
     while let Some(standby) = core.pool.take_standby(birth.hold.dir()) {
-        match claim(core, standby, &birth).await? {
-            Some(Ok(agent)) => return Ok(agent),
+        core.telemetry.claimed(Ahead::Standby, true);
+        let began = Instant::now();
+        match claim(core, standby, &birth).instrument(step("claim")).await? {
+            Some(Ok(agent)) => {
+                core.telemetry.phase(Phase::Claim, began.elapsed());
+                return Ok(agent);
+            }
             // It died while it waited, or under the claim: that is no fault of the template, and another can be had.
             None => tracing::warn!("a standby ended before it was claimed"),
             Some(Err(
@@ -166,6 +175,7 @@ pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refu
             Some(Err(error)) => return Err(error.into()),
         }
     }
+    core.telemetry.claimed(Ahead::Standby, false);
     restore(core, birth).await
 }
 
@@ -194,6 +204,7 @@ async fn claim(
         origin: birth.origin.clone(),
         auto_remove: birth.auto_remove,
         base: Base::lived_in(&birth.hold),
+        cause: Span::current(),
         up,
     };
     let _ = shared.requests.send(claim);
@@ -320,6 +331,7 @@ fn begin(
         body,
         begun: Some(begun),
         since: Instant::now(),
+        cause: Span::current(),
         state: publish,
         requests: inbox,
         removal: None,

@@ -102,6 +102,12 @@ impl Handle {
         &self.0.console
     }
 
+    /// Its VMM's control socket.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.0.dir.control_socket()
+    }
+
     /// What it is now.
     #[must_use]
     pub fn agent(&self) -> Agent {

@@ -24,6 +24,7 @@ use ark_types::layout::AgentDir;
 use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until};
+use tracing::{Instrument as _, Span};
 
 use super::birth::Begun;
 use super::body::{Base, Body};
@@ -36,6 +37,8 @@ use crate::host::{millis, unix_ms};
 use crate::images::Image;
 use crate::snapshots::Hold;
 use crate::supervisor::{self, Vmm};
+use crate::telemetry::Phase;
+use crate::traces::step_of;
 
 /// Time a VMM has beyond the guest's grace to end itself before it is killed.
 const STOP_SLACK: Duration = Duration::from_secs(1);
@@ -87,6 +90,8 @@ pub(super) enum Request {
         auto_remove: bool,
         /// The snapshot, lived in.
         base: Base,
+        /// What asks.
+        cause: Span,
         /// Told when it runs, or why it does not.
         up: Up,
     },
@@ -116,6 +121,8 @@ pub(super) struct Owner {
     pub(super) begun: Option<Begun>,
     /// When it was asked for.
     pub(super) since: Instant,
+    /// What asked for it, while it comes up.
+    pub(super) cause: Span,
     pub(super) state: watch::Sender<Agent>,
     pub(super) requests: mpsc::UnboundedReceiver<Request>,
     /// A removal that was asked for while something else was waited for.
@@ -153,7 +160,8 @@ impl Owner {
                 biased;
                 _ = ended(&mut life.vmm) => return,
                 request = self.requests.recv() => match request {
-                    Some(Request::Claim { name, origin, auto_remove, base, up }) => {
+                    Some(Request::Claim { name, origin, auto_remove, base, cause, up }) => {
+                        self.cause = cause;
                         self.state.send_modify(|agent| {
                             (agent.name, agent.origin, agent.auto_remove) = (name, origin, auto_remove);
                             agent.created_unix_ms = unix_ms();
@@ -176,10 +184,12 @@ impl Owner {
     async fn be_claimed(mut self, mut life: Life, mut up: Up) {
         self.since = Instant::now();
         self.body.set_machine_id(identity::machine_id());
-        match self.renew(&mut life, self.since, up.closed()).await {
+        let step = step_of(&std::mem::replace(&mut self.cause, Span::none()), "renewal");
+        match self.renew(&mut life, self.since, up.closed()).instrument(step).await {
             Ok(()) => self.go_on(life, up).await,
             Err(error) => {
                 life.kill().await;
+                self.keep_console(&error.to_string());
                 drop(life);
                 self.give_up(error, up);
             }
@@ -214,7 +224,9 @@ impl Owner {
 
     /// The agent is up: it is served until it is removed.
     async fn go_on(mut self, life: Life, up: Up) {
-        self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
+        let took = self.since.elapsed();
+        self.core.telemetry.phase(Phase::Ready, took);
+        self.enter(AgentState::Running, None, Some(millis(took)));
         let agent = self.state.borrow().clone();
         tracing::info!(id = agent.id, name = %agent.name, boot_ms = agent.boot_ms, pid = agent.vmm_pid, "the agent runs");
         if up.send(Ok(agent)).is_err() {
@@ -299,6 +311,7 @@ impl Owner {
     /// The VMM ended by itself. A paused agent that is on disk outlasts it.
     fn lose_vmm(&self, record: ExitRecord) {
         if self.state.borrow().state == AgentState::Paused && self.body.is_recorded() {
+            self.core.telemetry.vmm_ended(record.reason);
             tracing::warn!(
                 reason = sentence(&record),
                 "the VMM of a paused agent ended; its memory is on disk"
@@ -354,6 +367,9 @@ impl Owner {
                     (AgentState::Failed, Some(error.to_string()), Base::None)
                 };
                 self.body.set_base(base);
+                if let Some(why) = &why {
+                    self.keep_console(why);
+                }
                 self.enter(next, why, None);
                 let _ = up.send(Err(error));
             }
@@ -414,6 +430,7 @@ impl Owner {
 
     /// Publishes the VMM's end.
     fn conclude(&self, record: ExitRecord, on_request: bool) {
+        self.core.telemetry.vmm_ended(record.reason);
         let by_itself = matches!(record.reason, ExitReason::GuestPoweroff);
         let was_paused = self.state.borrow().state == AgentState::Paused;
         let (state, reason) = match (on_request, by_itself && !was_paused) {
@@ -425,10 +442,19 @@ impl Owner {
             let agent = self.state.borrow();
             tracing::warn!(id = agent.id, name = %agent.name, reason, "the agent ended");
         }
+        if !on_request {
+            self.keep_console(&reason);
+        }
         self.state.send_modify(|agent| agent.exit = Some(record));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
         self.enter(state, Some(reason), None);
+    }
+
+    /// Has the console outlast the agent's directory: it ended, or did not come up, because of `reason`.
+    pub(super) fn keep_console(&self, reason: &str) {
+        let agent = self.state.borrow().clone();
+        self.core.consoles.keep(&agent, &self.dir.console(), reason);
     }
 
     /// Moves to `next`, with its reason or, on the way to running, the time that it took.

@@ -11,6 +11,7 @@ use ark_types::receipt::Receipt;
 use ark_types::vmm::{DiskConfig, ExitRecord, Generation, RestoreConfig, RunConfig, VmConfig, VsockConfig};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
+use tracing::{Instrument as _, Span};
 
 use super::birth::Begun;
 use super::body::Base;
@@ -24,6 +25,8 @@ use crate::host::millis;
 use crate::pool::Den;
 use crate::snapshots::{Hold, LABEL_IMAGE, LABEL_IMAGE_DIGEST};
 use crate::supervisor::{Vmm, tail_text};
+use crate::telemetry::Phase;
+use crate::traces::{step, step_of};
 
 /// Context id of every guest: each VMM is its own vsock world, so they need not differ.
 const GUEST_CID: u32 = 3;
@@ -140,6 +143,8 @@ impl Owner {
     /// Starts the VMM and waits until its guest is up; on failure nothing is left, the process neither. Given up when nobody
     /// waits for `up` any more.
     pub(super) async fn come_up<T>(&mut self, up: &mut oneshot::Sender<T>) -> Result<Life, BootError> {
+        // A request lasts no longer than until its agent is up, or is given up.
+        let cause = std::mem::replace(&mut self.cause, Span::none());
         let seat = self.seat();
         match self.begun.take() {
             Some(Begun::Restore(base, den)) => {
@@ -153,14 +158,14 @@ impl Owner {
                     None => self.new_life(seat)?,
                 };
                 let restored = tokio::select! {
-                    restored = self.restore(&mut life, &hold) => restored,
+                    restored = self.restore(&mut life, &hold).instrument(step_of(&cause, "restore")) => restored,
                     () = up.closed() => Err(BootError::Removed),
                 };
                 self.or_nothing(life, restored).await
             }
             Some(Begun::Boot | Begun::Paused) | None => {
                 let mut life = self.new_life(seat)?;
-                let booted = self.boot_well(&mut life, up).await;
+                let booted = self.boot_well(&mut life, up).instrument(step_of(&cause, "boot")).await;
                 self.or_nothing(life, booted).await
             }
         }
@@ -173,7 +178,13 @@ impl Owner {
 
     async fn or_nothing(&self, mut life: Life, up: Result<(), BootError>) -> Result<Life, BootError> {
         if let Err(error) = up {
+            if let BootError::Ended { record, .. } = &error {
+                self.core.telemetry.vmm_ended(record.reason);
+            }
             life.kill().await;
+            if !matches!(error, BootError::Removed) {
+                self.keep_console(&error.to_string());
+            }
             self.body.set_base(Base::None);
             return Err(error);
         }
@@ -185,8 +196,12 @@ impl Owner {
         let config = RunConfig::Boot(self.config());
         let mut attempts = boot::attempts();
         loop {
+            let started = Instant::now();
             self.start_vmm(life, &config).await?;
-            let Err(error) = self.boot(life, up).await else { return Ok(()) };
+            let Err(error) = self.boot(life, up).await else {
+                self.core.telemetry.phase(Phase::Boot, started.elapsed());
+                return Ok(());
+            };
             life.kill().await;
             attempts -= 1;
             if attempts == 0 || !boot::is_worth_another(&error) {
@@ -293,6 +308,7 @@ impl Owner {
     /// Restores the guest of `hold` and has it prove what it has to, again where the processor is emulated and was at fault.
     async fn restore(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
         let core = Arc::clone(&self.core);
+        let waits = Instant::now();
         let turn = core.restores.acquire();
         tokio::pin!(turn);
         let _turn = loop {
@@ -302,6 +318,7 @@ impl Owner {
                 request = self.requests.recv() => self.unless_removed(request.as_ref())?,
             }
         };
+        core.telemetry.phase(Phase::Queue, waits.elapsed());
         let mut attempts = boot::attempts();
         loop {
             let started = Instant::now();
@@ -319,7 +336,9 @@ impl Owner {
             let (snapshot, heard) = (hold.id().to_string(), Instant::now());
             life.restored = Some(Restored { generation, snapshot, hello: None, heard });
             let due = renewal::renewals_of(hold.dir()).map(|count| count.saturating_add(1));
-            let Err(error) = self.prove(life, due, started, std::future::pending()).await else {
+            let proof = self.prove(life, due, started, std::future::pending());
+            let Err(error) = proof.instrument(step("renewal")).await else {
+                core.telemetry.phase(Phase::Restore, started.elapsed());
                 return Ok(());
             };
             attempts -= 1;
@@ -357,7 +376,7 @@ impl Owner {
         };
         let Some(restored) = &life.restored else { return Err(BootError::Removed) };
         let (generation, snapshot) = (restored.generation, restored.snapshot.clone());
-        let machine_id = self.body.machine_id();
+        let (machine_id, began) = (self.body.machine_id(), Instant::now());
         let order = renewal::order(generation, &name, &machine_id);
         let (renewal, hello) = self.challenge(life, order.clone(), gone).await?;
         let others = self.core.registry.all();
@@ -370,6 +389,7 @@ impl Owner {
             hostname_taken: others.any(|other| *other.name() == name),
         };
         let checks = renewal::check(&renewal, &wanted, &self.core.seen)?;
+        self.core.telemetry.phase(Phase::Renew, began.elapsed());
         self.body.set_renewals(renewal.answer.renewals);
         let receipt = renewal::seal(Receipt {
             agent_id: id,

@@ -55,7 +55,6 @@ impl Den {
 /// See the module.
 #[derive(Debug)]
 pub struct Pool {
-    sizes: PoolSizes,
     inner: Mutex<Inner>,
     /// Something to do.
     wake: Notify,
@@ -66,6 +65,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Inner {
+    sizes: PoolSizes,
     dens: Vec<Den>,
     standbys: Vec<Standby>,
     /// Templates in use, the last one used first.
@@ -101,6 +101,7 @@ impl Drop for Busy {
 impl Pool {
     pub(crate) fn new(sizes: PoolSizes) -> Arc<Self> {
         let inner = Inner {
+            sizes,
             dens: Vec::new(),
             standbys: Vec::new(),
             in_use: Vec::new(),
@@ -108,20 +109,29 @@ impl Pool {
             calm_since: Instant::now(),
         };
         let (inner, refill) = (Mutex::new(inner), Mutex::default());
-        Arc::new(Self { sizes, inner, wake: Notify::new(), closing: CancellationToken::new(), refill })
+        Arc::new(Self { inner, wake: Notify::new(), closing: CancellationToken::new(), refill })
     }
 
     /// Begins to make things ahead for `core`.
     pub(crate) fn start(self: &Arc<Self>, core: &Arc<Core>) {
-        if self.sizes == PoolSizes::default() {
-            return;
-        }
         let task = tokio::spawn(refill(Arc::clone(self), Arc::downgrade(core)));
         *self.refill.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is wanted, and what there is.
+    pub(crate) fn levels(&self) -> (PoolSizes, PoolSizes) {
+        let inner = self.lock();
+        (inner.sizes, PoolSizes { prepared: inner.dens.len(), standbys: inner.standbys.len() })
+    }
+
+    /// Has other sizes from now on: what is too much ends soon, what lacks is made as always.
+    pub(crate) fn resize(&self, sizes: PoolSizes) {
+        self.lock().sizes = sizes;
+        self.wake.notify_one();
     }
 
     /// Says that a request is under way; nothing is begun until the guard is dropped.
@@ -179,11 +189,8 @@ impl Pool {
 
     /// An agent is forked from the template `hold`, so others may follow.
     pub(crate) fn used(&self, hold: &Hold) {
-        if self.sizes.standbys == 0 {
-            return;
-        }
         let mut inner = self.lock();
-        if self.closing.is_cancelled() {
+        if inner.sizes.standbys == 0 || self.closing.is_cancelled() {
             return;
         }
         let mut gone: Vec<_> = std::mem::take(&mut inner.in_use);
@@ -231,11 +238,16 @@ impl Pool {
             // It ends by itself, and soon; one that panicked has ended, too.
             let _ = refill.await;
         }
-        join_all(standbys.into_iter().map(Standby::end)).await;
-        join_all(dens.into_iter().map(async |mut den| {
-            den.vmm.kill();
-            den.vmm.wait().await;
-        }))
-        .await;
+        end(standbys, dens).await;
     }
+}
+
+/// Ends what was made ahead and waits for its end.
+async fn end(standbys: Vec<Standby>, dens: Vec<Den>) {
+    join_all(standbys.into_iter().map(Standby::end)).await;
+    join_all(dens.into_iter().map(async |mut den| {
+        den.vmm.kill();
+        den.vmm.wait().await;
+    }))
+    .await;
 }

@@ -3,10 +3,9 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
-use super::{CALM, DEN_VCPUS, Den, IN_USE, Pool, Want};
+use super::{CALM, DEN_VCPUS, Den, IN_USE, Pool, Want, end};
 use crate::agent::{self, Standby};
 use crate::cleanup::Home;
 use crate::core::Core;
@@ -43,9 +42,7 @@ async fn fill(pool: &Pool, core: Weak<Core>) {
                 // A notice or the limit: either way it is looked again.
                 let _ = timeout(limit, pool.wake.notified()).await;
             }
-            Next::Drop(standbys) => {
-                join_all(standbys.into_iter().map(Standby::end)).await;
-            }
+            Next::Drop(standbys, dens) => end(standbys, dens).await,
             Next::Make(want) => {
                 let Some(core) = core.upgrade() else { return };
                 if let Err(why) = make(pool, &core, want).await {
@@ -61,7 +58,7 @@ async fn fill(pool: &Pool, core: Weak<Core>) {
 enum Next {
     End,
     Wait(Duration),
-    Drop(Vec<Standby>),
+    Drop(Vec<Standby>, Vec<Den>),
     Make(Want),
 }
 
@@ -76,23 +73,26 @@ impl Pool {
             std::mem::take(&mut inner.in_use).into_iter().partition(|(_, since)| since.elapsed() < IN_USE);
         inner.in_use = in_use;
         let holds: Vec<Hold> = inner.in_use.iter().map(|(hold, _)| hold.clone()).collect();
-        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut inner.standbys)
-            .into_iter()
-            .partition(|one| !is_short && !one.has_ended() && holds.iter().any(|hold| one.is_of(hold.dir())));
-        inner.standbys = kept;
+        let sizes = inner.sizes;
+        let mut gone = Vec::new();
+        for one in std::mem::take(&mut inner.standbys) {
+            let hold = holds.iter().find(|hold| one.is_of(hold.dir()));
+            let has_place = hold.is_some_and(|hold| count(&inner.standbys, hold) < sizes.standbys);
+            if !is_short && !one.has_ended() && has_place { inner.standbys.push(one) } else { gone.push(one) }
+        }
+        let kept = inner.dens.len().min(sizes.prepared);
+        let surplus = inner.dens.split_off(kept);
         let calm = inner.calm_since.elapsed();
-        let next = if !gone.is_empty() {
-            Next::Drop(gone)
+        let next = if !gone.is_empty() || !surplus.is_empty() {
+            Next::Drop(gone, surplus)
         } else if inner.busy > 0 {
             Next::Wait(LOOK)
         } else if calm < CALM {
             Next::Wait(CALM - calm)
-        } else if inner.dens.len() < self.sizes.prepared {
+        } else if inner.dens.len() < sizes.prepared {
             Next::Make(Want::Den)
         } else {
-            let lacks = |hold: &&Hold| {
-                inner.standbys.iter().filter(|one| one.is_of(hold.dir())).count() < self.sizes.standbys
-            };
+            let lacks = |hold: &&Hold| count(&inner.standbys, hold) < sizes.standbys;
             match holds.iter().find(lacks) {
                 Some(hold) if !is_short => Next::Make(Want::Standby(hold.clone())),
                 _ => Next::Wait(LOOK),
@@ -103,6 +103,11 @@ impl Pool {
         drop(unused);
         next
     }
+}
+
+/// How many of `standbys` are of the snapshot `hold`.
+fn count(standbys: &[Standby], hold: &Hold) -> usize {
+    standbys.iter().filter(|one| one.is_of(hold.dir())).count()
 }
 
 fn memory_is_short() -> bool {

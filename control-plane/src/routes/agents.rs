@@ -9,13 +9,16 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse};
 use serde::Deserialize;
+use tracing::Instrument as _;
 use utoipa::IntoParams;
 
 use super::Shared;
 use crate::admission::{self, Source, admit};
 use crate::agent::{self, Birth};
 use crate::problems::Refusal;
+use crate::telemetry::Source as Made;
 use crate::templates::{self, Found};
+use crate::traces::step;
 
 /// Grace of a deletion that names none.
 const DEFAULT_GRACE_MS: u64 = 2000;
@@ -41,24 +44,36 @@ pub(super) async fn create_agent(
     Json(request): Json<CreateAgent>,
 ) -> Result<impl IntoResponse, Refusal> {
     let _busy = core.pool.busy();
-    let agent = match admit(&core, &request).await? {
-        Source::Image(image) => agent::create(&core, request, image).await??,
+    let source = if request.template.is_some() { Made::Template } else { Made::Boot };
+    let mut attempt = core.telemetry.attempt(source);
+    let made = make(&core, request).await;
+    if let Ok(agent) = &made {
+        attempt.source = Made::from(&agent.origin);
+    }
+    attempt.end(&made);
+    let agent = made?;
+    let location = format!("/v1/agents/{}", agent.id);
+    Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))
+}
+
+/// The agent that is asked for, forked or booted.
+async fn make(core: &Shared, request: CreateAgent) -> Result<Agent, Refusal> {
+    Ok(match admit(core, &request).instrument(step("admission")).await? {
+        Source::Image(image) => agent::create(core, request, image).await??,
         Source::Template(name) => {
-            let found = templates::by_name(&core, &name).await?;
-            fork_of(&core, request, found).await?
+            let found = templates::by_name(core, &name).await?;
+            fork_of(core, request, found).await?
         }
-        Source::Default(image) => match templates::default_for(&core, &image.manifest.name).await {
-            Ok(found) => fork_of(&core, request, found).await?,
+        Source::Default(image) => match templates::default_for(core, &image.manifest.name).await {
+            Ok(found) => fork_of(core, request, found).await?,
             // An agent that can be had by a boot is not refused for want of a template.
             Err(error) => {
                 tracing::warn!(image = %image.manifest.name, %error, "the image's template cannot be built; the agent is booted");
-                admission::admit_size(&core, DEFAULT_VCPUS, DEFAULT_MEMORY_MIB).await?;
-                agent::create(&core, request, image).await??
+                admission::admit_size(core, DEFAULT_VCPUS, DEFAULT_MEMORY_MIB).await?;
+                agent::create(core, request, image).await??
             }
         },
-    };
-    let location = format!("/v1/agents/{}", agent.id);
-    Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))
+    })
 }
 
 async fn fork_of(core: &Shared, request: CreateAgent, found: Found) -> Result<Agent, Refusal> {
@@ -114,6 +129,8 @@ pub(super) async fn delete_agent(
         let detail = format!("a grace of {grace_ms} ms is too long: at most {MAX_GRACE_MS}");
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
     }
-    core.registry.find(&agent)?.remove(Duration::from_millis(grace_ms)).await;
+    let agent = core.registry.find(&agent)?;
+    agent.remove(Duration::from_millis(grace_ms)).await;
+    core.consoles.forget(agent.id());
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,14 +1,17 @@
 //! `/v1/agents/{agent}/eval`: code for the interpreter that the agent keeps warm.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ark_types::eval::{EvalReply, EvalRequest};
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::extract::{Path, State};
+use tracing::Instrument as _;
 
 use super::Shared;
 use crate::problems::Refusal;
+use crate::telemetry::Phase;
+use crate::traces::step;
 use crate::validate::check_eval;
 
 /// Runs code in the agent's evaluator, whose names stay for the next request. A client that disconnects interrupts it.
@@ -25,7 +28,8 @@ pub(super) async fn eval(
 ) -> Result<Json<EvalReply>, Refusal> {
     check_eval(&request)?;
     let agent = core.registry.find(&agent)?;
-    let run = agent.eval(&request);
+    let began = Instant::now();
+    let run = agent.eval(&request).instrument(step("eval"));
     let reply = match request.timeout_ms {
         None => run.await,
         Some(ms) => {
@@ -37,5 +41,7 @@ pub(super) async fn eval(
             })?
         }
     };
-    Ok(Json(reply?))
+    let reply = reply?;
+    core.telemetry.phase(Phase::Eval, began.elapsed());
+    Ok(Json(reply))
 }

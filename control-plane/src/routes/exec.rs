@@ -1,18 +1,22 @@
 //! `/v1/agents/{agent}/exec`: run a program, as one request or as a stream.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ark_types::exec::{ExecReply, ExecRequest};
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
+use tracing::{Instrument as _, Span};
 
 use super::Shared;
 use super::stream::{Peer, accept};
 use crate::guest::capture;
 use crate::problems::Refusal;
+use crate::telemetry::Phase;
+use crate::traces::{pass_on, step, traceparent};
 use crate::validate::{encode, prepare_exec};
 
 /// Runs a program to its end and replies with its output. A client that disconnects kills the program.
@@ -25,13 +29,17 @@ use crate::validate::{encode, prepare_exec};
 pub(super) async fn exec(
     State(core): State<Shared>,
     Path(agent): Path<String>,
-    Json(request): Json<ExecRequest>,
+    headers: HeaderMap,
+    Json(mut request): Json<ExecRequest>,
 ) -> Result<Json<ExecReply>, Refusal> {
     let agent = core.registry.find(&agent)?;
     let address = agent.guest()?;
     let (encoding, timeout_ms) = (request.encoding, request.timeout_ms);
+    let step = step("exec");
+    pass_on(&mut request, traceparent(&step, &headers));
     let (frame, stdin) = prepare_exec(request, agent.env())?;
-    let run = capture(address, &frame, &stdin);
+    let began = Instant::now();
+    let run = capture(address, &frame, &stdin).instrument(step);
     let captured = match timeout_ms {
         None => run.await,
         Some(ms) => {
@@ -44,7 +52,10 @@ pub(super) async fn exec(
         }
     };
     let captured = match captured {
-        Ok(captured) => captured,
+        Ok(captured) => {
+            core.telemetry.phase(Phase::Exec, began.elapsed());
+            captured
+        }
         Err(failure) => return Err(agent.explain(failure).await.into()),
     };
     Ok(Json(ExecReply {
@@ -71,9 +82,10 @@ pub(super) async fn exec(
 pub(super) async fn exec_stream(
     State(core): State<Shared>,
     Path(agent): Path<String>,
+    headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Refusal> {
     let agent = core.registry.find(&agent)?;
     agent.guest()?;
-    Ok(accept(upgrade, Peer::Agent(agent)))
+    Ok(accept(upgrade, Peer::Agent(agent), traceparent(&Span::current(), &headers)))
 }

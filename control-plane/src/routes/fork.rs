@@ -10,6 +10,7 @@ use axum::extract::{Path, State};
 use super::Shared;
 use crate::agent;
 use crate::problems::Refusal;
+use crate::telemetry::Source;
 
 /// Forks a living agent, which goes on meanwhile and keeps its connections.
 ///
@@ -28,7 +29,13 @@ pub(super) async fn fork_agent(
 ) -> Result<Json<Forked>, Refusal> {
     let _busy = core.pool.busy();
     let handle = core.registry.find(&agent)?;
-    Ok(Json(agent::fork(&core, &handle, count).await?))
+    let attempt = core.telemetry.attempt(Source::Fork);
+    let forked = agent::fork(&core, &handle, count).await;
+    match &forked {
+        Ok(Forked { agents, failed, .. }) => attempt.end_with(agents.len(), failed.len()),
+        Err(_) => attempt.end(&forked),
+    }
+    Ok(Json(forked?))
 }
 
 /// Stands an agent still and brings its memory to disk: it outlasts its VMM and `arkd`.

@@ -1,11 +1,13 @@
-//! `GET /v1/agents/{agent}/logs`: the console of an agent.
+//! `GET /v1/agents/{agent}/logs`: the console of an agent. `GET /v1/consoles`: those of agents that are gone.
 
 use std::io::{self, SeekFrom};
 use std::path::Path as FilePath;
 use std::time::Duration;
 
+use ark_types::console::KeptConsoleList;
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, header};
@@ -37,7 +39,16 @@ pub(super) struct Part {
     tail: Option<u64>,
 }
 
-/// What the guest's kernel and init wrote to the serial console.
+/// Consoles of agents that did not start or ended by themselves, whether they are still known or not.
+#[utoipa::path(
+    get, path = "/consoles", tag = "agents",
+    responses((status = OK, body = KeptConsoleList, description = "Oldest first")),
+)]
+pub(super) async fn list_consoles(State(core): State<Shared>) -> Json<KeptConsoleList> {
+    Json(KeptConsoleList { consoles: core.consoles.list() })
+}
+
+/// What the guest's kernel and init wrote to the serial console; of an agent that is gone, too, while its console is kept.
 #[utoipa::path(
     get, path = "/agents/{agent}/logs", tag = "agents",
     params(("agent" = String, Path, description = "Name or id of the agent"), Part),
@@ -48,19 +59,21 @@ pub(super) async fn logs(
     Path(agent): Path<String>,
     Query(Part { follow, tail }): Query<Part>,
 ) -> Result<Response, Refusal> {
-    let agent = core.registry.find(&agent)?;
-    let unreadable = |error: io::Error| {
-        Refusal::new(
-            ProblemKind::HostUnable,
-            format!("the console of {} cannot be read: {}", agent.name(), plain(&error)),
-        )
+    let (path, agent, name) = match core.registry.find(&agent) {
+        Ok(known) => (known.console().clone(), Some(known), agent),
+        Err(unknown) => (core.consoles.find(&agent).ok_or(unknown)?, None, agent),
     };
-    let file = open(agent.console(), tail).await.map_err(unreadable)?;
+    let unreadable = |error: io::Error| {
+        let why = plain(&error);
+        Refusal::new(ProblemKind::HostUnable, format!("the console of {name} cannot be read: {why}"))
+    };
+    let file = open(&path, tail).await.map_err(unreadable)?;
     let body = match file {
         // The VMM has not begun it: there is nothing to show, and soon somebody may ask again.
         None => Body::empty(),
         Some(file) => {
-            Body::from_stream(stream::try_unfold(Console { file, agent, follow }, |mut console| async {
+            let followed = agent.filter(|_| follow);
+            Body::from_stream(stream::try_unfold(Console { file, followed }, |mut console| async {
                 let chunk = console.next().await?;
                 Ok::<_, io::Error>(chunk.map(|chunk| (chunk, console)))
             }))
@@ -75,29 +88,27 @@ pub(super) async fn logs(
 /// A console being read.
 struct Console {
     file: File,
-    agent: Handle,
-    follow: bool,
+    /// The agent whose end ends it; none when what there is now is all.
+    followed: Option<Handle>,
 }
 
 impl Console {
     async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             // Looked at before the file: what is written until the end is then still read.
-            let ended = self.agent.has_ended();
+            let followed = self.followed.as_ref().filter(|agent| !agent.has_ended());
             let mut chunk = Vec::with_capacity(usize::try_from(CHUNK).unwrap_or_default());
             (&mut self.file).take(CHUNK).read_buf(&mut chunk).await?;
             if !chunk.is_empty() {
                 return Ok(Some(chunk));
             }
-            if ended || !self.follow {
-                return Ok(None);
-            }
+            let Some(agent) = followed else { return Ok(None) };
             // The VMM takes the middle out of a console that is full: the file became shorter, and goes on at its end.
             if self.file.metadata().await?.len() < self.file.stream_position().await? {
                 self.file.seek(SeekFrom::End(0)).await?;
             }
             // The end wakes at once, growth after a while.
-            let _ = tokio::time::timeout(FOLLOW_INTERVAL, self.agent.ended()).await;
+            let _ = tokio::time::timeout(FOLLOW_INTERVAL, agent.ended()).await;
         }
     }
 }

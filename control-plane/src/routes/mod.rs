@@ -11,6 +11,7 @@ mod images;
 mod logs;
 mod openapi;
 mod snapshots;
+mod stats;
 mod stream;
 mod templates;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn;
+use axum::routing::get;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -61,6 +63,9 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(templates::create_template, templates::list_templates))
         .routes(routes!(templates::inspect_template, templates::delete_template))
         .routes(routes!(logs::logs))
+        .routes(routes!(logs::list_consoles))
+        .routes(routes!(stats::all_stats))
+        .routes(routes!(stats::agent_stats))
         .routes(routes!(host::host_exec_stream));
     openapi::frame().nest("/v1", v1)
 }
@@ -68,5 +73,6 @@ fn documented() -> OpenApiRouter<Shared> {
 /// The API over `core`.
 pub fn router(core: Arc<Core>) -> Router {
     let (routes, _) = documented().split_for_parts();
+    let routes = routes.route("/metrics", get(stats::metrics));
     routes.layer(DefaultBodyLimit::max(MAX_JSON)).layer(from_fn(translate)).with_state(core)
 }

@@ -15,6 +15,7 @@ use crate::agent::{self, Birth, Handle};
 use crate::core::Core;
 use crate::problems::Refusal;
 use crate::snapshots::{Record, SnapshotError};
+use crate::telemetry::Source;
 use ark_types::agent::{AgentName, Origin};
 
 /// Takes a snapshot of a living agent, which goes on at once, and waits until it is on disk.
@@ -145,7 +146,10 @@ pub(super) async fn restore_snapshot(
     let (hold, record) = core.snapshots.find(&snapshot)?;
     let origin = Origin::Snapshot { name: record.name };
     let birth = Birth { hold, origin, name, env: Default::default(), auto_remove: false };
-    let agent = agent::restore(&core, birth).await?;
+    let attempt = core.telemetry.attempt(Source::Snapshot);
+    let restored = agent::restore(&core, birth).await;
+    attempt.end(&restored);
+    let agent = restored?;
     let location = format!("/v1/agents/{}", agent.id);
     Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))
 }

@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::agent::Handle;
 use crate::guest::{Address, Connection, FrameReader, FrameWriter, GuestFailure};
+use crate::traces::pass_on;
 use crate::validate::prepare_exec;
 
 /// How long a client may take to say what to run, and to close when all is said.
@@ -54,20 +55,20 @@ fn refuse(message: impl Into<String>) -> Broken {
     Broken::Client(GuestError { code: ErrorCode::BadRequest, message: message.into() })
 }
 
-/// Upgrades to a WebSocket that runs one program at `peer`.
-pub(super) fn accept(upgrade: WebSocketUpgrade, peer: Peer) -> Response {
+/// Upgrades to a WebSocket that runs one program at `peer`, which goes on with the trace `traceparent`.
+pub(super) fn accept(upgrade: WebSocketUpgrade, peer: Peer, traceparent: Option<String>) -> Response {
     upgrade
         .max_message_size(HEADER_LEN + MAX_PAYLOAD)
         .max_frame_size(HEADER_LEN + MAX_PAYLOAD)
-        .on_upgrade(move |socket| serve(socket, peer))
+        .on_upgrade(move |socket| serve(socket, peer, traceparent))
 }
 
-async fn serve(mut socket: WebSocket, peer: Peer) {
+async fn serve(mut socket: WebSocket, peer: Peer, traceparent: Option<String>) {
     let streaming = match &peer {
         Peer::Agent(agent) => agent.streaming(),
         Peer::Host(_) => None,
     };
-    let error = match relay(&mut socket, &peer).await {
+    let error = match relay(&mut socket, &peer, traceparent).await {
         Ok(()) => None,
         Err(Broken::ClientLeft) => return,
         Err(Broken::Client(error)) => Some(error),
@@ -115,11 +116,12 @@ impl Peer {
 }
 
 /// From the client's `Exec` to the guest's `Exited`.
-async fn relay(socket: &mut WebSocket, peer: &Peer) -> Result<(), Broken> {
+async fn relay(socket: &mut WebSocket, peer: &Peer, traceparent: Option<String>) -> Result<(), Broken> {
     let first = timeout(PATIENCE, next_message(socket)).await;
     let first =
         first.map_err(|_| refuse(format!("no Exec frame came within {} s", PATIENCE.as_secs())))??;
-    let request = exec_request(&first)?;
+    let mut request = exec_request(&first)?;
+    pass_on(&mut request, traceparent);
     let (exec, _) = prepare_exec(request, &peer.env()).map_err(|refusal| refuse(refusal.0.detail))?;
     let Connection { mut reader, mut writer } = Connection::open(peer.address()?, &exec.encode()).await?;
     let (mut sink, mut source) = socket.split();

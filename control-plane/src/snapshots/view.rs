@@ -4,7 +4,7 @@ use ark_types::snapshot::{Snapshot, SnapshotKind};
 use ark_types::vmm::SnapshotId;
 
 use super::store::Store;
-use super::table::{Damaged, Entry, Table};
+use super::table::{Damaged, Entry, Place, Table};
 use super::{Record, SnapshotError};
 
 impl Store {
@@ -17,6 +17,18 @@ impl Store {
         all.extend(table.damaged.values().map(view_damaged));
         all.sort_by(|a, b| (a.created_unix_ms, &a.name).cmp(&(b.created_unix_ms, &b.name)));
         all
+    }
+
+    /// How many snapshots there are and how many bytes they hold, by whose they are.
+    #[must_use]
+    pub fn usage(&self) -> [(&'static str, usize, u64); 3] {
+        let table = self.lock();
+        [("snapshot", Place::Snapshots), ("template", Place::Templates), ("paused", Place::Paused)].map(
+            |(kind, place)| {
+                let of = || table.entries.values().filter(|entry| entry.place == place);
+                (kind, of().count(), of().map(|entry| entry.manifest.written_bytes).sum())
+            },
+        )
     }
 
     /// The snapshot called `name`.

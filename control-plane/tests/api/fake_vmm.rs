@@ -20,9 +20,9 @@ use ark_types::guest::{
     Renewed, SignalRequest, Started,
 };
 use ark_types::vmm::{
-    ControlReply, ControlRequest, DiskConfig, ExitReason, ExitRecord, ProcessorModel, RestoreConfig,
-    RunConfig, SNAPSHOT_VERSION, SnapshotBase, SnapshotId, SnapshotManifest, SnapshotReport, VmConfig,
-    VmState,
+    ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, ProcessorModel,
+    RestoreConfig, RunConfig, SNAPSHOT_VERSION, SnapshotBase, SnapshotId, SnapshotManifest, SnapshotReport,
+    VmConfig, VmMetrics, VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -296,7 +296,13 @@ fn obey(stream: UnixStream, machine: &Machine) {
             *machine.base.lock().unwrap() = Some(SnapshotBase { id, path: dir });
             answer(state(VmState::Paused));
         }
-        ControlRequest::State | ControlRequest::Metrics => {}
+        ControlRequest::Metrics => {
+            let counters = BTreeMap::from([("read_bytes".to_owned(), 512)]);
+            let devices = vec![DeviceMetrics { name: "block0".to_owned(), counters }];
+            let metrics = VmMetrics { first_run_ns: 1, exits: 7, guest_resident_bytes: 1 << 20, devices };
+            answer(ControlReply::Metrics(metrics));
+        }
+        ControlRequest::State => {}
     }
 }
 

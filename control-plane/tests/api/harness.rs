@@ -9,7 +9,7 @@ use ark_types::agent::Agent;
 use ark_types::health::HostKind;
 use ark_types::layout::{Assets, RunDir, StateDir};
 use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
-use arkd::config::{Config, PoolSizes, Timing};
+use arkd::config::{Config, ConsoleLimits, PoolSizes, Timing};
 use arkd::daemon::Daemon;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -121,6 +121,8 @@ impl Place {
             },
             // What is made ahead would be counted among the agents' directories.
             pool: PoolSizes::default(),
+            consoles: ConsoleLimits { agents: 3, bytes: 1 << 20 },
+            telemetry: arkd::settings::Telemetry::default(),
         }
     }
 

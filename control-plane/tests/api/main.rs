@@ -2,14 +2,18 @@
 
 mod agents;
 mod bad_input;
+mod consoles;
 mod exec;
 mod faults;
 mod files;
 mod forks;
 mod harness;
+mod metrics;
 mod openapi;
 mod pause;
 mod pool;
+mod settings;
 mod snapshots;
 mod streams;
 mod templates;
+mod traces;

@@ -14,7 +14,7 @@ use crate::output::{Colour, Ui, age, printable, size, span, table};
 /// Names an error lists at most.
 const MAX_LISTED: usize = 10;
 /// Characters of a reason that `ark ps -a` shows.
-const REASON_WIDTH: usize = 60;
+pub(super) const REASON_WIDTH: usize = 60;
 
 /// The request that options stand for.
 ///

@@ -1,14 +1,17 @@
-//! `ark logs`: an agent's serial console.
+//! `ark logs`: an agent's serial console, and those of agents that are gone.
 
 use std::io;
 
+use ark_client::Client;
+use ark_types::console::KeptConsole;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use super::agents::explain;
+use super::agents::{REASON_WIDTH, explain};
 use crate::args::LogsArgs;
 use crate::failure::Failure;
 use crate::host::Context;
+use crate::output::{age, printable, size, table};
 
 /// Longest line that is written as one JSON object; a longer one is split.
 const MAX_LINE: usize = 64 << 10;
@@ -16,7 +19,8 @@ const MAX_LINE: usize = 64 << 10;
 /// Copies the console to standard output; with `--json`, a JSON object `{"line": …}` for each line.
 pub(crate) async fn logs(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
     let client = context.client().await?;
-    let mut console = match client.logs(&args.agent, args.follow, args.tail).await {
+    let Some(agent) = &args.agent else { return kept(context, &client).await };
+    let mut console = match client.logs(agent, args.follow, args.tail).await {
         Ok(console) => console,
         Err(error) => return Err(explain(&client, error).await),
     };
@@ -25,6 +29,26 @@ pub(crate) async fn logs(context: &Context, args: &LogsArgs) -> Result<(), Failu
         out.write(&bytes).await.map_err(Failure::Output)?;
     }
     out.finish().await.map_err(Failure::Output)
+}
+
+/// `ark logs --kept`.
+async fn kept(context: &Context, client: &Client) -> Result<(), Failure> {
+    let list = client.consoles().await?;
+    context.ui.show(&list, |list| {
+        let row = |kept: &KeptConsole| {
+            let reason = printable(&kept.reason).replace('\n', " ");
+            [
+                kept.name.to_string(),
+                kept.id.clone(),
+                kept.image.to_string(),
+                age(kept.ended_unix_ms),
+                size(kept.bytes),
+                reason.chars().take(REASON_WIDTH).collect(),
+            ]
+        };
+        let rows: Vec<_> = list.consoles.iter().map(row).collect();
+        table(["NAME", "ID", "IMAGE", "ENDED", "SIZE", "REASON"], &rows)
+    })
 }
 
 /// Standard output for a log, as it is or line by line.

@@ -13,6 +13,7 @@ mod program;
 mod snapshots;
 mod stop;
 mod templates;
+mod top;
 
 use clap::CommandFactory;
 use serde_json::json;
@@ -39,6 +40,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Cp(args) => done(cp::cp(context, args.source, args.target).await),
         Verb::Logs(args) => done(logs::logs(context, &args).await),
         Verb::Ps(args) => done(agents::ps(context, args.all).await),
+        Verb::Top(args) => done(top::top(context, &args).await),
         Verb::Inspect { agent } => done(agents::inspect(context, &agent).await),
         Verb::Rm(args) => done(agents::rm(context, &args).await),
         Verb::Images => done(images::images(context).await),
