@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
+use ark_types::shutdown::AgentsFate;
 use arkd::args::{Args, LogFormat};
 use arkd::config::Config;
 use arkd::daemon::Daemon;
@@ -32,12 +33,21 @@ async fn serve(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let daemon = Daemon::start(Config::from_args(args)?).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let agents = tokio::select! {
+        _ = terminate.recv() => AgentsFate::Keep,
+        _ = interrupt.recv() => AgentsFate::Keep,
+        agents = daemon.asked_to_end() => agents,
+    };
+    match agents {
+        AgentsFate::End => {
+            tracing::info!("ending: agents are stopped");
+            daemon.shut_down().await;
+        }
+        AgentsFate::Keep => {
+            let left = daemon.leave().await;
+            tracing::info!("arkd ends; {left} agents run on");
+        }
     }
-    tracing::info!("ending: agents are stopped");
-    daemon.shut_down().await;
     Ok(())
 }
 

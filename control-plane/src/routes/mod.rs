@@ -10,6 +10,7 @@ mod host;
 mod images;
 mod logs;
 mod openapi;
+mod shutdown;
 mod snapshots;
 mod stream;
 mod templates;
@@ -61,7 +62,8 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(templates::create_template, templates::list_templates))
         .routes(routes!(templates::inspect_template, templates::delete_template))
         .routes(routes!(logs::logs))
-        .routes(routes!(host::host_exec_stream));
+        .routes(routes!(host::host_exec_stream))
+        .routes(routes!(shutdown::shut_down));
     openapi::frame().nest("/v1", v1)
 }
 
