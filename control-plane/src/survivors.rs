@@ -187,7 +187,9 @@ async fn examine(dir: &AgentDir, is_paused: bool) -> io::Result<Examined> {
     let verdict = verdict(told, is_paused, seen);
     let mut vmms_ended = 0;
     let survivor = match (verdict, known, &named, pinned) {
-        (Verdict::Adopt, Some(known), Some(named), Some(pinned)) => {
+        (Verdict::Adopt, Some(mut known), Some(named), Some(pinned)) => {
+            // What it was about to be nobody was told.
+            known.record.agent.state = AgentState::Running;
             let vmm = Vmm::adopt(named.clone(), pinned, dir.clone())?;
             let was_paused = set_going(dir, &known).await;
             Some(Survivor { known, vmm: Some(vmm), was_paused })

@@ -306,8 +306,11 @@ impl Owner {
             Some(Request::StreamBegan | Request::StreamEnded) => {}
             Some(Request::Enter { state, done }) => self.enter_if_legal(life, state, done),
             Some(Request::Move { base, done }) => {
-                self.body.set_base(base);
-                self.note(life);
+                // One that has ended needs none.
+                if life.vmm.is_some() {
+                    self.body.set_base(base);
+                    self.note(life);
+                }
                 let _ = done.send(());
             }
             Some(Request::Restart { hold, image, origin, up }) => {

@@ -338,24 +338,39 @@ async fn an_agent_that_goes_with_its_stream_goes_with_its_arkd() {
 
 #[tokio::test]
 async fn a_pause_that_was_cut_off_is_none() {
-    let place = Place::new();
-    let (mut first, client) = started(&place, &[]).await;
-    let paused = client.create("a1", "slow-snapshot").await;
-    eval(&client, "a1", "x=5").await;
-    let pausing = tokio::spawn({
-        let client = client.clone();
-        async move { client.try_send(client.request(hyper::Method::POST, "/v1/agents/a1/pause", "{}")).await }
-    });
-    eventually("it stands still", async || agent(&client, "a1").await.state == AgentState::Paused).await;
-    first.end(Signal::SIGKILL);
-    assert!(pausing.await.unwrap().is_err());
+    for image in ["slow-snapshot", "slow-reclaim"] {
+        let place = Place::new();
+        let (mut first, client) = started(&place, &[]).await;
+        let before = client.create("a1", image).await;
+        eval(&client, "a1", "x=5").await;
+        let pausing = tokio::spawn({
+            let client = client.clone();
+            async move { client.try_send(client.request(hyper::Method::POST, "/v1/agents/a1/pause", "{}")).await }
+        });
+        eventually("it stands still", async || agent(&client, "a1").await.state == AgentState::Paused).await;
+        if image == "slow-reclaim" {
+            let moved = || std::fs::read_to_string(record(&place, &before)).unwrap().contains("\"paused\"");
+            eventually("it is about to be read from disk", async || moved()).await;
+        }
+        first.end(Signal::SIGKILL);
+        assert!(pausing.await.unwrap().is_err());
 
-    let (_second, client) = started(&place, &[]).await;
-    let back = agent(&client, "a1").await;
-    assert_eq!((back.state, back.vmm_pid), (AgentState::Running, paused.vmm_pid));
-    assert_eq!(eval(&client, "a1", "x").await.as_deref(), Some("5"));
-    assert!(client.delete("/v1/agents/a1").await.status().is_success());
-    assert_eq!(place.agent_dirs(), 0);
+        let (_second, client) = started(&place, &[]).await;
+        let back = agent(&client, "a1").await;
+        assert_eq!((back.state, back.vmm_pid), (AgentState::Running, before.vmm_pid));
+        assert_eq!(eval(&client, "a1", "x").await.as_deref(), Some("5"));
+        // Wherever its memory is read from by now, that is there.
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        assert_eq!(fork(&client, "a1").await.state, AgentState::Running);
+        for name in ["a1-1", "a1"] {
+            assert!(client.delete(&format!("/v1/agents/{name}")).await.status().is_success());
+        }
+        let paused = || std::fs::read_dir(place.state().paused()).unwrap().count();
+        eventually("nothing is left", async || {
+            (place.agent_dirs(), paused(), branch_points(&place)) == (0, 0, 0)
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -319,6 +319,9 @@ fn obey(stream: UnixStream, machine: &Machine) {
         ControlRequest::State => answer(state(*machine.state.lock().unwrap())),
         ControlRequest::Snapshot { dir } => answer(snapshot(machine, &dir)),
         ControlRequest::Reclaim { dir } => {
+            if machine.memory.lock().unwrap().script == "slow-reclaim" {
+                std::thread::sleep(Duration::from_secs(2));
+            }
             let id = manifest_of(&dir).id;
             *machine.base.lock().unwrap() = Some(SnapshotBase { id, path: dir });
             answer(state(VmState::Paused));

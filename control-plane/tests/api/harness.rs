@@ -34,7 +34,7 @@ fn fake_vmm() -> PathBuf {
 }
 
 /// Images of every test: the name is what the guest does.
-pub(crate) const IMAGES: [&str; 25] = [
+pub(crate) const IMAGES: [&str; 26] = [
     "base",
     "panics",
     "silent",
@@ -48,6 +48,7 @@ pub(crate) const IMAGES: [&str; 25] = [
     "rotten",
     "full-disk",
     "slow-snapshot",
+    "slow-reclaim",
     "unrestorable",
     "same-random",
     "wrong-clock",
