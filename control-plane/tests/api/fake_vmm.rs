@@ -51,10 +51,8 @@ static EXIT_FILE: OnceLock<PathBuf> = OnceLock::new();
 fn end(reason: ExitReason, detail: Option<&str>) -> ! {
     let record = ExitRecord { reason, detail: detail.map(str::to_owned), at_unix_ms: 1 };
     let record = serde_json::to_string(&record).unwrap();
-    if let Some(file) = EXIT_FILE.get() {
-        std::fs::write(file, &record).unwrap();
-    }
-    // Nobody may be left to read it.
+    // Either may be told to nobody.
+    let _ = EXIT_FILE.get().map(|file| std::fs::write(file, &record));
     let _ = writeln!(std::io::stdout(), "{record}");
     std::process::exit(reason.exit_code().into());
 }
@@ -206,10 +204,8 @@ fn restore(config: RestoreConfig) -> (Machine, Places) {
 /// Writes what a snapshot consists of, as far as `arkd` looks at it.
 fn snapshot(machine: &Machine, dir: &Path) -> ControlReply {
     let memory = machine.memory.lock().unwrap().clone();
-    match memory.script.as_str() {
-        "full-disk" => return ControlReply::Refused { why: "memory: No space left on device".into() },
-        "slow-snapshot" => std::thread::sleep(Duration::from_secs(2)),
-        _ => {}
+    if memory.script == "full-disk" {
+        return ControlReply::Refused { why: "memory: No space left on device".into() };
     }
     let state = serde_json::to_vec(&memory).unwrap();
     let id = SnapshotId(rand::random());
@@ -301,27 +297,33 @@ fn obey(stream: UnixStream, machine: &Machine) {
     let answer = |reply: ControlReply| {
         writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
     };
+    let script = machine.memory.lock().unwrap().script.clone();
+    if script.strip_prefix("slow-").is_some_and(|what| line.contains(&format!("\"do\":\"{what}\""))) {
+        std::thread::sleep(Duration::from_secs(2));
+    }
     match serde_json::from_str(&line).unwrap() {
         ControlRequest::Stop { grace_ms } => {
             answer(state(VmState::Stopping));
-            if machine.memory.lock().unwrap().script == "ignores-stop" {
+            if script == "ignores-stop" {
                 std::thread::sleep(Duration::from_millis(grace_ms));
                 end(ExitReason::StopDeadline, None);
             }
             end(ExitReason::Stopped, None);
         }
         ControlRequest::Pause | ControlRequest::Resume => {
-            let is_pause = line.contains("pause");
-            let now = if is_pause { VmState::Paused } else { VmState::Running };
+            let now = if line.contains("pause") { VmState::Paused } else { VmState::Running };
             *machine.state.lock().unwrap() = now;
             answer(state(now));
         }
         ControlRequest::State => answer(state(*machine.state.lock().unwrap())),
-        ControlRequest::Snapshot { dir } => answer(snapshot(machine, &dir)),
-        ControlRequest::Reclaim { dir } => {
-            if machine.memory.lock().unwrap().script == "slow-reclaim" {
-                std::thread::sleep(Duration::from_secs(2));
+        ControlRequest::Snapshot { dir } => {
+            stream.set_nonblocking(true).unwrap();
+            // Given up when nobody would know of it.
+            if !matches!((&stream).read(&mut [0]), Ok(0)) {
+                answer(snapshot(machine, &dir));
             }
+        }
+        ControlRequest::Reclaim { dir } => {
             let id = manifest_of(&dir).id;
             *machine.base.lock().unwrap() = Some(SnapshotBase { id, path: dir });
             answer(state(VmState::Paused));
