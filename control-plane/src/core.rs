@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ark_types::health::ProbeReport;
+use ark_types::shutdown::AgentsFate;
+use ark_types::vmm::SnapshotId;
 use tokio::sync::{Semaphore, watch};
 
 use crate::agent::Seen;
@@ -13,7 +15,7 @@ use crate::host;
 use crate::images::Images;
 use crate::pool::Pool;
 use crate::registry::Registry;
-use crate::snapshots::Store;
+use crate::snapshots::{Store, Tenant};
 use crate::stats::Stats;
 use crate::telemetry::Telemetry;
 use crate::templates::Templates;
@@ -49,15 +51,21 @@ pub struct Core {
     /// When this `arkd` started.
     pub started: Instant,
     probe: watch::Receiver<Option<ProbeReport>>,
+    /// What a client wants to become of the agents when `arkd` ends, once one wants it to.
+    end: watch::Sender<Option<AgentsFate>>,
 }
 
 impl Core {
-    /// Everything shared; the host probe starts in the background, once.
+    /// Everything shared; the host probe starts in the background, once. What the snapshots `needed` are is kept on disk for
+    /// the guards' time, before anything that nobody needs goes.
     ///
     /// # Errors
     /// When the state directory cannot be made or read.
-    pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
+    pub fn new(config: Config, needed: &[SnapshotId]) -> std::io::Result<(Arc<Self>, Vec<Tenant>)> {
         let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
+        // Whoever goes on from one that is not there says so when it is taken in.
+        let held = needed.iter().filter_map(|id| Some(snapshots.hold(*id).ok()?.tenant())).collect();
+        snapshots.sweep();
         let templates = Templates::open(&config.state, &snapshots);
         let consoles = Consoles::open(config.state.consoles(), config.consoles)?;
         let (answer, probe) = watch::channel(None);
@@ -74,6 +82,7 @@ impl Core {
         let (stats, telemetry) = (Stats::default(), Telemetry::new(config.telemetry.clone()));
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
+        let end = watch::Sender::new(None);
         let core = Self {
             config,
             images,
@@ -88,8 +97,24 @@ impl Core {
             restores,
             started,
             probe,
+            end,
         };
-        Ok(Arc::new(core))
+        Ok((Arc::new(core), held))
+    }
+
+    /// Asks for the end of `arkd`, and for what becomes of its agents then.
+    pub fn ask_to_end(&self, agents: AgentsFate) {
+        self.end.send_replace(Some(agents));
+    }
+
+    /// Waits until somebody asks for the end of `arkd`.
+    pub async fn asked_to_end(&self) -> AgentsFate {
+        let mut end = self.end.subscribe();
+        match end.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(agents)) => *agents,
+            // The sender is `self`'s.
+            _ => std::future::pending().await,
+        }
     }
 
     /// What the probe said; waits while it runs.

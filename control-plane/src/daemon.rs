@@ -1,10 +1,12 @@
 //! The whole: from the lock to the last socket removed.
 //!
 //! ```text
-//!  lock ─► clean up after a killed arkd ─► listen (Unix, TCP) ─► serve … ─► agents end ─► servers end ─► files removed
+//!  lock ─► look what an earlier arkd left ─► hold what its agents need ─► take them in ─► listen (Unix, TCP) ─► serve …
+//!                           ▲
+//!                           └─ the next arkd ◄── agents run on ◄──┬── SIGTERM, SIGINT, `keep`
+//!       files removed ◄── servers end ◄── agents end ◄────────────┴── POST /v1/shutdown, `end` (`ark stop`)
 //! ```
 
-use ark_types::plain::plain;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -13,12 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ark_types::plain::plain;
+use ark_types::shutdown::AgentsFate;
 use axum::middleware::from_fn_with_state;
 use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent;
+use crate::agent::{self, Known};
 use crate::auth::{Token, TokenError, demand_token};
 use crate::cleanup;
 use crate::config::{Config, ConsoleLimits};
@@ -26,6 +30,7 @@ use crate::core::Core;
 use crate::routes;
 use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
 use crate::settings::Settings;
+use crate::survivors::{self, Survivor, Survivors};
 use crate::telemetry;
 
 /// Time the guests have to end in order when `arkd` ends.
@@ -72,7 +77,7 @@ pub enum StartError {
     Listen(#[from] ListenError),
 }
 
-/// A serving `arkd`. Dropped without [`Self::shut_down`] it leaves agents to the next start's clean-up.
+/// A serving `arkd`. Dropped without [`Self::shut_down`] or [`Self::leave`] it kills its agents, unless its process is killed.
 #[derive(Debug)]
 pub struct Daemon {
     core: Arc<Core>,
@@ -110,18 +115,22 @@ impl Daemon {
             Some(listener) => Some((listener, Token::load_or_make(&config.token_file)?)),
             None => None,
         };
-        let cleaned = cleanup::after_a_killed_arkd(&run).map_err(unusable)?;
-        if cleaned != cleanup::Cleaned::default() {
+        let survivors = survivors::look(&run, &config.state).await.map_err(unusable)?;
+        if survivors.directories_removed > 0 {
             tracing::warn!(
-                vmms = cleaned.vmms,
-                directories = cleaned.directories,
-                "cleaned up after a killed arkd"
+                vmms = survivors.vmms_ended,
+                directories = survivors.directories_removed,
+                "cleaned up after an earlier arkd"
             );
         }
         let mut socket = UnixSocket::bind(&run.api_socket())?;
 
         let state = config.state.0.clone();
-        let core = Core::new(config).map_err(|source| StartError::StateDir { path: state, source })?;
+        let core = Core::new(config, &survivors.needed());
+        let (core, held) = core.map_err(|source| StartError::StateDir { path: state, source })?;
+        take_in(&core, survivors);
+        // Whoever was taken in holds what it needs itself by now.
+        drop(held);
         agent::load_paused(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
@@ -162,15 +171,63 @@ impl Daemon {
         self.core.telemetry.configure(settings.telemetry.clone());
     }
 
+    /// Waits until a client asks it to end.
+    pub async fn asked_to_end(&self) -> AgentsFate {
+        self.core.asked_to_end().await
+    }
+
     /// Ends agents, connections and listeners, and removes every file it made in the run directory.
     pub async fn shut_down(self) {
         self.end.cancel();
         self.core.templates.shut_down();
         tokio::join!(self.core.registry.shut_down(GRACE), self.core.pool.shut_down());
-        if tokio::time::timeout(CONNECTIONS_GRACE, join_all(self.servers)).await.is_err() {
-            tracing::info!("connections that did not end are cut");
-        }
+        await_connections(self.servers).await;
         remove_when_empty(&self.core.config.run.agents()).await;
+    }
+
+    /// Ends connections and listeners and what was made ahead, and leaves the agents to the next `arkd`; how many run on.
+    pub async fn leave(self) -> usize {
+        self.end.cancel();
+        self.core.templates.shut_down();
+        tokio::join!(self.core.pool.shut_down(), await_connections(self.servers));
+        // The agents' memory is read from snapshots that nobody holds for a while.
+        self.core.snapshots.close();
+        let left = self.core.registry.leave().await;
+        // Not empty while there are agents, running or ended, to be known of.
+        let _ = fs::remove_dir(self.core.config.run.agents());
+        left
+    }
+}
+
+/// Takes in the agents that an earlier `arkd` left.
+fn take_in(core: &Arc<Core>, survivors: Survivors) {
+    for Survivor { known, vmm, was_paused } in survivors.agents {
+        let Known { record, snapshot, .. } = known;
+        let (id, name, state) = (record.agent.id.clone(), record.agent.name.clone(), record.agent.state);
+        let hold = snapshot.and_then(|snapshot| {
+            let missing = |error: &_| {
+                tracing::error!(%id, %name, %error, "what an agent's memory is read from is not known any more; it goes on, but no snapshot of it can be had");
+            };
+            core.snapshots.hold(snapshot).inspect_err(missing).ok()
+        });
+        let is_adopted = vmm.is_some();
+        match agent::take_in(core, record, vmm, hold.as_ref()) {
+            Ok(handle) if is_adopted => {
+                tracing::info!(id, %name, "an agent is adopted");
+                if was_paused {
+                    handle.set_clock_soon();
+                }
+            }
+            Ok(_) => tracing::info!(id, %name, %state, "an ended agent is known again"),
+            Err(error) => tracing::error!(id, %name, %error, "an agent cannot be taken in; it is ended"),
+        }
+    }
+}
+
+/// Waits for the end of those who are served; who takes longer is cut.
+async fn await_connections(servers: Vec<JoinHandle<io::Result<()>>>) {
+    if tokio::time::timeout(CONNECTIONS_GRACE, join_all(servers)).await.is_err() {
+        tracing::info!("connections that did not end are cut");
     }
 }
 

@@ -22,14 +22,14 @@
 //! | [`routes`] | the REST API, one file per noun |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`pool`] | VMMs and forks made ahead of need |
-//! | [`supervisor`] | an `ark-vmm` child: start, identity, control socket, end |
+//! | [`supervisor`] | an `ark-vmm`, a child or adopted: start, identity, control socket, end |
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |
 //! | [`snapshots`], [`templates`] | what agents are forked from: files, who needs which, proofs |
 //! | [`stats`], [`telemetry`], [`traces`] | what agents use; what happened, how often, how long it took, and why |
-//! | [`cleanup`] | what an earlier, killed `arkd` left |
+//! | [`survivors`], [`cleanup`] | what an earlier `arkd` left: agents that go on, and what nobody was told of |
 //!
-//! `arkd` never links the VMM: it starts a process and speaks to sockets.
+//! `arkd` never links the VMM: it starts a process and speaks to sockets. That process outlives it; see [`survivors`].
 
 pub mod admission;
 pub mod agent;
@@ -55,6 +55,7 @@ pub mod settings;
 pub mod snapshots;
 pub mod stats;
 pub mod supervisor;
+pub mod survivors;
 pub mod telemetry;
 pub mod templates;
 pub mod traces;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use ark_types::shutdown::AgentsFate;
 use arkd::args::Args;
 use arkd::config::Config;
 use arkd::daemon::Daemon;
@@ -48,10 +49,11 @@ async fn serve(args: &Args, mut settings: Settings, log: &Log) -> Result<(), Fai
     let daemon = Daemon::start(Config::new(args, &settings)?).await?;
     notify.ready();
     let mut feeding = notify.watchdog().map(tokio::time::interval);
-    loop {
+    let agents = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break AgentsFate::Keep,
+            _ = interrupt.recv() => break AgentsFate::Keep,
+            agents = daemon.asked_to_end() => break agents,
             _ = hang_up.recv() => {
                 notify.reloading();
                 reload(args, &mut settings, log, &daemon);
@@ -63,10 +65,18 @@ async fn serve(args: &Args, mut settings: Settings, log: &Log) -> Result<(), Fai
                 }
             }
         }
-    }
-    tracing::info!("ending: agents are stopped");
+    };
     notify.stopping();
-    daemon.shut_down().await;
+    match agents {
+        AgentsFate::End => {
+            tracing::info!("ending: agents are stopped");
+            daemon.shut_down().await;
+        }
+        AgentsFate::Keep => {
+            let left = daemon.leave().await;
+            tracing::info!("arkd ends; {left} agents run on");
+        }
+    }
     log.flush();
     Ok(())
 }

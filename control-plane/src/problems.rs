@@ -210,7 +210,7 @@ impl From<BootError> for Refusal {
                 ProblemKind::SnapshotUnusable
             }
             BootError::Renewal(_) | BootError::Check(_) | BootError::NoCall { .. } => ProblemKind::ForkFailed,
-            BootError::Directory { .. } | BootError::Spawn(_) => ProblemKind::HostUnable,
+            BootError::Directory { .. } | BootError::Spawn(_) | BootError::Ending => ProblemKind::HostUnable,
             BootError::Ended { record, .. } if record.reason == ExitReason::HostError => {
                 ProblemKind::HostUnable
             }

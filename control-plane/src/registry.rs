@@ -123,6 +123,18 @@ impl Registry {
         };
         join_all(agents.iter().map(|agent| agent.shut_down(grace))).await;
     }
+
+    /// Takes in no more agents and leaves all there are to the next `arkd`; those that came up only halfway end. How many
+    /// run on.
+    pub async fn leave(&self) -> usize {
+        let agents = {
+            let mut inner = self.lock();
+            inner.shutting_down = true;
+            inner.agents.clone()
+        };
+        let left = join_all(agents.iter().map(Handle::leave)).await;
+        left.into_iter().filter(|runs_on| *runs_on).count()
+    }
 }
 
 impl Inner {

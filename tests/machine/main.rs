@@ -144,24 +144,21 @@ fn a_machine_stopped_from_outside_is_noticed_and_started_again() {
 }
 
 #[test]
-fn a_daemon_killed_in_the_machine_comes_back() {
+fn a_daemon_killed_in_the_machine_comes_back_to_its_agents_and_they_end_with_the_machine() {
     let machine = Machine::new();
     machine.start();
     let _ = machine.ark(["create", "--image", "base", "--name", "a1"]).ok();
-    let vmms = || -> Vec<String> {
-        let line = "ps -o pid,args | awk '/[a]rk-vmm run/ { print $1 }'";
-        let said = machine.ark(["machine", "shell", "--", "sh", "-c", line]).ok();
-        said.stdout.lines().map(str::to_owned).collect()
-    };
-    let before = vmms();
-    assert!(!before.is_empty());
+    let _ = machine.ark(["exec", "a1", "--", "sh", "-c", "echo kept > /root/f"]).ok();
+    let vmm = || machine.ark(["inspect", "a1", "--json"]).ok().json()["vmm_pid"].clone();
+    let before = vmm();
     let _ = machine.ark(["machine", "shell", "--", "killall", "-9", "arkd"]);
     eventually("arkd answers again", LIMIT, || machine.ark(["ps", "--json"]).code == 0);
-    let _ = machine.ark(["create", "--image", "base", "--name", "a1"]).ok();
-    // Others are there: the agent's, and those that the new daemon keeps ready.
-    let after = vmms();
-    assert!(!after.is_empty() && !after.iter().any(|pid| before.contains(pid)), "{before:?}, {after:?}");
+    assert_eq!(machine.ark(["exec", "a1", "--", "cat", "/root/f"]).ok().stdout, "kept\n");
+    assert_eq!(vmm(), before);
     let _ = machine.ark(["machine", "stop"]).ok();
+    let console = machine.ark(["machine", "logs"]).ok().stdout;
+    assert!(console.contains("an agent is adopted") && console.contains("agents are stopped"), "{console}");
+    assert!(!console.contains("run on"), "none is left to an arkd that never comes: {console}");
 }
 
 #[test]

@@ -250,14 +250,20 @@ impl World {
         eventually("arkd is gone", LIMIT, || self.daemon_pid().is_none());
     }
 
+    /// Ends `arkd` and every agent as a user would.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub fn stop(&self) {
+        let _ = self.ark(["stop"]).ok();
+    }
+
     /// Ends the world as a user would, and checks that nothing is left of it.
     ///
     /// # Panics
     /// With what is left.
     pub fn end(self) {
-        if self.daemon_pid().is_some() {
-            self.end_daemon(Signal::SIGTERM);
-        }
+        self.stop();
         eventually("no process is left", Duration::from_secs(10), || self.processes().is_empty());
         let sockets: Vec<_> = ["run", "run/agents"]
             .iter()

@@ -162,8 +162,21 @@ fn a_killed_daemon_leaves_no_half_made_forks() {
     eventually("forks are being made", Duration::from_secs(60), || world.vmms().len() > 2);
     world.end_daemon(Signal::SIGKILL);
     forking.wait().exits(125).complains_about(&["arkd"]);
-    let _ = world.ark(["ps"]).ok();
+    // Forks that passed every check before the reply are whole agents; of the others nothing is left.
+    let known = world.ark(["ps", "--json"]).ok().json();
+    let names: Vec<_> = known["agents"]
+        .as_array()
+        .expect("agents")
+        .iter()
+        .map(|a| a["name"].as_str().expect("a name"))
+        .collect();
+    assert_eq!(names[0], "a1");
+    assert_eq!(world.vmms().len(), names.len(), "{known}");
+    for name in &names {
+        assert_eq!(world.sh(name, "hostname").ok().stdout, format!("{name}\n"));
+        let _ = world.ark(["rm", name]).ok();
+    }
     eventually("no VMM is left", Duration::from_secs(20), || world.vmms().is_empty());
-    assert_eq!(world.stored("snapshots").len(), 0);
+    eventually("no branch point is left", Duration::from_secs(20), || world.stored("snapshots").is_empty());
     world.end();
 }

@@ -109,7 +109,7 @@ fn a_full_disk_leaves_the_agent_running_and_nothing_half_written() {
         }
     }
     assert_eq!(world.sh("a1", "echo alive").ok().stdout, "alive\n");
-    world.end_daemon(Signal::SIGTERM);
+    world.stop();
     drop(small);
     world.end();
 }
@@ -119,7 +119,7 @@ fn a_directory_edited_by_hand_is_refused() {
     let world = World::new();
     world.create("a1");
     let _ = world.ark(["snapshot", "a1", "s1"]).ok();
-    world.end_daemon(Signal::SIGTERM);
+    world.stop();
     let dir = world.stored("snapshots").remove(0);
     let manifest = dir.join("manifest.json");
     let text = std::fs::read_to_string(&manifest).expect("readable");

@@ -4,7 +4,7 @@
 //!   connect ──► Hello ──► Heartbeat every 2 s ──┐
 //!      ▲                        ▲───────────────┘
 //!      ├───────── at once ◄─────┴── the host closed, or the guest was restored from a snapshot
-//!      └── wait (20 ms, doubled up to 5 s) ◄── that failed, too
+//!      └── wait (20 ms, doubled up to 2 s) ◄── that failed, too
 //! ```
 //!
 //! A restored guest finds its connection reset (`VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`), and whoever restored it waits for this
@@ -26,8 +26,9 @@ use crate::vitals;
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 /// How long connecting may take; vsock itself gives up after 2 s (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
 const LONGEST_CONNECT: Duration = Duration::from_secs(3);
-/// Longest wait between two attempts.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait between two attempts: an `arkd` that takes over a running guest hears from it within that time, and a guest that
+/// nobody listens to wakes up this rarely.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// A connection to the host that hello is about to be said on.
 #[derive(Debug)]

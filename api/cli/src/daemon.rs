@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ark_client::{Client, Endpoint};
 use ark_types::health::Health;
 use ark_types::plain::plain;
+use ark_types::shutdown::AgentsFate;
 use nix::sys::signal::Signal;
 
 use crate::dirs::{Dirs, make_private_dir, open_log};
@@ -114,18 +115,44 @@ pub(crate) async fn ensure(dirs: &Dirs) -> Result<Client, DaemonError> {
     Err(DaemonError::Silent { socket, log })
 }
 
-/// Stops this machine's `arkd`, which ends its agents first; says whether one ran. After a deadline it is killed, and
-/// the next one cleans up.
+/// Stops this machine's `arkd` and every agent; says whether anything ran. An `arkd` that does not follow is killed. Agents whose
+/// `arkd` was killed or ended without them are ended by one that is started for it.
 pub(crate) async fn stop(dirs: &Dirs) -> Result<bool, DaemonError> {
-    let Some(identity) = running(dirs).await else { return Ok(false) };
-    let pid = identity.pid;
-    for (signal, patience) in [(Signal::SIGTERM, STOP_DEADLINE), (Signal::SIGKILL, ANSWER_DEADLINE)] {
-        identity.signal(signal).map_err(|_| DaemonError::Unkillable(pid))?;
-        if identity.gone_within(patience).await {
-            return Ok(true);
+    let did_run = match running(dirs).await {
+        Some(identity) => {
+            end(dirs, &identity).await?;
+            true
         }
+        None => false,
+    };
+    if !agents_are_left(dirs) {
+        return Ok(did_run);
     }
-    Err(DaemonError::Unkillable(pid))
+    ensure(dirs).await?;
+    if let Some(identity) = running(dirs).await {
+        end(dirs, &identity).await?;
+    }
+    Ok(true)
+}
+
+/// Has the `arkd` with this identity end its agents and itself; after a deadline it is killed.
+async fn end(dirs: &Dirs, identity: &Identity) -> Result<(), DaemonError> {
+    let client = Client::new(Endpoint::Unix(dirs.run.api_socket()));
+    let asked = tokio::time::timeout(ANSWER_DEADLINE, client.shut_down(AgentsFate::End)).await;
+    if matches!(asked, Ok(Ok(()))) && identity.gone_within(STOP_DEADLINE).await {
+        return Ok(());
+    }
+    identity.signal(Signal::SIGKILL).map_err(|_| DaemonError::Unkillable(identity.pid))?;
+    if identity.gone_within(ANSWER_DEADLINE).await {
+        Ok(())
+    } else {
+        Err(DaemonError::Unkillable(identity.pid))
+    }
+}
+
+/// Whether an `arkd` that is no more left agents.
+fn agents_are_left(dirs: &Dirs) -> bool {
+    fs::read_dir(dirs.run.agents()).is_ok_and(|mut agents| agents.next().is_some())
 }
 
 /// The process of this machine's `arkd`: as it says, or, when it is silent, as its lock file says.

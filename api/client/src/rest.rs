@@ -8,6 +8,7 @@ use ark_types::files::{FileList, FileStat};
 use ark_types::health::Health;
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::problem::Problem;
+use ark_types::shutdown::{AgentsFate, Shutdown};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited};
@@ -68,6 +69,14 @@ impl Client {
     /// See [`Error`].
     pub async fn health(&self) -> Result<Health, Error> {
         self.get("/v1/health").await
+    }
+
+    /// `POST /v1/shutdown`: begins the end of `arkd`, and says what becomes of its agents.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn shut_down(&self, agents: AgentsFate) -> Result<(), Error> {
+        self.send_json("/v1/shutdown", &Shutdown { agents }).await.map(drop)
     }
 
     /// `GET /v1/openapi.json`.
@@ -228,11 +237,15 @@ impl Client {
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
+        let response = self.send_json(target, body).await?;
+        self.parse(response).await
+    }
+
+    async fn send_json(&self, target: &str, body: &impl Serialize) -> Result<Response<Incoming>, Error> {
         let json = serde_json::to_vec(body).map_err(|e| Error::Request(e.to_string()))?;
         let headers = [(CONTENT_TYPE, "application/json")];
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
-        let response = self.send(Method::POST, target, &headers, body).await?;
-        self.parse(response).await
+        self.send(Method::POST, target, &headers, body).await
     }
 
     /// `POST` without a body: the path says all there is.

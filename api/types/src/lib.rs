@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
@@ -24,6 +24,7 @@ pub mod layout;
 pub mod plain;
 pub mod problem;
 pub mod receipt;
+pub mod shutdown;
 pub mod snapshot;
 pub mod stats;
 pub mod template;

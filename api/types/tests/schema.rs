@@ -16,6 +16,7 @@ use ark_types::guest::{
 use ark_types::health::{Health, HealthStatus, HostKind, ProbeReport};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::problem::{Problem, ProblemKind};
+use ark_types::shutdown::{AgentsFate, Shutdown};
 use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, Generation, SnapshotId,
     SnapshotReport, VmConfig, VmMetrics, VmState, VsockConfig,
@@ -410,6 +411,14 @@ fn health() {
     let kvm = ProbeReport { usable: false, reason: "no /dev/kvm".to_owned(), duration_us: 3 };
     let degraded = Health { status: HealthStatus::Degraded, host: HostKind::Machine, kvm, ..health.clone() };
     Frozen::default().with("ok", &health).with("degraded", &degraded).check("health");
+}
+
+#[test]
+fn shutdown() {
+    let end: Shutdown = serde_json::from_str("{}").unwrap();
+    assert_eq!(end, Shutdown { agents: AgentsFate::End }, "what is not said");
+    let keep = Shutdown { agents: AgentsFate::Keep };
+    Frozen::default().with("end", &end).with("keep", &keep).check("shutdown");
 }
 
 /// The transition tables, as a matrix: row may become column.

@@ -1,4 +1,4 @@
-//! An agent begins: booted, restored, claimed from the pool, or known from an earlier `arkd`.
+//! An agent begins: booted, restored, claimed from the pool, or taken over from an earlier `arkd`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span};
 
 use super::body::{Base, Body};
-use super::owner::{Owner, Request};
+use super::owner::Owner;
 use super::record::Record;
+use super::request::Request;
 use super::{BootError, Handle, Shared, identity};
 use crate::admission::check_host;
 use crate::core::Core;
@@ -25,6 +26,7 @@ use crate::pool::Den;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
 use crate::snapshots::{Hold, SnapshotError};
+use crate::supervisor::Vmm;
 use crate::telemetry::{Ahead, Phase};
 use crate::traces::step;
 
@@ -105,7 +107,8 @@ pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, B
     let (up, came_up) = oneshot::channel();
     let (id, name) = hidden('t')?;
     let agent = newborn(id, name, Origin::Boot, &spec.image, (spec.vcpus, spec.memory_mib), false);
-    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
+    let (handle, mut owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
+    owner.is_hidden = true;
     tokio::spawn(owner.live(up));
     came_up.await.unwrap_or(Err(BootError::Removed)).map(|_| handle)
 }
@@ -203,6 +206,7 @@ async fn claim(
         name: handle.name().clone(),
         origin: birth.origin.clone(),
         auto_remove: birth.auto_remove,
+        env: birth.env.clone(),
         base: Base::lived_in(&birth.hold),
         cause: Span::current(),
         up,
@@ -238,21 +242,53 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
 /// # Errors
 /// [`AdmitError`].
 pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Result<(), AdmitError> {
-    let Record { mut agent, env, machine_id, receipt, renewals, .. } = record;
+    let Record { mut agent, .. } = record.clone();
     agent.state = AgentState::Paused;
     (agent.vmm_pid, agent.heartbeat) = (None, None);
-    let (_, owner) = core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
-        let (handle, owner) = begin(core, agent, env, None, Begun::Paused);
+    let (_, owner) = known(core, Record { agent, ..record }, Base::lived_in(hold), true)?;
+    tokio::spawn(owner.sleep());
+    Ok(())
+}
+
+/// Takes in an agent that an earlier `arkd` left, with its VMM unless that ended, on the snapshot that its memory is read from.
+///
+/// # Errors
+/// [`AdmitError`]; the VMM is ended then.
+pub(crate) fn take_in(
+    core: &Arc<Core>,
+    mut record: Record,
+    mut vmm: Option<Vmm>,
+    hold: Option<&Hold>,
+) -> Result<Handle, AdmitError> {
+    vmm.iter_mut().for_each(Vmm::bind);
+    record.agent.vmm_pid = vmm.as_ref().map(Vmm::pid);
+    // What it said to another is no sign of life.
+    record.agent.heartbeat = None;
+    let (handle, owner) = known(core, record, hold.map_or(Base::None, Base::lived_in), false)?;
+    tokio::spawn(owner.come_back(vmm));
+    Ok(handle)
+}
+
+/// An agent that began with an earlier `arkd`, in the registry.
+fn known(
+    core: &Arc<Core>,
+    record: Record,
+    base: Base,
+    is_recorded: bool,
+) -> Result<(Handle, Owner), AdmitError> {
+    let Record { agent, env, machine_id, receipt, renewals } = record;
+    // What its guest answered once no other may answer.
+    core.seen.remember(receipt.as_ref());
+    core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
+        let (handle, owner) = begin(core, agent, env, None, Begun::Earlier);
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);
         body.set_renewals(renewals);
-        body.set_base(Base::lived_in(hold));
-        body.set_recorded(true);
+        body.set_base(base);
+        body.set_recorded(is_recorded);
         (handle, owner)
-    })?;
-    tokio::spawn(owner.sleep());
-    Ok(())
+    })
 }
 
 /// How an agent begins.
@@ -261,8 +297,8 @@ pub(super) enum Begun {
     Boot,
     /// Its guest is restored, in a VMM of the pool where there is one.
     Restore(Base, Option<Box<Den>>),
-    /// It waits on disk.
-    Paused,
+    /// It did with an earlier `arkd`.
+    Earlier,
 }
 
 /// Id and name of an agent that no list shows.
@@ -315,7 +351,7 @@ fn begin(
     let shared = Shared {
         id,
         name,
-        env,
+        env: env.clone(),
         guest: guest.clone(),
         dir: dir.clone(),
         console: dir.console(),
@@ -326,6 +362,8 @@ fn begin(
     let owner = Owner {
         core: Arc::clone(core),
         dir,
+        env,
+        is_hidden: false,
         disk,
         guest,
         body,
@@ -334,7 +372,7 @@ fn begin(
         cause: Span::current(),
         state: publish,
         requests: inbox,
-        removal: None,
+        parting: None,
     };
     (Handle(Arc::new(shared)), owner)
 }

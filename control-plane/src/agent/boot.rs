@@ -40,7 +40,8 @@ pub(super) fn is_worth_another(error: &BootError) -> bool {
         | BootError::Spawn(_)
         | BootError::Hello(_)
         | BootError::Check(_)
-        | BootError::Removed => false,
+        | BootError::Removed
+        | BootError::Ending => false,
     }
 }
 

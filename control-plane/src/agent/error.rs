@@ -73,6 +73,9 @@ pub enum BootError {
     /// It was deleted, or whoever asked for it left.
     #[error("the agent was removed before its guest was up")]
     Removed,
+    /// `arkd` ends.
+    #[error("arkd ended before the agent's guest was up")]
+    Ending,
 }
 
 /// The agent cannot be asked for this now.
@@ -115,7 +118,7 @@ pub enum CallError {
 }
 
 /// How a VMM ended, as a sentence without a full stop.
-pub(super) fn sentence(record: &ExitRecord) -> String {
+pub(crate) fn sentence(record: &ExitRecord) -> String {
     match &record.detail {
         Some(detail) => format!("{}: {detail}", record.reason),
         None => record.reason.to_string(),

@@ -8,10 +8,11 @@
 //!
 //! | file | what happens there |
 //! |---|---|
-//! | [`birth`] | an agent begins: booted, restored, claimed from the pool, or known from an earlier `arkd` |
-//! | [`owner`], [`start`], [`boot`] | its life; how its VMM and guest come up |
+//! | [`birth`] | an agent begins: booted, restored, claimed from the pool, or taken over from an earlier `arkd` |
+//! | [`owner`], [`request`], [`start`], [`boot`] | its life, and what may be asked of it; how its VMM and guest come up |
 //! | [`renewal`] | what a restored guest has to prove, and the receipt |
-//! | [`pause`], [`record`] | snapshots of it, pausing it, and what of a paused one is on disk |
+//! | [`pause`] | snapshots of it, pausing it |
+//! | [`record`] | what of it is on disk, for a later `arkd` |
 //! | [`fork`] | many from one |
 
 mod birth;
@@ -24,6 +25,7 @@ mod owner;
 mod pause;
 mod record;
 mod renewal;
+mod request;
 mod start;
 
 use std::collections::BTreeMap;
@@ -41,19 +43,21 @@ use crate::guest::{Address, GuestFailure, evaluate};
 use crate::snapshots::Hold;
 
 pub use birth::{Birth, HiddenSpec, boot_hidden, create, from_template, restore};
-pub(crate) use birth::{Standby, stand_by, wake_paused};
+pub(crate) use birth::{Standby, stand_by, take_in, wake_paused};
+pub(crate) use error::sentence;
 pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 pub use fork::fork;
+pub(crate) use owner::state_after;
 pub use pause::{Taken, pause, resume};
-pub(crate) use record::load as load_paused;
+pub(crate) use record::{Known, is_paused, load as load_paused};
 pub use renewal::{FailedCheck, RENEWALS_FILE, Seen};
 
-use body::Body;
-use owner::Request;
+use body::{Base, Body};
+use request::Request;
 
 /// How long the reason of a broken connection is waited for: the VMM's end and the guest's sockets' end race.
 const REASON_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the end of `arkd` waits for an agent that is just being paused: 512 MiB at 64 MiB/s, and a moment.
+/// How long the end of `arkd` waits for an agent that is just being paused or rewound: 512 MiB at 64 MiB/s, and a moment.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A way to one agent; clones are the same agent.
@@ -224,6 +228,24 @@ impl Handle {
     async fn gone(&self) {
         let mut state = self.0.state.clone();
         while state.changed().await.is_ok() {}
+    }
+
+    /// Leaves it running for the next `arkd` once what is under way with it is done, or ends it where nobody could go on with
+    /// it. Whether it runs on.
+    pub async fn leave(&self) -> bool {
+        // A pause or a rewind; what takes longer is undone, or told as failed, by the next arkd.
+        let _ = tokio::time::timeout(PAUSE_PATIENCE, self.0.body.turn.lock()).await;
+        let _ = self.0.requests.send(Request::Leave);
+        self.gone().await;
+        self.0.state.borrow().vmm_pid.is_some() && !self.has_ended()
+    }
+
+    /// Has its owner let go of the old base and note the new one, on disk, too.
+    async fn move_to(&self, base: Base) {
+        let (done, is_done) = oneshot::channel();
+        let _ = self.0.requests.send(Request::Move { base, done });
+        // An owner that is gone has no base any more.
+        let _ = is_done.await;
     }
 
     /// Asks the owner to publish `state`; whether it did.

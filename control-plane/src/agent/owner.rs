@@ -8,11 +8,15 @@
 //!     ▼                                         ▲                still known until removed
 //!   gone (directory, sockets, process           │
 //!   and registry entry go with the              ├── claimed ◄── stand_by: a fork that waits in the pool
-//!   guards of `Life`)                           └────────────── sleep: paused by an earlier `arkd`
+//!   guards of `Life`)                           ├────────────── sleep: paused by an earlier `arkd`
+//!                                               └────────────── come_back: left running, or ended, by an earlier `arkd`
 //! ```
+//!
+//! When `arkd` ends and its agents are to go on, `serve` ends with `leave`: the process, its directory and its record stay.
 //!
 //! (1) On an emulated processor a guest that it spoiled is booted again first: see [`super::boot`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,8 +33,10 @@ use tracing::{Instrument as _, Span};
 use super::birth::Begun;
 use super::body::{Base, Body};
 use super::error::sentence;
+use super::record::{self, Known, Record};
+use super::request::{Parting, Removal, Request, Up};
 use super::start::{Life, Seat, ended};
-use super::{BootError, identity, record};
+use super::{BootError, identity};
 use crate::core::Core;
 use crate::guest::{Address, Event, capture};
 use crate::host::{millis, unix_ms};
@@ -45,75 +51,15 @@ const STOP_SLACK: Duration = Duration::from_secs(1);
 /// Time a standby's first program has.
 const WARM_UP: Duration = Duration::from_secs(10);
 
-/// Who waits for an agent; who no longer does has given it up.
-pub(super) type Up = oneshot::Sender<Result<Agent, BootError>>;
-
-/// What others may ask of an agent's owner.
-#[derive(Debug)]
-pub(super) enum Request {
-    /// End it and leave nothing.
-    Remove {
-        /// Time the guest has to end in order.
-        grace: Duration,
-        /// Whether what a paused agent has on disk goes too.
-        for_good: bool,
-    },
-    /// A streamed exec began.
-    StreamBegan,
-    /// A streamed exec ended.
-    StreamEnded,
-    /// Publish a state that the VMM is in by now: running or paused.
-    Enter {
-        /// The state.
-        state: AgentState,
-        /// Told when it is; dropped when it cannot be.
-        done: oneshot::Sender<()>,
-    },
-    /// Go on from a snapshot, with a new VMM.
-    Restart {
-        /// The snapshot.
-        hold: Hold,
-        /// Its image.
-        image: Image,
-        /// What is told of the agent from then on; unchanged when absent.
-        origin: Option<Origin>,
-        /// Told when it runs, or why it does not.
-        up: Up,
-    },
-    /// Be somebody: only of a standby.
-    Claim {
-        /// Name.
-        name: AgentName,
-        /// Where it comes from.
-        origin: Origin,
-        /// Whether it goes away with its first streamed exec.
-        auto_remove: bool,
-        /// The snapshot, lived in.
-        base: Base,
-        /// What asks.
-        cause: Span,
-        /// Told when it runs, or why it does not.
-        up: Up,
-    },
-}
-
-/// How an agent is to end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Removal {
-    grace: Duration,
-    for_good: bool,
-}
-
-impl Removal {
-    /// At once.
-    pub(super) const NOW: Self = Self { grace: Duration::ZERO, for_good: true };
-}
-
 /// The owner, before and while its agent lives.
 pub(super) struct Owner {
     pub(super) core: Arc<Core>,
     pub(super) dir: AgentDir,
-    /// Its image's file; none while it waits on disk.
+    /// Variables its programs start with.
+    pub(super) env: BTreeMap<String, String>,
+    /// Whether no list ever shows it, so that no later `arkd` is to know of it.
+    pub(super) is_hidden: bool,
+    /// Its image's file; none where this `arkd` has not started a VMM for it.
     pub(super) disk: Option<PathBuf>,
     pub(super) guest: Address,
     pub(super) body: Arc<Body>,
@@ -125,8 +71,8 @@ pub(super) struct Owner {
     pub(super) cause: Span,
     pub(super) state: watch::Sender<Agent>,
     pub(super) requests: mpsc::UnboundedReceiver<Request>,
-    /// A removal that was asked for while something else was waited for.
-    pub(super) removal: Option<Removal>,
+    /// What was asked for while something else was waited for.
+    pub(super) parting: Option<Parting>,
 }
 
 impl Owner {
@@ -160,8 +106,8 @@ impl Owner {
                 biased;
                 _ = ended(&mut life.vmm) => return,
                 request = self.requests.recv() => match request {
-                    Some(Request::Claim { name, origin, auto_remove, base, cause, up }) => {
-                        self.cause = cause;
+                    Some(Request::Claim { name, origin, auto_remove, env, base, cause, up }) => {
+                        (self.env, self.cause) = (env, cause);
                         self.state.send_modify(|agent| {
                             (agent.name, agent.origin, agent.auto_remove) = (name, origin, auto_remove);
                             agent.created_unix_ms = unix_ms();
@@ -169,7 +115,7 @@ impl Owner {
                         self.body.set_base(base);
                         return self.be_claimed(life, up).await;
                     }
-                    Some(Request::Remove { .. }) | None => return,
+                    Some(Request::Remove { .. } | Request::Leave) | None => return,
                     // Nobody has a handle to ask for more.
                     Some(_) => {}
                 },
@@ -199,13 +145,54 @@ impl Owner {
     /// The life of an agent that an earlier `arkd` left paused.
     pub(super) async fn sleep(self) {
         let (id, name) = self.who();
-        match Life::home(&self.core, &self.dir, id.clone()) {
+        match Life::home(&self.core, &self.dir, id.clone(), None) {
             Ok(life) => self.serve_and_end(life).await,
             Err(error) => {
                 tracing::error!(%id, %name, %error, "the paused agent cannot be taken in; it stays on disk");
                 self.enter(AgentState::Failed, Some(error.to_string()), None);
                 self.core.registry.forget(&id);
             }
+        }
+    }
+
+    /// The life of an agent that an earlier `arkd` left: with its VMM, or ended.
+    pub(super) async fn come_back(self, vmm: Option<Vmm>) {
+        let (id, name) = self.who();
+        match Life::home(&self.core, &self.dir, id.clone(), vmm) {
+            Ok(life) => {
+                self.note(&life);
+                self.serve_and_end(life).await;
+            }
+            Err(error) => {
+                tracing::error!(%id, %name, %error, "the agent cannot be taken in; it is ended");
+                self.core.registry.forget(&id);
+            }
+        }
+    }
+
+    /// Writes down what a later `arkd` needs to go on with the agent.
+    fn remember(&self, life: &Life) -> Result<(), BootError> {
+        if self.is_hidden {
+            return Ok(());
+        }
+        let record = Record {
+            agent: self.state.borrow().clone(),
+            env: self.env.clone(),
+            machine_id: self.body.machine_id(),
+            renewals: self.body.renewals(),
+            receipt: self.body.receipt(),
+        };
+        let process = life.vmm.as_ref().map(|vmm| vmm.identity().clone());
+        let snapshot = self.body.base().hold().map(|hold| hold.id());
+        let known = Known { record, process, snapshot };
+        known.write(&self.dir).map_err(|source| BootError::Directory { path: self.dir.0.clone(), source })
+    }
+
+    /// As [`Self::remember`], of an agent that goes on even so.
+    fn note(&self, life: &Life) {
+        if let Err(error) = self.remember(life) {
+            let (id, name) = self.who();
+            tracing::error!(%id, %name, %error, "the agent's record cannot be written: should arkd be killed, the next one may lose it");
         }
     }
 
@@ -223,26 +210,38 @@ impl Owner {
     }
 
     /// The agent is up: it is served until it is removed.
-    async fn go_on(mut self, life: Life, up: Up) {
+    async fn go_on(mut self, mut life: Life, up: Up) {
         let took = self.since.elapsed();
         self.core.telemetry.phase(Phase::Ready, took);
         self.enter(AgentState::Running, None, Some(millis(took)));
+        // Before anybody is told of it: what was acknowledged outlives this arkd.
+        if let Err(error) = self.remember(&life) {
+            life.kill().await;
+            drop(life);
+            return self.give_up(error, up);
+        }
         let agent = self.state.borrow().clone();
         tracing::info!(id = agent.id, name = %agent.name, boot_ms = agent.boot_ms, pid = agent.vmm_pid, "the agent runs");
         if up.send(Ok(agent)).is_err() {
-            self.removal = Some(Removal::NOW);
+            self.parting = Some(Parting::Removal(Removal::NOW));
         }
         self.serve_and_end(life).await;
     }
 
     async fn serve_and_end(mut self, mut life: Life) {
-        let Removal { grace, for_good } = self.serve(&mut life).await;
+        let (id, name) = self.who();
+        let Removal { grace, for_good } = match self.serve(&mut life).await {
+            Parting::Removal(removal) => removal,
+            Parting::Leave => {
+                tracing::info!(%id, %name, "the agent is left to the next arkd");
+                return life.leave();
+            }
+        };
         let dirs = self.body.base().hold().as_ref().map(chain).unwrap_or_default();
         if let Some(mut vmm) = life.vmm.take() {
             let record = self.stop(&mut vmm, grace).await;
             self.conclude(record, true);
         }
-        let (id, name) = self.who();
         self.body.set_base(Base::None);
         // Who waits for the agent's end finds nothing of it on disk, but for what others need.
         self.core.snapshots.gone(&dirs).await;
@@ -263,16 +262,16 @@ impl Owner {
         }
     }
 
-    /// Looks after the agent until it is to be removed.
-    async fn serve(&mut self, life: &mut Life) -> Removal {
+    /// Looks after the agent until it is to be removed, or left.
+    async fn serve(&mut self, life: &mut Life) -> Parting {
         let auto_remove = self.state.borrow().auto_remove;
         let limit = self.core.config.timing.first_stream;
         let first_stream = sleep(limit);
         tokio::pin!(first_stream);
         let mut streamed = false;
         loop {
-            if let Some(removal) = self.removal.take() {
-                return removal;
+            if let Some(parting) = self.parting.take() {
+                return parting;
             }
             // Nobody can begin one while it stands still.
             let waits = auto_remove && !streamed && self.state.borrow().state != AgentState::Paused;
@@ -281,30 +280,68 @@ impl Owner {
                 record = ended(&mut life.vmm) => {
                     life.vmm = None;
                     self.lose_vmm(record);
+                    self.note(life);
                 }
-                request = self.requests.recv() => match request {
-                    Some(Request::Remove { grace, for_good }) => return Removal { grace, for_good },
-                    Some(Request::StreamBegan) => streamed = true,
-                    Some(Request::StreamEnded) if auto_remove => return Removal::NOW,
-                    Some(Request::StreamEnded) => {}
-                    Some(Request::Enter { state, done }) => {
-                        self.enter_if_legal(state, done);
-                        first_stream.as_mut().reset(tokio::time::Instant::now() + limit);
+                request = self.requests.recv() => {
+                    match &request {
+                        Some(Request::StreamBegan) => streamed = true,
+                        Some(Request::Enter { .. } | Request::Restart { .. }) => {
+                            first_stream.as_mut().reset(tokio::time::Instant::now() + limit);
+                        }
+                        _ => {}
                     }
-                    Some(Request::Restart { hold, image, origin, up }) => {
-                        self.restart(life, (hold, image, origin), up).await;
-                        first_stream.as_mut().reset(tokio::time::Instant::now() + limit);
+                    if let Some(parting) = self.heed(life, request).await {
+                        return parting;
                     }
-                    // Dropping it tells who asked.
-                    Some(Request::Claim { .. }) => {}
-                    None => return Removal::NOW,
-                },
+                }
                 event = life.greeter.next() => self.hear(event),
                 () = &mut first_stream, if waits => {
                     tracing::info!("no streamed exec began in time");
-                    return Removal::NOW;
+                    return Parting::Removal(Removal::NOW);
                 }
             }
+        }
+    }
+
+    /// Does what is asked of an agent that is up.
+    async fn heed(&mut self, life: &mut Life, request: Option<Request>) -> Option<Parting> {
+        let auto_remove = self.state.borrow().auto_remove;
+        match request {
+            Some(Request::Remove { grace, for_good }) => {
+                return Some(Parting::Removal(Removal { grace, for_good }));
+            }
+            Some(Request::Leave) => return Some(self.part()),
+            Some(Request::StreamEnded) if auto_remove => return Some(Parting::Removal(Removal::NOW)),
+            Some(Request::StreamBegan | Request::StreamEnded) => {}
+            Some(Request::Enter { state, done }) => self.enter_if_legal(life, state, done),
+            Some(Request::Move { base, done }) => {
+                // One that has ended needs none.
+                if life.vmm.is_some() {
+                    self.body.set_base(base);
+                    self.note(life);
+                }
+                let _ = done.send(());
+            }
+            Some(Request::Restart { hold, image, origin, up }) => {
+                self.restart(life, (hold, image, origin), up).await;
+            }
+            // Dropping it tells who asked.
+            Some(Request::Claim { .. }) => {}
+            None => return Some(Parting::Removal(Removal::NOW)),
+        }
+        None
+    }
+
+    /// How the agent and an `arkd` that ends part.
+    fn part(&self) -> Parting {
+        let agent = self.state.borrow();
+        if agent.auto_remove {
+            // Its one client goes with this arkd.
+            Parting::Removal(Removal::NOW)
+        } else if agent.state == AgentState::Paused && self.body.is_recorded() {
+            Parting::Removal(Removal { grace: Duration::ZERO, for_good: false })
+        } else {
+            Parting::Leave
         }
     }
 
@@ -322,7 +359,7 @@ impl Owner {
         }
     }
 
-    fn enter_if_legal(&self, state: AgentState, done: oneshot::Sender<()>) {
+    fn enter_if_legal(&self, life: &Life, state: AgentState, done: oneshot::Sender<()>) {
         let now = self.state.borrow().state;
         if now == state
             || !matches!(state, AgentState::Running | AgentState::Paused)
@@ -331,6 +368,10 @@ impl Owner {
             return;
         }
         self.enter(state, None, None);
+        // Paused it is once that is on disk: what an arkd that is killed before leaves standing still, the next one lets go on.
+        if state == AgentState::Running {
+            self.note(life);
+        }
         let _ = done.send(());
     }
 
@@ -346,6 +387,8 @@ impl Owner {
         let before = self.body.base();
         self.since = Instant::now();
         self.enter(AgentState::Creating, None, None);
+        // An arkd that is killed meanwhile leaves half an agent.
+        self.note(life);
         life.kill().await;
         self.disk = Some(image.path);
         self.body.set_base(Base::lived_in(&hold));
@@ -355,6 +398,7 @@ impl Owner {
                 drop(before);
                 self.state.send_modify(|agent| agent.origin = origin.unwrap_or(agent.origin.clone()));
                 self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
+                self.note(life);
                 let agent = self.state.borrow().clone();
                 let _ = up.send(Ok(agent));
             }
@@ -371,6 +415,7 @@ impl Owner {
                     self.keep_console(why);
                 }
                 self.enter(next, why, None);
+                self.note(life);
                 let _ = up.send(Err(error));
             }
         }
@@ -431,12 +476,11 @@ impl Owner {
     /// Publishes the VMM's end.
     fn conclude(&self, record: ExitRecord, on_request: bool) {
         self.core.telemetry.vmm_ended(record.reason);
-        let by_itself = matches!(record.reason, ExitReason::GuestPoweroff);
         let was_paused = self.state.borrow().state == AgentState::Paused;
-        let (state, reason) = match (on_request, by_itself && !was_paused) {
-            (true, _) => (AgentState::Stopped, "it was stopped on request".to_owned()),
-            (false, true) => (AgentState::Stopped, sentence(&record)),
-            (false, false) => (AgentState::Failed, sentence(&record)),
+        let (state, reason) = if on_request {
+            (AgentState::Stopped, "it was stopped on request".to_owned())
+        } else {
+            (if was_paused { AgentState::Failed } else { state_after(&record) }, sentence(&record))
         };
         if state == AgentState::Failed {
             let agent = self.state.borrow();
@@ -476,19 +520,24 @@ impl Owner {
     }
 }
 
+/// The state of a running agent whose VMM ended with `record`, which this `arkd` did not ask it to.
+pub(crate) const fn state_after(record: &ExitRecord) -> AgentState {
+    match record.reason {
+        // An earlier arkd may have asked.
+        ExitReason::GuestPoweroff | ExitReason::Stopped | ExitReason::StopDeadline => AgentState::Stopped,
+        ExitReason::GuestReboot
+        | ExitReason::GuestPanic
+        | ExitReason::GuestCrash
+        | ExitReason::Signal
+        | ExitReason::Killed
+        | ExitReason::BadConfig
+        | ExitReason::BadSnapshot
+        | ExitReason::HostError
+        | ExitReason::Internal => AgentState::Failed,
+    }
+}
+
 /// Directories of `hold` and of everything that it is over.
 fn chain(hold: &Hold) -> Vec<PathBuf> {
     std::iter::successors(Some(hold), |hold| hold.base()).map(|hold| hold.dir().to_owned()).collect()
-}
-
-impl Request {
-    /// What a removal among the requests that come while the guest comes up asks for; anything else has to wait for the next
-    /// try, which dropping it tells who asked.
-    pub(super) const fn removal(request: Option<&Self>) -> Option<Removal> {
-        match request {
-            None => Some(Removal::NOW),
-            Some(Self::Remove { grace, for_good }) => Some(Removal { grace: *grace, for_good: *for_good }),
-            Some(_) => None,
-        }
-    }
 }

@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 
 use super::body::Base;
 use super::error::sentence;
-use super::owner::Request;
-use super::record::{self, Record};
+use super::record::{self, Paused, Record};
+use super::request::Request;
 use super::{
     BootError, Handle, PauseError, REASON_PATIENCE, RENEWALS_FILE, SnapshotFailure, birth, identity, is_ended,
 };
@@ -204,15 +204,19 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailur
         take(handle, draft.dir()).await?;
         let hold = core.snapshots.adopt(draft.dir(), None)?;
         let written = async {
+            // Before: should arkd be killed meanwhile, the next one knows that the memory may be read from there.
+            let before = handle.0.body.base();
+            handle.move_to(Base::lived_in(&hold)).await;
             let request = ControlRequest::Reclaim { dir: hold.dir().to_owned() };
             match ask_for(&handle.0.dir.control_socket(), request, SNAPSHOT_PATIENCE).await {
                 Ok(ControlReply::State { .. }) => {}
-                Ok(ControlReply::Refused { why }) => return Err(SnapshotFailure::Refused(why)),
+                Ok(ControlReply::Refused { why }) => {
+                    handle.move_to(before).await;
+                    return Err(SnapshotFailure::Refused(why));
+                }
                 Ok(other) => return Err(SnapshotFailure::Refused(format!("it answered {other:?}"))),
                 Err(error) => return Err(why_silent(handle, error).await),
             }
-            // From here on its memory is read from there, whatever becomes of the record.
-            handle.0.body.set_base(Base::lived_in(&hold));
             record_of(handle, &hold).write(&home).map_err(file(&home))
         };
         if let Err(failure) = written.await {
@@ -231,16 +235,16 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailur
     result
 }
 
-fn record_of(handle: &Handle, hold: &Hold) -> Record {
+fn record_of(handle: &Handle, hold: &Hold) -> Paused {
     let body = &handle.0.body;
-    Record {
+    let record = Record {
         agent: handle.agent(),
         env: handle.env().clone(),
-        snapshot: hold.id(),
         machine_id: body.machine_id(),
         renewals: body.renewals(),
         receipt: body.receipt(),
-    }
+    };
+    Paused { record, snapshot: hold.id() }
 }
 
 /// Lets a paused agent go on.
@@ -270,9 +274,22 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
     .await?
 }
 
+impl Handle {
+    /// Sets the clock of an agent whose VMM was just set going again.
+    pub fn set_clock_soon(&self) {
+        let handle = self.clone();
+        tokio::spawn(async move { set_clock_of(&handle).await });
+    }
+}
+
 /// The paused VMM goes on, and its clock with the host's.
 async fn go_on(handle: &Handle) -> Result<(), PauseError> {
     ask_state(handle, ControlRequest::Resume, "resume").await?;
+    set_clock_of(handle).await;
+    if handle.enter(AgentState::Running).await { Ok(()) } else { Err(handle.not_running().into()) }
+}
+
+async fn set_clock_of(handle: &Handle) {
     match set_clock(&handle.0.guest, SET_CLOCK).await {
         Ok(error_ns) => tracing::debug!(error_ns, "the clock of a resumed agent is set"),
         // It runs all the same; guestd sets its clock by itself when the guest was only slow.
@@ -280,7 +297,6 @@ async fn go_on(handle: &Handle) -> Result<(), PauseError> {
             tracing::warn!(name = %handle.name(), %error, "the clock of a resumed agent could not be set");
         }
     }
-    if handle.enter(AgentState::Running).await { Ok(()) } else { Err(handle.not_running().into()) }
 }
 
 async fn ask_state(handle: &Handle, request: ControlRequest, what: &'static str) -> Result<(), PauseError> {

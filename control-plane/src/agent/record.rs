@@ -1,36 +1,45 @@
-//! What of a paused agent is on disk beside its snapshot: `paused/<id>/agent.json`, all it takes to list and resume it.
+//! What of an agent is on disk, and where: all it takes for a later `arkd` to list it and to go on with it.
 //!
-//! The record is written last and renamed into place, and removed first, so that it never names a snapshot that is not whole.
+//! | file | of | lasts |
+//! |---|---|---|
+//! | `RunDir/agents/<id>/agent.json`: [`Known`] | every agent that somebody was told of, the ended ones too | as long as the host, like the VMM: not synced |
+//! | `StateDir/paused/<id>/agent.json`: [`Paused`] | a paused one, beside its snapshot | for good |
+//!
+//! An agent is paused as long as the second one is there, whatever the first says. That is written last and removed first, so that it never
+//! names a snapshot that is not whole. The first is written before anybody is told of the agent, and again before or when
+//! what it says changes: a directory without one is nobody's. Both are written beside and renamed, so they are whole.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ark_types::agent::Agent;
+use ark_types::layout::{AgentDir, StateDir};
 use ark_types::receipt::Receipt;
 use ark_types::vmm::SnapshotId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::wake_paused;
 use crate::core::Core;
 use crate::snapshots::{MANIFEST, remove_file, write_file};
+use crate::supervisor::ProcessIdentity;
 
-/// Name of the file.
+/// Name of either file.
 const FILE: &str = "agent.json";
 /// Largest record that is read: environments have their own bounds far below.
 const MAX_RECORD: u64 = 32 << 20;
 
-/// A paused agent.
+/// What is kept of any agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// What it was when it was paused.
-    pub(super) agent: Agent,
+    /// What it was when this was written.
+    pub(crate) agent: Agent,
     /// Variables its programs start with.
     pub(super) env: BTreeMap<String, String>,
-    /// Its memory.
-    pub(super) snapshot: SnapshotId,
     /// Its machine-id.
     pub(super) machine_id: String,
     /// How often its guest was renewed.
@@ -39,23 +48,76 @@ pub(crate) struct Record {
     pub(super) receipt: Option<Receipt>,
 }
 
+/// An agent that somebody was told of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Known {
+    #[serde(flatten)]
+    pub(crate) record: Record,
+    /// Its VMM; none once that ended.
+    pub(crate) process: Option<ProcessIdentity>,
+    /// What its memory is read from; none when it was booted.
+    pub(crate) snapshot: Option<SnapshotId>,
+}
+
+/// An agent that stands still on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Paused {
+    #[serde(flatten)]
+    pub(super) record: Record,
+    /// Its memory.
+    pub(super) snapshot: SnapshotId,
+}
+
+impl Known {
+    /// Writes it into the agent's directory: whole or not at all, as long as the host stays up.
+    pub(super) fn write(&self, dir: &AgentDir) -> io::Result<()> {
+        let (path, beside) = (dir.0.join(FILE), dir.0.join(format!("{FILE}.new")));
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        fs::rename(beside, path)
+    }
+
+    /// Reads what the agent's directory says; none when nobody was told of the agent.
+    ///
+    /// # Errors
+    /// When the file cannot be read; `InvalidData` or `UnexpectedEof` when it is not the record of an agent with that directory.
+    pub(crate) fn read(dir: &AgentDir) -> io::Result<Option<Self>> {
+        let known: Self = match read(&dir.0) {
+            Ok(known) => known,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        if dir.0.file_name().and_then(|name| name.to_str()) == Some(known.record.agent.id.as_str()) {
+            Ok(Some(known))
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "it is the record of another agent"))
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(dir: &Path) -> io::Result<T> {
+    let mut text = Vec::new();
+    File::open(dir.join(FILE))?.take(MAX_RECORD).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Whether the agent `id` is paused, on disk.
+pub(crate) fn is_paused(state: &StateDir, id: &str) -> bool {
+    state.paused().join(id).join(FILE).exists()
+}
+
 /// Directory of what the agent `id` has on disk while it is paused.
 pub(super) fn dir(core: &Core, id: &str) -> PathBuf {
     core.config.state.paused().join(id)
 }
 
-impl Record {
+impl Paused {
     /// Writes it for good: a crash leaves the whole record or none.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         write_file(&dir.join(FILE), &serde_json::to_vec_pretty(self)?)?;
         // The directory itself may be new.
         File::open(dir.parent().unwrap_or(dir))?.sync_all()
-    }
-
-    fn read(dir: &Path) -> io::Result<Self> {
-        let mut text = Vec::new();
-        File::open(dir.join(FILE))?.take(MAX_RECORD).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice(&text)?)
     }
 }
 
@@ -102,8 +164,8 @@ fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) -> Vec<Pat
 pub(crate) fn load(core: &Arc<Core>) {
     let entries = fs::read_dir(core.config.state.paused());
     for dir in entries.into_iter().flatten().flatten().map(|entry| entry.path()) {
-        let record = match Record::read(&dir) {
-            Ok(record) => record,
+        let paused = match read::<Paused>(&dir) {
+            Ok(paused) => paused,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 dispose_all_but(core, &dir, None);
                 continue;
@@ -113,7 +175,8 @@ pub(crate) fn load(core: &Arc<Core>) {
                 continue;
             }
         };
-        let (id, snapshot) = (record.agent.id.clone(), record.snapshot);
+        let Paused { record, snapshot } = paused;
+        let id = record.agent.id.clone();
         if dir.file_name().and_then(|name| name.to_str()) != Some(id.as_str()) {
             tracing::error!(path = %dir.display(), id, "the record of a paused agent is that of another");
             continue;

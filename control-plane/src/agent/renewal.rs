@@ -33,6 +33,8 @@ pub const RENEWALS_FILE: &str = "renewals";
 const RECEIPT_FILE: &str = "receipt.json";
 /// Random answers whose hashes are remembered; the oldest make room.
 const MAX_SEEN: usize = 1 << 16;
+/// What stands before the hash of a random answer, which is told instead of it.
+const HASHED: &str = "sha256:";
 /// Most characters of a guest's text that are told.
 const MAX_TOLD: usize = 200;
 
@@ -72,6 +74,15 @@ struct Hashes {
 }
 
 impl Seen {
+    /// Takes in what `receipt` proves that a guest has answered to an earlier `arkd`.
+    pub(super) fn remember(&self, receipt: Option<&Receipt>) {
+        for check in receipt.iter().flat_map(|receipt| &receipt.checks) {
+            if let Some(hash) = check.answer.strip_prefix(HASHED).and_then(unhex) {
+                self.is_new(hash);
+            }
+        }
+    }
+
     /// Takes `hash` in; whether it is new.
     fn is_new(&self, hash: [u8; 32]) -> bool {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,6 +176,15 @@ pub(super) fn check(renewal: &Renewal, wanted: &Wanted<'_>, seen: &Seen) -> Resu
     Ok(list.checks)
 }
 
+/// The 32 bytes that `text` has as hexadecimal digits.
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    (text.len() == 64).then_some(bytes)
+}
+
 /// The first characters of a guest's text.
 fn cut(text: &str) -> String {
     text.chars().take(MAX_TOLD).collect()
@@ -209,7 +229,7 @@ impl List<'_> {
             Some("the same ones were answered before".to_owned())
         };
         let hash = hex(&Sha256::digest(number));
-        self.add(check, Evidence::GuestReported, format!("sha256:{hash}"), wrong)
+        self.add(check, Evidence::GuestReported, format!("{HASHED}{hash}"), wrong)
     }
 }
 
@@ -323,6 +343,31 @@ mod tests {
         assert_eq!(check(&answered(&order), &taken, &seen).unwrap_err().check, CheckKind::MachineId);
         let taken = Wanted { hostname_taken: true, ..wanted(&order) };
         assert_eq!(check(&answered(&order), &taken, &seen).unwrap_err().check, CheckKind::Hostname);
+    }
+
+    #[test]
+    fn what_a_guest_answered_to_an_earlier_arkd_is_known_to_the_next() {
+        let order = asked();
+        let renewal = answered(&order);
+        let checks = check(&renewal, &wanted(&order), &Seen::default()).unwrap();
+        let receipt = Receipt {
+            agent_id: "0".repeat(16),
+            name: "a1-1".parse().unwrap(),
+            snapshot: "s".into(),
+            generation: order.generation,
+            nonce: order.nonce.clone(),
+            at_unix_ms: 0,
+            took_ms: 1,
+            checks,
+            sha256: String::new(),
+        };
+        let next = Seen::default();
+        next.remember(Some(&receipt));
+        assert_eq!(check(&renewal, &wanted(&order), &next).unwrap_err().check, CheckKind::Random);
+        let another = Renewed { random: dice::<32>(), ..renewal.answer.clone() };
+        let another = Renewal { answer: another, clock_error_ns: 0 };
+        assert_eq!(check(&another, &wanted(&order), &next).unwrap_err().check, CheckKind::EvaluatorRandom);
+        assert_eq!(unhex(&"f".repeat(66)), None);
     }
 
     #[test]

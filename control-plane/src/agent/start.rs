@@ -15,8 +15,9 @@ use tracing::{Instrument as _, Span};
 
 use super::birth::Begun;
 use super::body::Base;
-use super::owner::{Owner, Removal, Request};
+use super::owner::Owner;
 use super::renewal::{self, Wanted};
+use super::request::{Parting, Removal, Request};
 use super::{BootError, REASON_PATIENCE, boot};
 use crate::cleanup::Home;
 use crate::core::Core;
@@ -39,7 +40,7 @@ pub(super) struct Life {
     /// None once it ended, or before it began.
     pub(super) vmm: Option<Vmm>,
     pub(super) greeter: Greeter,
-    /// What a restored one is, and what its guest said.
+    /// What one is that this `arkd` restored, and what its guest said.
     restored: Option<Restored>,
     _home: Home,
     _seat: Seat,
@@ -69,11 +70,19 @@ impl Drop for Seat {
 }
 
 impl Life {
-    /// The agent's directory and the socket that its guest calls; no VMM yet.
-    pub(super) fn home(core: &Arc<Core>, dir: &AgentDir, id: String) -> Result<Self, BootError> {
+    /// The agent's directory and the socket that its guest calls, both of which may be there from an earlier `arkd`, as the VMM
+    /// is.
+    pub(super) fn home(
+        core: &Arc<Core>,
+        dir: &AgentDir,
+        id: String,
+        vmm: Option<Vmm>,
+    ) -> Result<Self, BootError> {
         let seat = Seat::new(Arc::clone(core), id);
         let home = Home::make(dir.clone()).map_err(|source| directory(dir, source))?;
-        Self::within(home, None, dir, seat)
+        // Anything but its absence is told by what follows.
+        let _ = std::fs::remove_file(hello_socket(dir));
+        Self::within(home, vmm, dir, seat)
     }
 
     fn within(home: Home, vmm: Option<Vmm>, dir: &AgentDir, seat: Seat) -> Result<Self, BootError> {
@@ -89,6 +98,15 @@ impl Life {
         let _ = std::fs::remove_file(&socket);
         self.greeter = Greeter::listen(&socket).map_err(|source| directory(dir, source))?;
         Ok(())
+    }
+
+    /// Lets VMM and directory be, for a later `arkd`.
+    pub(super) fn leave(self) {
+        let Self { vmm, _home: home, .. } = self;
+        home.leave();
+        if let Some(vmm) = vmm {
+            vmm.leave();
+        }
     }
 
     /// Takes note of what the guest said.
@@ -163,7 +181,7 @@ impl Owner {
                 };
                 self.or_nothing(life, restored).await
             }
-            Some(Begun::Boot | Begun::Paused) | None => {
+            Some(Begun::Boot | Begun::Earlier) | None => {
                 let mut life = self.new_life(seat)?;
                 let booted = self.boot_well(&mut life, up).instrument(step_of(&cause, "boot")).await;
                 self.or_nothing(life, booted).await
@@ -286,17 +304,16 @@ impl Owner {
     fn unless_removed(&mut self, request: Option<&Request>) -> Result<(), BootError> {
         // A restart cuts off what runs in the guest.
         let is_over = matches!(request, Some(Request::StreamEnded)) && self.state.borrow().auto_remove;
-        match Request::removal(request) {
-            None if !is_over => Ok(()),
-            None => {
-                self.removal = Some(Removal::NOW);
-                Err(BootError::Removed)
+        match Request::parting(request) {
+            None if !is_over => return Ok(()),
+            None => self.parting = Some(Parting::Removal(Removal::NOW)),
+            Some(Parting::Leave) => {
+                self.parting = Some(Parting::Leave);
+                return Err(BootError::Ending);
             }
-            removal => {
-                self.removal = removal;
-                Err(BootError::Removed)
-            }
+            removal => self.parting = removal,
         }
+        Err(BootError::Removed)
     }
 
     /// Restores the guest of `hold` into the agent's directory, where an earlier VMM may have been.

@@ -10,6 +10,7 @@ mod host;
 mod images;
 mod logs;
 mod openapi;
+mod shutdown;
 mod snapshots;
 mod stats;
 mod stream;
@@ -66,7 +67,8 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(logs::list_consoles))
         .routes(routes!(stats::all_stats))
         .routes(routes!(stats::agent_stats))
-        .routes(routes!(host::host_exec_stream));
+        .routes(routes!(host::host_exec_stream))
+        .routes(routes!(shutdown::shut_down));
     openapi::frame().nest("/v1", v1)
 }
 

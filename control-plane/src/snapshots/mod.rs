@@ -11,7 +11,8 @@
 //! ```
 //!
 //! One that is damaged stays where it is, listed by its name, refused with the reason, until it is deleted.
-//! A snapshot without a name goes when nobody holds it and no diff is over it; a named one only on request.
+//! A snapshot without a name goes when nobody holds it and no diff is over it; a named one only on request. When `arkd` starts,
+//! what the agents need that it adopts is held first, and only then what nobody needs is removed.
 
 mod compact;
 mod files;

@@ -37,8 +37,8 @@ struct Inner {
 }
 
 impl Store {
-    /// The snapshots in `state`, after what killed writers left is gone. `vmm` is the program `ark-vmm`. Call it when no VMM of
-    /// an earlier `arkd` runs any more.
+    /// The snapshots in `state`, after what killed writers left is gone. `vmm` is the program `ark-vmm`. Call it when of the VMMs
+    /// of an earlier `arkd` only those run that are to be adopted; what those need is held before [`Self::sweep`].
     ///
     /// # Errors
     /// When a directory cannot be made or read.
@@ -53,13 +53,23 @@ impl Store {
             scan(&agent, Place::Paused, &mut table)?;
         }
         keep_names_unique(&mut table);
-        for dir in table.collect_all() {
-            tracing::info!(dir = %dir.display(), "a branch point that nobody needs any more is removed");
-            remove_dir(&dir);
-        }
         let inner =
             Inner { state: state.clone(), vmm, table: Mutex::new(table), compacting: Default::default() };
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Removes what an earlier `arkd` left and nobody needs any more.
+    pub fn sweep(&self) {
+        let gone = self.lock().collect_all();
+        for dir in gone {
+            tracing::info!(dir = %dir.display(), "a branch point that nobody needs any more is removed");
+            remove_dir(&dir);
+        }
+    }
+
+    /// Removes nothing any more for want of somebody who holds it: agents that outlive this `arkd` need it still.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
@@ -289,7 +299,7 @@ impl Store {
 
     fn is_to_go(&self, dir: &Path) -> bool {
         let table = self.lock();
-        table.by_dir(dir).is_none_or(|id| table.is_to_go(id, MAX_CHAIN))
+        !table.is_closed && table.by_dir(dir).is_none_or(|id| table.is_to_go(id, MAX_CHAIN))
     }
 
     /// Puts `manifest` in `dir` in the place of the snapshot `old`, with its name.

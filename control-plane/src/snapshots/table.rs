@@ -78,6 +78,8 @@ pub(super) struct Table {
     pub(super) damaged: HashMap<String, Damaged>,
     /// Names of snapshots that are being taken.
     pub(super) reserved: HashSet<AgentName>,
+    /// Whether everything stays from now on.
+    pub(super) is_closed: bool,
 }
 
 impl Entry {
@@ -167,7 +169,8 @@ impl Table {
         let mut next = Some(id);
         while let Some(id) = next {
             let Some(entry) = self.entries.get(&id) else { break };
-            let may_go = entry.holds == 0
+            let may_go = !self.is_closed
+                && entry.holds == 0
                 && match entry.doom {
                     Doom::Stays => false,
                     Doom::Goes => self.children(id).next().is_none(),

@@ -84,7 +84,9 @@ impl World {
     }
 
     fn open(&self) -> Store {
-        Store::open(&self.state(), self.scratch.path().join("ark-vmm")).unwrap()
+        let store = Store::open(&self.state(), self.scratch.path().join("ark-vmm")).unwrap();
+        store.sweep();
+        store
     }
 
     /// Directory number `n` of the store's own.
@@ -423,4 +425,23 @@ async fn gone(dir: &Path) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     panic!("{} is still there", dir.display());
+}
+
+#[tokio::test]
+async fn what_is_held_before_the_first_sweep_stays_and_a_store_that_is_closed_removes_nothing() {
+    let world = World::new();
+    let dir = world.dir(1);
+    write(&dir, 1, None);
+    let store = Store::open(&world.state(), world.scratch.path().join("ark-vmm")).unwrap();
+    let hold = store.hold(id(1)).unwrap();
+    store.sweep();
+    assert!(dir.exists());
+    store.close();
+    drop(hold);
+    store.sweep();
+    store.gone(std::slice::from_ref(&dir)).await;
+    assert!(dir.exists(), "whoever goes on from it outlives this arkd");
+    // The next one finds that nobody does.
+    world.open();
+    assert!(!dir.exists());
 }

@@ -1,7 +1,7 @@
 //! Which process it is: a process id alone may have been used again, so it goes with start time and boot.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -56,29 +56,81 @@ impl ProcessIdentity {
         Ok(serde_json::from_slice(&std::fs::read(path)?)?)
     }
 
+    /// Whether it is or was a process since this host was started last. Unknown counts as yes.
+    #[must_use]
+    pub fn is_of_this_boot(&self) -> bool {
+        boot_id().map_or(true, |boot| boot == self.boot_id)
+    }
+
+    /// A hold on this very process, by which it can be signalled and waited for whoever's child it is; none when it is gone. A
+    /// process that merely has its id is left alone.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn pin(&self) -> io::Result<Option<Pinned>> {
+        // The descriptor pins the process: if the identity still matches after it was opened, it is the one we mean.
+        let process = match pidfd_open(self.pid) {
+            Ok(process) => Pinned(process),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let is_same = Self::of(self.pid).is_ok_and(|now| now == *self);
+        Ok((is_same && !process.has_ended()?).then_some(process))
+    }
+
     /// Kills this very process and waits up to `limit` until it is gone. A process that merely has its id is left alone.
     ///
     /// # Errors
     /// When the process may not be killed or does not end in time.
     pub fn terminate(&self, limit: Duration) -> io::Result<Terminated> {
-        // The descriptor pins the process: if the identity still matches after it was opened, it is the one we mean.
-        let process = match pidfd_open(self.pid) {
-            Ok(process) => process,
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(Terminated::AlreadyGone),
-            Err(e) => return Err(e),
-        };
-        if !Self::of(self.pid).is_ok_and(|now| now == *self) {
-            return Ok(Terminated::AlreadyGone);
+        let Some(process) = self.pin()? else { return Ok(Terminated::AlreadyGone) };
+        process.kill()?;
+        if process.ends_within(PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX))? {
+            Ok(Terminated::Killed)
+        } else {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end after SIGKILL"))
         }
-        match pidfd_kill(&process) {
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(Terminated::AlreadyGone),
-            other => other?,
+    }
+}
+
+/// A process that its descriptor (pidfd, pidfd_open(2)) tells apart from every other: readable once it has ended.
+#[derive(Debug)]
+pub struct Pinned(OwnedFd);
+
+impl Pinned {
+    /// Sends it SIGKILL; one that has ended needs none.
+    ///
+    /// # Errors
+    /// When it may not be killed.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_kill(&self.0) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other,
         }
-        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        match nix::poll::poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout)? {
-            0 => Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end after SIGKILL")),
-            _ => Ok(Terminated::Killed),
-        }
+    }
+
+    /// Whether it has ended; as a zombie it has, too.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn has_ended(&self) -> io::Result<bool> {
+        self.ends_within(PollTimeout::ZERO)
+    }
+
+    fn ends_within(&self, limit: PollTimeout) -> io::Result<bool> {
+        Ok(nix::poll::poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], limit)? > 0)
+    }
+}
+
+impl AsRawFd for Pinned {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Pinned {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

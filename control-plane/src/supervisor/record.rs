@@ -1,4 +1,4 @@
-//! How a VMM ended, told from what it left: exit status, standard output, exit file, last words.
+//! How a VMM ended, told from what it left: exit status and standard output, or its exit file; last words.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::ExitStatusExt as _;
@@ -13,6 +13,8 @@ use crate::host::unix_ms;
 
 /// Most bytes of a log that are quoted to a client.
 const MAX_QUOTE: u64 = 2048;
+/// Most bytes of an exit file that are read.
+const MAX_EXIT_FILE: u64 = 64 << 10;
 /// Most lines of a log that are quoted to a client.
 const QUOTED_LINES: usize = 12;
 
@@ -37,6 +39,18 @@ pub(super) fn of(status: io::Result<ExitStatus>, output: &[u8], dir: &AgentDir) 
         let detail = format!("it ended with exit code {} and no record", status.code().unwrap_or_default());
         let detail = if words.is_empty() { detail } else { format!("{detail}; its last words:\n{words}") };
         ExitRecord { reason: ExitReason::Internal, detail: Some(detail), at_unix_ms }
+    })
+}
+
+/// The record of a VMM that ended in `dir` and was no child of this `arkd`, which therefore knows no exit status: what it
+/// wrote to its exit file, else `how` and that there is no such file.
+pub(crate) fn left_in(dir: &AgentDir, how: &str) -> ExitRecord {
+    let told = std::fs::File::open(dir.exit_file())
+        .and_then(|file| Ok(serde_json::from_reader(io::BufReader::new(file.take(MAX_EXIT_FILE)))?));
+    told.unwrap_or_else(|_: io::Error| ExitRecord {
+        reason: ExitReason::Killed,
+        detail: Some(format!("{how} and left no record; what the agent held in memory is lost")),
+        at_unix_ms: unix_ms(),
     })
 }
 

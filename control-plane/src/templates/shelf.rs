@@ -406,7 +406,7 @@ impl Templates {
         gone
     }
 
-    /// As [`Self::sweep`], when `arkd` starts and no agent is there that was forked from any.
+    /// As [`Self::sweep`], when `arkd` starts; what the agents need that it adopts has their tenants by then.
     pub fn sweep_at_start(&self, images: &Images) {
         for dir in self.sweep(images) {
             tracing::info!(dir = %dir.display(), "a template that nobody uses is removed");

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use ark_types::eval::{EvalEnd, EvalException, EvalRequest};
@@ -45,9 +45,15 @@ fn main() {
     }
 }
 
+/// Where the record of the end goes besides standard output.
+static EXIT_FILE: OnceLock<PathBuf> = OnceLock::new();
+
 fn end(reason: ExitReason, detail: Option<&str>) -> ! {
     let record = ExitRecord { reason, detail: detail.map(str::to_owned), at_unix_ms: 1 };
-    println!("{}", serde_json::to_string(&record).unwrap());
+    let record = serde_json::to_string(&record).unwrap();
+    // Either may be told to nobody.
+    let _ = EXIT_FILE.get().map(|file| std::fs::write(file, &record));
+    let _ = writeln!(std::io::stdout(), "{record}");
     std::process::exit(reason.exit_code().into());
 }
 
@@ -70,6 +76,7 @@ struct Machine {
     size: (u32, u64),
     disks: Vec<DiskConfig>,
     is_restored: bool,
+    state: Mutex<VmState>,
 }
 
 /// Sockets and console.
@@ -82,10 +89,11 @@ struct Places {
 fn run() {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).unwrap();
-    let (machine, places) = match serde_json::from_str(&text) {
-        Ok(RunConfig::Boot(config)) => boot(config),
-        Ok(RunConfig::Restore(config)) => restore(config),
-        Err(_) => end(ExitReason::BadConfig, None),
+    let Ok(config) = serde_json::from_str::<RunConfig>(&text) else { end(ExitReason::BadConfig, None) };
+    EXIT_FILE.set(config.exit_file().unwrap().clone()).unwrap();
+    let (machine, places) = match config {
+        RunConfig::Boot(config) => boot(config),
+        RunConfig::Restore(config) => restore(config),
     };
     let script = machine.memory.lock().unwrap().script.clone();
     let mut console = std::fs::OpenOptions::new().create(true).append(true).open(places.console).unwrap();
@@ -130,6 +138,7 @@ fn boot(config: VmConfig) -> (Machine, Places) {
         size: (config.vcpus, config.memory_mib),
         disks: config.disks,
         is_restored: false,
+        state: Mutex::new(VmState::Running),
     };
     let places = Places {
         vsock: config.vsock.unwrap().uds_path,
@@ -182,6 +191,7 @@ fn restore(config: RestoreConfig) -> (Machine, Places) {
         size: (manifest.vcpus, manifest.memory_mib),
         disks,
         is_restored: true,
+        state: Mutex::new(VmState::Running),
     };
     let places = Places {
         vsock: config.uds_path.unwrap(),
@@ -194,10 +204,8 @@ fn restore(config: RestoreConfig) -> (Machine, Places) {
 /// Writes what a snapshot consists of, as far as `arkd` looks at it.
 fn snapshot(machine: &Machine, dir: &Path) -> ControlReply {
     let memory = machine.memory.lock().unwrap().clone();
-    match memory.script.as_str() {
-        "full-disk" => return ControlReply::Refused { why: "memory: No space left on device".into() },
-        "slow-snapshot" => std::thread::sleep(Duration::from_secs(2)),
-        _ => {}
+    if memory.script == "full-disk" {
+        return ControlReply::Refused { why: "memory: No space left on device".into() };
     }
     let state = serde_json::to_vec(&memory).unwrap();
     let id = SnapshotId(rand::random());
@@ -258,13 +266,23 @@ fn live(script: &str, is_restored: bool, hello_socket: &Path, console: &mut std:
         std::thread::sleep(Duration::from_secs(1000));
     }
     let hello = Hello { guestd: "fake".into(), kernel: "fake".into(), uptime_ms: 1, cpus: 1 };
-    send(&mut stream, &Frame::json(Kind::Hello, &hello).unwrap());
+    let hello = Frame::json(Kind::Hello, &hello).unwrap();
+    send(&mut stream, &hello);
     if script == "falls-silent" && is_restored {
         std::thread::sleep(Duration::from_secs(1000));
     }
-    for sequence in 1.. {
+    // Longer than any test, so that one which is killed leaves nothing for good.
+    for sequence in 1..6000 {
         let beat = Heartbeat { sequence, uptime_ms: sequence, mem_available_kib: 64, load1_x100: 7 };
-        send(&mut stream, &Frame::json(Kind::Heartbeat, &beat).unwrap());
+        let beat = Frame::json(Kind::Heartbeat, &beat).unwrap();
+        // When its arkd is gone it calls the next one.
+        while stream.write_all(&beat.encode()).is_err() {
+            std::thread::sleep(Duration::from_millis(20));
+            if let Ok(anew) = UnixStream::connect(hello_socket) {
+                stream = anew;
+                send(&mut stream, &hello);
+            }
+        }
         std::thread::sleep(Duration::from_millis(100));
         if script == "powers-off" {
             end(ExitReason::GuestPoweroff, None);
@@ -279,18 +297,32 @@ fn obey(stream: UnixStream, machine: &Machine) {
     let answer = |reply: ControlReply| {
         writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
     };
+    let script = machine.memory.lock().unwrap().script.clone();
+    if script.strip_prefix("slow-").is_some_and(|what| line.contains(&format!("\"do\":\"{what}\""))) {
+        std::thread::sleep(Duration::from_secs(2));
+    }
     match serde_json::from_str(&line).unwrap() {
         ControlRequest::Stop { grace_ms } => {
             answer(state(VmState::Stopping));
-            if machine.memory.lock().unwrap().script == "ignores-stop" {
+            if script == "ignores-stop" {
                 std::thread::sleep(Duration::from_millis(grace_ms));
                 end(ExitReason::StopDeadline, None);
             }
             end(ExitReason::Stopped, None);
         }
-        ControlRequest::Pause => answer(state(VmState::Paused)),
-        ControlRequest::Resume => answer(state(VmState::Running)),
-        ControlRequest::Snapshot { dir } => answer(snapshot(machine, &dir)),
+        ControlRequest::Pause | ControlRequest::Resume => {
+            let now = if line.contains("pause") { VmState::Paused } else { VmState::Running };
+            *machine.state.lock().unwrap() = now;
+            answer(state(now));
+        }
+        ControlRequest::State => answer(state(*machine.state.lock().unwrap())),
+        ControlRequest::Snapshot { dir } => {
+            stream.set_nonblocking(true).unwrap();
+            // Given up when nobody would know of it.
+            if !matches!((&stream).read(&mut [0]), Ok(0)) {
+                answer(snapshot(machine, &dir));
+            }
+        }
         ControlRequest::Reclaim { dir } => {
             let id = manifest_of(&dir).id;
             *machine.base.lock().unwrap() = Some(SnapshotBase { id, path: dir });
@@ -302,7 +334,6 @@ fn obey(stream: UnixStream, machine: &Machine) {
             let metrics = VmMetrics { first_run_ns: 1, exits: 7, guest_resident_bytes: 1 << 20, devices };
             answer(ControlReply::Metrics(metrics));
         }
-        ControlRequest::State => {}
     }
 }
 

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Place, arkd, eventually, runs, signal, started};
+use crate::harness::{Place, arkd, end_vmms, eventually, runs, signal, started};
 
 /// Runs an `arkd` that is expected not to start.
 async fn refused(mut command: Command) -> Output {
@@ -62,36 +62,15 @@ async fn a_vmm_that_was_stopped_is_still_deleted() {
 }
 
 #[tokio::test]
-async fn what_a_killed_arkd_left_is_cleaned_up_by_the_next() {
-    let place = Place::new();
-    let (mut first, client) = started(&place, &[]).await;
-    let agents = [client.create("a1", "base").await, client.create("a2", "base").await];
-    first.0.kill().unwrap();
-    first.0.wait().unwrap();
-    assert!(agents.iter().all(|agent| runs(agent.vmm_pid.unwrap())), "VMMs outlive a killed arkd");
-    assert_eq!(place.agent_dirs(), 2);
-
-    let (mut second, client) = started(&place, &[]).await;
-    assert!(agents.iter().all(|agent| !runs(agent.vmm_pid.unwrap())), "no orphan");
-    assert_eq!(place.agent_dirs(), 0);
-    assert!(client.get("/v1/agents").await.json::<AgentList>().agents.is_empty());
-    client.create("a1", "base").await;
-
-    signal(second.0.id(), Signal::SIGTERM);
-    assert!(second.0.wait().unwrap().success());
-    assert_eq!(std::fs::read_dir(place.path("run")).unwrap().count(), 0, "an orderly end leaves nothing");
-}
-
-#[tokio::test]
 async fn vmms_do_not_share_arkds_process_group() {
     let place = Place::new();
     let (mut arkd, client) = started(&place, &[]).await;
     let agent = client.create("a1", "base").await;
     let group = |pid: u32| nix::unistd::getpgid(Some(Pid::from_raw(i32::try_from(pid).unwrap()))).unwrap();
-    assert_ne!(group(agent.vmm_pid.unwrap()), group(arkd.0.id()));
-    signal(arkd.0.id(), Signal::SIGINT);
-    assert!(arkd.0.wait().unwrap().success());
-    assert!(!runs(agent.vmm_pid.unwrap()));
+    assert_ne!(group(agent.vmm_pid.unwrap()), group(arkd.child.id()));
+    assert!(arkd.end(Signal::SIGINT));
+    assert!(runs(agent.vmm_pid.unwrap()), "Ctrl-C is for arkd alone");
+    end_vmms(&place.run());
 }
 
 #[tokio::test]

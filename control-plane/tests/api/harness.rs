@@ -11,6 +11,7 @@ use ark_types::layout::{Assets, RunDir, StateDir};
 use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
 use arkd::config::{Config, ConsoleLimits, PoolSizes, Timing};
 use arkd::daemon::Daemon;
+use arkd::supervisor::ProcessIdentity;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -33,7 +34,7 @@ fn fake_vmm() -> PathBuf {
 }
 
 /// Images of every test: the name is what the guest does.
-pub(crate) const IMAGES: [&str; 25] = [
+pub(crate) const IMAGES: [&str; 26] = [
     "base",
     "panics",
     "silent",
@@ -47,6 +48,7 @@ pub(crate) const IMAGES: [&str; 25] = [
     "rotten",
     "full-disk",
     "slow-snapshot",
+    "slow-reclaim",
     "unrestorable",
     "same-random",
     "wrong-clock",
@@ -280,21 +282,52 @@ pub(crate) fn arkd(place: &Place, arguments: &[&str]) -> Command {
     command
 }
 
-/// An `arkd` in a process of its own. A test that fails half-way ends it too, in good order, so that its VMMs go with it.
-pub(crate) struct Process(pub(crate) Child);
+/// An `arkd` in a process of its own. With it end the VMMs that it leaves, whatever becomes of the test.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    run: RunDir,
+}
+
+impl Process {
+    /// Starts `command`, an `arkd` of `place`.
+    pub(crate) fn start(place: &Place, command: &mut Command) -> Self {
+        Self { child: command.spawn().unwrap(), run: place.run() }
+    }
+
+    /// Signals it and waits for its end; whether that was in order.
+    pub(crate) fn end(&mut self, with: Signal) -> bool {
+        signal(self.child.id(), with);
+        self.child.wait().unwrap().success()
+    }
+
+    /// Waits for an end that was asked for.
+    pub(crate) fn wait(&mut self) -> bool {
+        self.child.wait().unwrap().success()
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            signal(self.0.id(), Signal::SIGTERM);
-            let _ = self.0.wait();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        end_vmms(&self.run);
+    }
+}
+
+/// Ends every VMM that an `arkd` left.
+pub(crate) fn end_vmms(run: &RunDir) {
+    for dir in std::fs::read_dir(run.agents()).into_iter().flatten().flatten() {
+        if let Ok(identity) = ProcessIdentity::read(&dir.path().join("vmm.json")) {
+            let _ = identity.terminate(Duration::from_secs(5));
         }
     }
 }
 
 /// The real program, once it listens.
 pub(crate) async fn started(place: &Place, arguments: &[&str]) -> (Process, Client) {
-    let child = Process(arkd(place, arguments).stderr(Stdio::null()).spawn().unwrap());
+    let child = Process::start(place, arkd(place, arguments).stderr(Stdio::null()));
     let socket = place.run().api_socket();
     eventually("arkd listens", async || tokio::net::UnixStream::connect(&socket).await.is_ok()).await;
     (child, Client::unix(&socket))

@@ -1,5 +1,6 @@
 //! `arkd` end to end, with a VMM that is a fake: no KVM is needed.
 
+mod adopt;
 mod agents;
 mod bad_input;
 mod consoles;

@@ -89,15 +89,13 @@ async fn a_paused_agent_outlasts_arkd_ended_or_killed() {
     client.create("b1", "base").await;
     pause(&client, "b1").await;
     pause(&client, "a1").await;
-    first.0.kill().unwrap();
-    first.0.wait().unwrap();
+    first.end(Signal::SIGKILL);
 
     let (mut second, client) = started(&place, &[]).await;
     let back: Agent = client.get("/v1/agents/a1").await.json();
     assert_eq!((back.state, &back.id, back.vmm_pid), (AgentState::Paused, &agent.id, None));
     assert!(!runs(agent.vmm_pid.unwrap()));
-    signal(second.0.id(), Signal::SIGTERM);
-    assert!(second.0.wait().unwrap().success());
+    assert!(second.end(Signal::SIGTERM));
     assert_eq!(std::fs::read_dir(place.path("run")).unwrap().count(), 0);
 
     let (_third, client) = started(&place, &[]).await;
@@ -123,21 +121,20 @@ async fn what_a_killed_arkd_had_half_paused_leaves_nothing_and_one_that_ends_in_
         std::fs::create_dir_all(home.join(half)).unwrap();
         std::fs::write(home.join(half).join("memory"), "half").unwrap();
     }
-    first.0.kill().unwrap();
-    first.0.wait().unwrap();
+    first.end(Signal::SIGKILL);
 
+    // It can be connected to before it has looked round.
     let (mut second, client) = started(&place, &[]).await;
-    assert_eq!(records(&place), 0);
-    let agent = client.create("a1", "slow-snapshot").await;
+    eventually("half a pause is cleared away", async || records(&place) == 0).await;
     eval(&client, "a1", "x=5").await;
     let pausing = tokio::spawn({
         let client = client.clone();
         async move { client.post("/v1/agents/a1/pause", &json!({})).await }
     });
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    signal(second.0.id(), Signal::SIGTERM);
+    signal(second.child.id(), Signal::SIGTERM);
     assert_eq!(pausing.await.unwrap().status(), StatusCode::OK);
-    assert!(second.0.wait().unwrap().success());
+    assert!(second.wait());
 
     let (_third, client) = started(&place, &[]).await;
     assert_eq!(client.get("/v1/agents/a1").await.json::<Agent>().id, agent.id);

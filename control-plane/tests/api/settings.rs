@@ -57,13 +57,12 @@ async fn a_reload_takes_over_what_it_can_and_names_the_rest() {
     };
     write("[pool]\nprepared = 1\nstandby = 0\n");
     let mut command = arkd(&place, &["--config", file.to_str().unwrap()]);
-    let child = Process(
-        command.env_remove("ARK_POOL").env_remove("ARK_STANDBY").stderr(Stdio::null()).spawn().unwrap(),
-    );
+    command.env_remove("ARK_POOL").env_remove("ARK_STANDBY").stderr(Stdio::null());
+    let child = Process::start(&place, &mut command);
     eventually("a VMM is prepared", async || place.agent_dirs() == 1).await;
 
     write("[pool]\nprepared = 0\nstandby = 0\n[listen]\ntcp = \"127.0.0.1:0\"\n");
-    signal(child.0.id(), Signal::SIGHUP);
+    signal(child.child.id(), Signal::SIGHUP);
     eventually("the prepared VMM ends", async || place.agent_dirs() == 0).await;
     let of = |field: &str| -> Vec<String> {
         messages(&log).iter().filter_map(|m| m[field].as_str().map(str::to_owned)).collect()
@@ -72,15 +71,15 @@ async fn a_reload_takes_over_what_it_can_and_names_the_rest() {
     assert_eq!(of("taken_over"), ["pool.prepared"]);
 
     write("[pool]\nprepared = \"many\"\n");
-    signal(child.0.id(), Signal::SIGHUP);
+    signal(child.child.id(), Signal::SIGHUP);
     let refused = async || messages(&log).iter().any(|m| m["level"] == "ERROR" && m["error"].is_string());
     eventually("a wrong file is refused", refused).await;
 
     write("level = \"error\"\n[pool]\nprepared = 0\nstandby = 0\n");
-    signal(child.0.id(), Signal::SIGHUP);
+    signal(child.child.id(), Signal::SIGHUP);
     // Its own message is below that level already, so the end of arkd tells: what it says then is not written.
     eventually("the file is read", async || {
-        signal(child.0.id(), Signal::SIGHUP);
+        signal(child.child.id(), Signal::SIGHUP);
         let before = messages(&log).len();
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         messages(&log).len() == before
@@ -96,14 +95,14 @@ async fn a_log_that_is_standard_error_too_is_rotated_with_it() {
     fs::write(&log, "x".repeat(1 << 20)).unwrap();
     let errors = fs::OpenOptions::new().append(true).open(&log).unwrap();
     let mut command = arkd(&place, &["--fallback-log-file", log.to_str().unwrap()]);
-    let child = Process(command.env("ARK_LOG_MAX_SIZE_MIB", "1").stderr(errors).spawn().unwrap());
+    let child = Process::start(&place, command.env("ARK_LOG_MAX_SIZE_MIB", "1").stderr(errors));
     eventually("arkd says something", async || {
         fs::read_to_string(&log).is_ok_and(|text| text.contains("listening"))
     })
     .await;
     let aside = place.path("state/arkd.log.1");
     assert_eq!(fs::metadata(&aside).unwrap().len(), 1 << 20);
-    let standard_error = fs::metadata(format!("/proc/{}/fd/2", child.0.id())).unwrap();
+    let standard_error = fs::metadata(format!("/proc/{}/fd/2", child.child.id())).unwrap();
     assert_eq!(standard_error.ino(), fs::metadata(&log).unwrap().ino(), "standard error follows");
     assert!(!fs::read_to_string(&log).unwrap().starts_with('{'), "lines for people");
 }
@@ -115,7 +114,7 @@ async fn the_service_manager_is_told_of_every_turn_and_that_arkd_lives() {
     let manager = tokio::net::UnixDatagram::bind(&path).unwrap();
     let mut command = arkd(&place, &[]);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").stderr(Stdio::null());
-    let child = Process(command.spawn().unwrap());
+    let child = Process::start(&place, &mut command);
     let next = async || {
         let mut buffer = [0; 256];
         let limit = std::time::Duration::from_secs(20);
@@ -126,9 +125,9 @@ async fn the_service_manager_is_told_of_every_turn_and_that_arkd_lives() {
     assert!(place.run().api_socket().exists(), "it is ready when it says so");
     assert_eq!((next().await, next().await), ("WATCHDOG=1\n".to_owned(), "WATCHDOG=1\n".to_owned()));
     let until = async |wanted: &str| while !next().await.starts_with(wanted) {};
-    signal(child.0.id(), Signal::SIGHUP);
+    signal(child.child.id(), Signal::SIGHUP);
     until("RELOADING=1\nMONOTONIC_USEC=").await;
     until("READY=1\n").await;
-    signal(child.0.id(), Signal::SIGTERM);
+    signal(child.child.id(), Signal::SIGTERM);
     until("STOPPING=1\n").await;
 }

@@ -89,7 +89,7 @@ async fn a_slow_client_holds_the_program_back_and_arkd_stays_small() {
     let total = 300_000_000;
     socket.exec(json!({ "argv": ["head", "-c", total.to_string(), "/dev/zero"] })).await;
     socket.expect(Kind::Started).await;
-    let before = peak_kib(arkd.0.id());
+    let before = peak_kib(arkd.child.id());
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut received = 0;
     loop {
@@ -101,7 +101,7 @@ async fn a_slow_client_holds_the_program_back_and_arkd_stays_small() {
         }
     }
     assert_eq!(received, total);
-    let grown = peak_kib(arkd.0.id()) - before;
+    let grown = peak_kib(arkd.child.id()) - before;
     assert!(grown < 32 << 10, "{grown} KiB more for 300 MB of output");
 }
 

@@ -48,7 +48,7 @@ async fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
 async fn traced(place: &Place, endpoint: &str, ratio: &str) -> (Process, Client) {
     let mut command = arkd(place, &[]);
     command.env("ARK_TELEMETRY_OTLP_ENDPOINT", endpoint).env("ARK_TELEMETRY_SAMPLE_RATIO", ratio);
-    let child = Process(command.stderr(Stdio::null()).spawn().unwrap());
+    let child = Process::start(place, command.stderr(Stdio::null()));
     let socket = place.run().api_socket();
     eventually("arkd listens", async || tokio::net::UnixStream::connect(&socket).await.is_ok()).await;
     (child, Client::unix(&socket))
@@ -80,9 +80,9 @@ async fn a_request_is_followed_from_its_client_into_the_guest() {
     let seen = within_a_trace(&client, "/v1/agents/a1/exec", &json!({ "argv": ["env"] })).await;
     let unsampled: Value = client.exec("a1", &json!({ "argv": ["env"] })).await.json();
     assert_eq!(traceparent(&unsampled), None, "a part of 0.0 is sampled of what no client decided");
-    signal(child.0.id(), Signal::SIGTERM);
+    signal(child.child.id(), Signal::SIGTERM);
     // Waited for without standing in the collector's way.
-    eventually("arkd ends", async || matches!(child.0.try_wait(), Ok(Some(_)))).await;
+    eventually("arkd ends", async || matches!(child.child.try_wait(), Ok(Some(_)))).await;
 
     let spans = spans.lock().unwrap();
     let by_id: HashMap<String, &Span> = spans.iter().map(|span| (hex(&span.span_id), span)).collect();

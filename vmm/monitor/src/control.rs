@@ -97,13 +97,32 @@ impl Server {
         Ok(Self { listener, clients: Vec::new(), accept_failed: false, tickets: 0, _file: file })
     }
 
-    /// What to wait on: each descriptor, and whether for room to write (else for something to read). Nothing is expected of
-    /// a client that waits; one that goes meanwhile is noticed when it gets its reply.
-    pub fn fds(&self) -> impl Iterator<Item = (RawFd, bool)> + '_ {
-        let awake = self.clients.iter().filter(|c| c.waits.is_none());
-        let clients = awake.map(|c| (c.stream.as_raw_fd(), !c.output.is_empty()));
-        let listener = (!self.accept_failed).then_some((self.listener.as_raw_fd(), false));
+    /// What to wait on: each descriptor, and for what (poll(2)): for something to read, for room to write, or, of a client
+    /// that waits and of whom nothing is expected, for its hanging up.
+    pub fn fds(&self) -> impl Iterator<Item = (RawFd, libc::c_short)> + '_ {
+        let clients = self.clients.iter().map(|client| {
+            let events = match (client.waits, client.output.is_empty()) {
+                (Some(_), _) => 0,
+                (None, false) => libc::POLLOUT,
+                (None, true) => libc::POLLIN,
+            };
+            (client.stream.as_raw_fd(), events)
+        });
+        let listener = (!self.accept_failed).then_some((self.listener.as_raw_fd(), libc::POLLIN));
         listener.into_iter().chain(clients)
+    }
+
+    /// Lets clients go that hung up while they waited for a reply; what each of them waited for.
+    pub fn hung_up(&mut self) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
+        self.clients.retain(|client| match client.waits {
+            Some(ticket) if client.has_hung_up() => {
+                tickets.push(ticket);
+                false
+            }
+            _ => true,
+        });
+        tickets
     }
 
     /// When to call [`Self::serve`] again even if nothing of [`Self::fds`] is ready.
@@ -154,6 +173,14 @@ fn remove_socket(path: &Path) -> io::Result<()> {
 }
 
 impl Client {
+    /// Whether nobody is at the other end. One that merely has nothing more to say still listens.
+    fn has_hung_up(&self) -> bool {
+        let mut fd = libc::pollfd { fd: self.stream.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: the pointer is to one entry, which lives through the call; it does not wait.
+        let ready = unsafe { libc::poll(&raw mut fd, 1, 0) } > 0;
+        ready && fd.revents & (libc::POLLHUP | libc::POLLERR) != 0
+    }
+
     /// Everything that can be done without waiting. An error means that the connection is over.
     fn serve(&mut self, tickets: &mut u64, answer: &mut Answer<'_>) -> io::Result<()> {
         loop {
@@ -292,8 +319,9 @@ mod tests {
             }
             other => panic!("{other:?} was answered before the reply to the request before it"),
         });
-        // Nothing is expected of it, so that its hanging up does not wake the owner again and again.
-        assert_eq!(server.fds().count(), 2);
+        // Nothing is expected of it but that it hangs up.
+        assert_eq!(server.fds().filter(|(_, events)| *events == 0).count(), 1);
+        assert_eq!(server.hung_up(), []);
         (&other).write_all(b"{\"do\":\"state\"}\n").unwrap();
         server.serve(&mut state);
         assert!(matches!(replies(&other, 1)[..], [ControlReply::State { state: VmState::Running }]));
@@ -303,6 +331,27 @@ mod tests {
         server.reply(asked.unwrap(), &late);
         server.serve(&mut state);
         assert_eq!(replies(&slow, 2), [late, ControlReply::State { state: VmState::Paused }]);
+    }
+
+    #[test]
+    fn a_client_that_hangs_up_while_it_waits_is_told_from_one_that_has_nothing_more_to_say() {
+        let (_dir, path, mut server) = server();
+        let (gone, listens) = (connect(&path), connect(&path));
+        let mut asked = Vec::new();
+        for client in [&gone, &listens] {
+            (&*client).write_all(b"{\"do\":\"resume\"}\n").unwrap();
+            server.serve(&mut |_, ticket| {
+                asked.push(ticket);
+                None
+            });
+        }
+        listens.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(server.hung_up(), []);
+        drop(gone);
+        assert_eq!(server.hung_up(), [asked[0]]);
+        assert_eq!(server.hung_up(), []);
+        server.reply(asked[1], &ControlReply::Refused { why: "late".into() });
+        assert!(matches!(replies(&listens, 1)[..], [ControlReply::Refused { .. }]));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub enum ControlRequest {
     /// Counters.
     Metrics,
     /// Take a snapshot, of a running VM or a paused one, into the directory `dir`, which must not exist. A running VM stands
-    /// still for a moment only; the reply comes when every byte is on disk. One at a time.
+    /// still for a moment only; the reply comes when every byte is on disk. One at a time; one whose client hangs up is given up.
     Snapshot {
         /// Directory to make, absolute.
         dir: PathBuf,

@@ -80,6 +80,9 @@ pub fn run(machine: Machine, mut inputs: Inputs) -> End {
             if let Some((ticket, reply)) = owner.snapshots.finished() {
                 control.reply(ticket, &reply);
             }
+            for ticket in control.hung_up() {
+                owner.snapshots.forget(ticket);
+            }
             control.serve(&mut |request, ticket| owner.answer(request, ticket));
         }
         if let Some(end) = owner.end.take() {
@@ -175,13 +178,9 @@ fn wait(inputs: &Inputs, timer: Option<Instant>, writer: Option<RawFd>) -> io::R
     let mut fds: Vec<libc::pollfd> = fixed
         .into_iter()
         .flatten()
-        .map(|fd| (fd, false))
+        .map(|fd| (fd, libc::POLLIN))
         .chain(control)
-        .map(|(fd, write): (RawFd, bool)| libc::pollfd {
-            fd,
-            events: if write { libc::POLLOUT } else { libc::POLLIN },
-            revents: 0,
-        })
+        .map(|(fd, events): (RawFd, libc::c_short)| libc::pollfd { fd, events, revents: 0 })
         .collect();
     let retry = inputs.control.as_ref().and_then(Server::retry_after).map(|after| Instant::now() + after);
     let timeout = [timer, retry].into_iter().flatten().min().map_or(-1, |at| {

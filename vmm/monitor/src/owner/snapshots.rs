@@ -6,7 +6,7 @@
 //!                                            └► writer: write, sync, rename ─ tell ─ exit
 //! ```
 //!
-//! Of a writer that dies, or is killed because the VM ends, nothing stays behind.
+//! Of a writer that dies, or is killed because the VM ends or whoever asked has hung up, nothing stays behind.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -94,6 +94,11 @@ impl Snapshots {
             Outcome::Failed { why } => ControlReply::Refused { why },
         };
         Some((writer.ticket, reply))
+    }
+
+    /// Gives up the snapshot that the request of `ticket` is for: whoever asked is gone, so that nobody would know of it.
+    pub(super) fn forget(&mut self, ticket: Ticket) {
+        self.writer.take_if(|writer| writer.ticket == ticket);
     }
 
     /// Whose snapshot comes to nothing because the VM has ended.

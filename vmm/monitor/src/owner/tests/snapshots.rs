@@ -285,6 +285,26 @@ fn a_writer_that_is_killed_or_loses_its_files_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_snapshot_whose_client_hangs_up_is_given_up_and_the_vm_goes_on() {
+    let hypervisor = guest();
+    let mut vm = Vm::settled(&hypervisor);
+    fill(&hypervisor.log());
+    let dir = vm.dir.path().join("s");
+    let mut client = vm.client();
+    let line = serde_json::to_string(&snapshot(&dir)).unwrap();
+    client.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+    let writer = writer_of(&dir);
+    drop(client);
+    while Path::new(&format!("/proc/{writer}")).exists() {
+        std::thread::yield_now();
+    }
+    assert_eq!(vm.state_after(ControlRequest::State), VmState::Running);
+    assert_eq!(names(vm.dir.path(), "s").len(), 0);
+    vm.snapshot("s");
+    vm.end();
+}
+
+#[test]
 fn a_vm_that_ends_takes_its_writer_with_it() {
     let hypervisor = guest();
     let mut vm = Vm::settled(&hypervisor);
