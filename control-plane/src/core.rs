@@ -10,9 +10,11 @@ use crate::agent::Seen;
 use crate::config::Config;
 use crate::host;
 use crate::images::Images;
+use crate::ledger::Ledger;
 use crate::pool::Pool;
 use crate::registry::Registry;
 use crate::snapshots::Store;
+use crate::store::EventLog;
 use crate::templates::Templates;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
@@ -25,6 +27,10 @@ pub struct Core {
     pub config: Config,
     /// Images.
     pub images: Images,
+    /// The log of events.
+    pub log: Arc<dyn EventLog>,
+    /// What is recorded of agents, and what it amounts to.
+    pub ledger: Ledger,
     /// Agents.
     pub registry: Registry,
     /// Snapshots.
@@ -47,7 +53,7 @@ impl Core {
     ///
     /// # Errors
     /// When the state directory cannot be made or read.
-    pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
+    pub fn new(config: Config, log: Arc<dyn EventLog>, ledger: Ledger) -> std::io::Result<Arc<Self>> {
         let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
         let templates = Templates::open(&config.state, &snapshots);
         let (answer, probe) = watch::channel(None);
@@ -63,9 +69,20 @@ impl Core {
         let pool = Pool::new(config.pool);
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
-        let core =
-            Self { config, images, registry, snapshots, templates, pool, seen, restores, started, probe };
-        Ok(Arc::new(core))
+        Ok(Arc::new(Self {
+            config,
+            images,
+            log,
+            ledger,
+            registry,
+            snapshots,
+            templates,
+            pool,
+            seen,
+            restores,
+            started,
+            probe,
+        }))
     }
 
     /// What the probe said; waits while it runs.

@@ -22,8 +22,10 @@ use crate::auth::{Token, TokenError};
 use crate::cleanup;
 use crate::config::Config;
 use crate::core::Core;
+use crate::ledger::{Ledger, LedgerError};
 use crate::routes;
 use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
+use crate::store::{EventLog, OpenError, SqliteLog};
 
 /// Time the guests have to end in order when `arkd` ends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -67,6 +69,12 @@ pub enum StartError {
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The log of events.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// What is in the log of events.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 /// A serving `arkd`. Dropped without [`Self::shut_down`] it leaves agents to the next start's clean-up.
@@ -88,6 +96,17 @@ impl Daemon {
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_on(config, |log| log).await
+    }
+
+    /// As [`Self::start`], over what `wrap` makes of the log of events.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub async fn start_on(
+        config: Config,
+        wrap: impl FnOnce(Arc<dyn EventLog>) -> Arc<dyn EventLog>,
+    ) -> Result<Self, StartError> {
         let run = config.run.clone();
         let unusable = |source| StartError::RunDir { path: run.0.clone(), source };
         cleanup::make_private_dir(&run.0).map_err(unusable)?;
@@ -118,7 +137,9 @@ impl Daemon {
         let mut socket = UnixSocket::bind(&run.api_socket())?;
 
         let state = config.state.0.clone();
-        let core = Core::new(config).map_err(|source| StartError::StateDir { path: state, source })?;
+        let log = wrap(Arc::new(SqliteLog::open(&config.state.events())?));
+        let ledger = Ledger::open(Arc::clone(&log), config.compaction).await?;
+        let core = Core::new(config, log, ledger).map_err(|source| StartError::StateDir { path: state, source })?;
         agent::load_paused(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));

@@ -24,6 +24,7 @@
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |
 //! | [`snapshots`], [`templates`] | what agents are forked from: files, who needs which, proofs |
+//! | [`store`], [`ledger`], [`projection`] | the log of events, what is recorded in it, and what that amounts to |
 //! | [`cleanup`] | what an earlier, killed `arkd` left |
 //!
 //! `arkd` never links the VMM: it starts a process and speaks to sockets.
@@ -39,13 +40,16 @@ pub mod daemon;
 pub mod guest;
 pub mod host;
 pub mod images;
+pub mod ledger;
 pub mod names;
 pub mod pool;
 pub mod problems;
+pub mod projection;
 pub mod registry;
 pub mod routes;
 pub mod server;
 pub mod snapshots;
+pub mod store;
 pub mod supervisor;
 pub mod templates;
 pub mod validate;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::image::ImageName;
+use crate::label::{Labels, Owner};
 use crate::vmm::ExitRecord;
 
 /// Fewest and most virtual processors of an agent.
@@ -103,6 +104,12 @@ pub struct CreateAgent {
     /// Delete the agent when its first streamed exec ends, or when none begins within a minute (`ark run`).
     #[serde(default)]
     pub auto_remove: bool,
+    /// Labels, to select agents by.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Who it belongs to.
+    #[serde(default)]
+    pub owner: Owner,
 }
 
 /// Where an agent comes from.
@@ -137,6 +144,12 @@ pub struct Agent {
     pub id: String,
     /// Name; wherever a path has `{agent}` both name and id are accepted.
     pub name: AgentName,
+    /// Who it belongs to.
+    #[serde(default)]
+    pub owner: Owner,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Where it comes from.
     pub origin: Origin,
     /// Image it, or what it was forked from, was booted from.
@@ -168,6 +181,9 @@ pub struct Agent {
     pub heartbeat: Option<AgentHeartbeat>,
     /// Whether it goes away with its first streamed exec.
     pub auto_remove: bool,
+    /// When nothing of it was left on the host, milliseconds since the Unix epoch; from then on it is history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_unix_ms: Option<u64>,
 }
 
 /// Last sign of life of a guest.
@@ -249,4 +265,7 @@ impl fmt::Display for AgentState {
 pub struct AgentList {
     /// Agents, oldest first.
     pub agents: Vec<Agent>,
+    /// What to ask for next, as `cursor`; none when there are no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }

@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
 //! | [`plain`] | programs ↔ people: error messages |
@@ -13,11 +13,13 @@
 
 pub mod agent;
 pub mod eval;
+pub mod event;
 pub mod exec;
 pub mod files;
 pub mod guest;
 pub mod health;
 pub mod image;
+pub mod label;
 pub mod layout;
 pub mod plain;
 pub mod problem;

@@ -285,6 +285,9 @@ fn newborn(
         boot_ms: None,
         heartbeat: None,
         auto_remove,
+        labels: ark_types::label::Labels::default(),
+        owner: ark_types::label::Owner::default(),
+        removed_unix_ms: None,
     }
 }
 

@@ -121,6 +121,7 @@ impl Place {
             },
             // What is made ahead would be counted among the agents' directories.
             pool: PoolSizes::default(),
+            compaction: arkd::ledger::Compaction::default(),
         }
     }
 

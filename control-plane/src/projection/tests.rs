@@ -1,0 +1,1 @@
+//! The projection against the events it is made of.
