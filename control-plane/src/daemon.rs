@@ -139,7 +139,8 @@ impl Daemon {
         let state = config.state.0.clone();
         let log = wrap(Arc::new(SqliteLog::open(&config.state.events())?));
         let ledger = Ledger::open(Arc::clone(&log), config.compaction).await?;
-        let core = Core::new(config, log, ledger).map_err(|source| StartError::StateDir { path: state, source })?;
+        let core =
+            Core::new(config, log, ledger).map_err(|source| StartError::StateDir { path: state, source })?;
         agent::load_paused(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));

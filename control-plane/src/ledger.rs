@@ -204,9 +204,9 @@ impl Ledger {
                     tracing::error!(%stream, ?answer, "what happened cannot be recorded");
                     true
                 }
-                Err(AppendError::Busy | AppendError::Full(_) | AppendError::Failing(_) | AppendError::Closed) => {
-                    false
-                }
+                Err(
+                    AppendError::Busy | AppendError::Full(_) | AppendError::Failing(_) | AppendError::Closed,
+                ) => false,
             };
             if is_settled {
                 line.waiting.drain(..count).for_each(|waiting| waiting.answer(&answer));

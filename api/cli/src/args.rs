@@ -2,14 +2,17 @@
 
 mod branches;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ark_types::agent::AgentName;
 use ark_types::image::ImageName;
+use ark_types::label::{InvalidLabel, Labels, Owner};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::commands::cp::Place;
+use crate::failure::Failure;
 use crate::parse;
 
 pub(crate) use branches::{
@@ -167,6 +170,23 @@ pub(crate) struct AgentArgs {
     /// Environment variable; without a value, this shell's
     #[arg(long, short, value_parser = parse::environment, value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<(String, String)>,
+    /// Label, to select agents by
+    #[arg(long = "label", short, value_parser = parse::label, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<(String, String)>,
+    /// Who it belongs to [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) owner: Option<Owner>,
+}
+
+impl AgentArgs {
+    /// The labels.
+    ///
+    /// # Errors
+    /// A key, value or number that no label may have.
+    pub(crate) fn labels(&self) -> Result<Labels, Failure> {
+        let labels: BTreeMap<String, String> = self.label.iter().cloned().collect();
+        labels.try_into().map_err(|error: InvalidLabel| Failure::Usage(error.to_string()))
+    }
 }
 
 /// How a program runs.

@@ -77,6 +77,14 @@ pub(crate) fn environment(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value))
 }
 
+/// `KEY=VALUE`, both of which `arkd` and the request check.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not a label: write KEY=VALUE")),
+    }
+}
+
 /// A place for `ark cp`: `-`, `agent:/path`, or a path on this machine.
 pub(crate) fn place(text: &str) -> Result<Place, String> {
     if text == "-" {

@@ -442,7 +442,10 @@ mod tests {
         }
         let many = (0..=MAX_LABELS).map(|n| (format!("k{n}"), String::new())).collect::<BTreeMap<_, _>>();
         assert_eq!(Labels::try_from(many), Err(InvalidLabel::TooMany(MAX_LABELS + 1)));
-        assert_eq!(serde_json::from_str::<Owner>("\"UPPER\"").unwrap_err().to_string().find("\"UPPER\""), Some(0));
+        assert_eq!(
+            serde_json::from_str::<Owner>("\"UPPER\"").unwrap_err().to_string().find("\"UPPER\""),
+            Some(0)
+        );
     }
 
     fn word() -> impl Strategy<Value = String> {

@@ -91,8 +91,10 @@ impl Agents {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         match self.fewest(&filter.labels) {
             Some(sets) => {
-                let mut places: Vec<&Place> =
-                    sets.into_iter().flat_map(|set| set.range::<Place, _>((start, Bound::Unbounded))).collect();
+                let mut places: Vec<&Place> = sets
+                    .into_iter()
+                    .flat_map(|set| set.range::<Place, _>((start, Bound::Unbounded)))
+                    .collect();
                 places.sort_unstable();
                 let agents = places.into_iter().filter_map(|place| self.agents.get(place));
                 Box::new(agents.filter(|agent| filter.lets(agent)))

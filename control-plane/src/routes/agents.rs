@@ -73,7 +73,10 @@ async fn fork_of(core: &Shared, request: CreateAgent, found: Found) -> Result<Ag
 /// Agents, oldest first: the living ones, and those that ended by themselves and were not deleted yet.
 #[utoipa::path(get, path = "/agents", tag = "agents", responses((status = OK, body = AgentList, description = "Agents")))]
 pub(super) async fn list_agents(State(core): State<Shared>) -> Json<AgentList> {
-    Json(AgentList { agents: core.registry.all().iter().map(agent::Handle::agent).collect(), next_cursor: None })
+    Json(AgentList {
+        agents: core.registry.all().iter().map(agent::Handle::agent).collect(),
+        next_cursor: None,
+    })
 }
 
 /// One agent.

@@ -12,7 +12,9 @@ use super::Condition;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// Somebody else appended to the stream.
-    #[error("{stream} is of version {actual} by now, and not of version {expected}: look at it again and decide anew")]
+    #[error(
+        "{stream} is of version {actual} by now, and not of version {expected}: look at it again and decide anew"
+    )]
     Conflict {
         /// The stream.
         stream: Stream,
@@ -72,7 +74,10 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file.
-    #[error("the log of events {path} cannot be opened: {}; set ARK_STATE to a directory that can be used", plain(source))]
+    #[error(
+        "the log of events {path} cannot be opened: {}; set ARK_STATE to a directory that can be used",
+        plain(source)
+    )]
     File {
         /// The file.
         path: PathBuf,

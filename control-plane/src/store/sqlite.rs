@@ -104,7 +104,8 @@ impl SqliteLog {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let damaged = |error: rusqlite::Error| OpenError::Damaged { path: path.to_owned(), why: error.to_string() };
+        let damaged =
+            |error: rusqlite::Error| OpenError::Damaged { path: path.to_owned(), why: error.to_string() };
         let database = schema::open(path)?;
         let reader = schema::open_reader(path).map_err(damaged)?;
         let (newest, floor) = ends(&database).map_err(damaged)?;
@@ -116,8 +117,10 @@ impl SqliteLog {
         let (jobs, inbox) = sync_channel(QUEUE);
         let writer = Writer::new(database, inbox, Arc::clone(&shared), floor);
         let file = |source| OpenError::File { path: path.to_owned(), source };
-        let writer =
-            std::thread::Builder::new().name("events".to_owned()).spawn(move || writer.run()).map_err(file)?;
+        let writer = std::thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(move || writer.run())
+            .map_err(file)?;
         Ok(Self { jobs: Some(jobs), writer: Some(writer), shared, reader: Arc::new(Mutex::new(reader)) })
     }
 
@@ -196,8 +199,10 @@ impl EventLog for SqliteLog {
     fn secret(&self, stream: &Stream) -> Pending<Result<Option<Vec<u8>>, ReadError>> {
         let stream = stream.clone();
         self.ask(move |database| {
-            let secret = database
-                .query_row("SELECT secret FROM stream WHERE stream = ?1", [stream.as_ref()], |row| row.get(0));
+            let secret =
+                database.query_row("SELECT secret FROM stream WHERE stream = ?1", [stream.as_ref()], |row| {
+                    row.get(0)
+                });
             Ok(secret.optional()?.flatten())
         })
     }

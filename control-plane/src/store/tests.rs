@@ -75,7 +75,8 @@ async fn appends_have_positions_versions_and_conflicts() {
     assert_eq!(*log.subscribe().borrow(), 4);
     let events = all(&log, 0).await;
     let told: Vec<_> = events.iter().map(|e| (e.position, e.version, e.event.kind())).collect();
-    let kinds = [(1, 1, "agent.ready"), (2, 2, "agent.ready"), (3, 1, "agent.ready"), (4, 3, "agent.removed")];
+    let kinds =
+        [(1, 1, "agent.ready"), (2, 2, "agent.ready"), (3, 1, "agent.ready"), (4, 3, "agent.removed")];
     assert_eq!(told, kinds);
     // Those on disk are the same.
     drop(log);
@@ -106,7 +107,8 @@ async fn a_secret_is_kept_until_the_last_event_and_is_in_none() {
 fn what_is_no_log_or_a_later_one_is_refused_with_a_sentence_and_left_alone() {
     let place = Place::new();
     let refused = || SqliteLog::open(&place.path()).unwrap_err().to_string();
-    std::fs::write(place.path(), "something else entirely, and long enough to be a header of a database").unwrap();
+    std::fs::write(place.path(), "something else entirely, and long enough to be a header of a database")
+        .unwrap();
     assert!(refused().contains("is not a log of events of arkd"));
     std::fs::remove_file(place.path()).unwrap();
 
@@ -389,7 +391,8 @@ async fn run(commands: Vec<Command>) {
             }
             Command::Read { after, limit } => {
                 let read = log.read(after, limit).await.map(|events| {
-                    let plain = |e: &Arc<Recorded>| (e.position, e.stream.clone(), e.version, e.event.clone());
+                    let plain =
+                        |e: &Arc<Recorded>| (e.position, e.stream.clone(), e.version, e.event.clone());
                     events.iter().map(plain).collect()
                 });
                 assert_eq!(read, model.read(after, limit));

@@ -67,7 +67,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) const fn new(database: Connection, inbox: Receiver<Job>, shared: Arc<Shared>, floor: u64) -> Self {
+    pub(super) const fn new(
+        database: Connection,
+        inbox: Receiver<Job>,
+        shared: Arc<Shared>,
+        floor: u64,
+    ) -> Self {
         Self { database, inbox, shared, floor, trim_to: floor }
     }
 
@@ -86,10 +91,14 @@ impl Writer {
             match next {
                 Ok(job) => batch.push(job),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => break,
             }
             batch.extend(self.inbox.try_iter().take(BATCH - batch.len()));
             self.commit(batch);
+        }
+        // What was deleted is then in no file, and the next start has nothing to recover.
+        if let Err(error) = self.database.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::debug!(%error, "the write-ahead log stays as it is");
         }
     }
 
@@ -160,7 +169,9 @@ fn insert(
     let Append { stream, expected, events: new, secret } = append;
     let found = transaction
         .prepare_cached("SELECT version, ended FROM stream WHERE stream = ?1")?
-        .query_row([stream.as_ref()], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, bool>(1)?)))
+        .query_row([stream.as_ref()], |row| {
+            Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, bool>(1)?))
+        })
         .optional()?;
     let (mut version, ended) = found.unwrap_or((0, false));
     if ended {
@@ -173,12 +184,12 @@ fn insert(
     }
     let at_unix_ms = unix_ms();
     let mut position = 0;
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO event (at_unix_ms, stream, version, event) VALUES (?1, ?2, ?3, ?4)",
-    )?;
+    let mut statement = transaction
+        .prepare_cached("INSERT INTO event (at_unix_ms, stream, version, event) VALUES (?1, ?2, ?3, ?4)")?;
     for event in new {
         version += 1;
-        let text = serde_json::to_string(event).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
+        let text =
+            serde_json::to_string(event).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
         statement.execute(params![signed(at_unix_ms), stream.as_ref(), signed(version), text])?;
         position = transaction.last_insert_rowid().cast_unsigned();
         let (stream, event) = (stream.clone(), event.clone());

@@ -40,6 +40,8 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         memory_mib: args.memory,
         env: args.env.iter().cloned().collect(),
         auto_remove: false,
+        labels: args.labels()?,
+        owner: args.owner.clone().unwrap_or_default(),
     })
 }
 
@@ -222,7 +224,7 @@ mod tests {
     #[test]
     fn the_table_shows_reasons_only_when_all_are_asked_for() {
         let ui = Ui::new(true);
-        let list = AgentList { agents: vec![agent()] };
+        let list = AgentList { agents: vec![agent()], next_cursor: None };
         let years = age(0);
         let short = agent_table(ui, &list, false);
         assert!(
