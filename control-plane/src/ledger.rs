@@ -10,6 +10,9 @@
 //! Some things happen whether or not they can be recorded: a VMM ends. So what the log refuses for now is owed to it, in order,
 //! and [`Ledger::settled`] says whether anything is; what is not recorded is not acknowledged.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -24,6 +27,8 @@ use crate::store::{Append, AppendError, Condition, EventLog, Expected, ReadError
 const PAGE: usize = 1000;
 /// How often what is owed is tried again, beside when the log recovers.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a query waits for events that are durable and not in the projection yet.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// Least time between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -125,11 +130,11 @@ impl Ledger {
         self.0.projection.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the projection tells of everything that is durable now.
+    /// Waits until the projection tells of everything that is durable now; not for long, in case the log cannot be read.
     pub async fn caught_up(&self) {
         let newest = *self.0.log.subscribe().borrow();
-        // It is never closed while the ledger lives.
-        let _ = self.0.position.subscribe().wait_for(|position| *position >= newest).await;
+        let mut position = self.0.position.subscribe();
+        let _ = tokio::time::timeout(CATCH_UP, position.wait_for(|position| *position >= newest)).await;
     }
 
     /// Whether it is worth beginning what will have to be recorded.
@@ -182,8 +187,7 @@ impl Ledger {
         let line = owed.entry(stream.clone()).or_default();
         line.waiting.push(Waiting { append, tell: Some(tell) });
         if line.is_of_nobody() {
-            // Nothing of it was ever durable, so there is nothing to tell.
-            line.waiting.drain(..).for_each(|waiting| waiting.answer(&Ok(())));
+            line.settle();
             owed.remove(&stream);
         } else if !line.driven {
             line.driven = true;
@@ -212,10 +216,15 @@ impl Ledger {
                 line.waiting.drain(..count).for_each(|waiting| waiting.answer(&answer));
                 continue;
             }
+            line.driven = false;
+            if line.is_of_nobody() {
+                line.settle();
+                owed.remove(&stream);
+                return;
+            }
             for waiting in &mut line.waiting {
                 waiting.tell.take().into_iter().for_each(|tell| drop(tell.send(answer.clone())));
             }
-            line.driven = false;
             self.0.refused.notify_one();
             return;
         }
@@ -296,6 +305,11 @@ impl Waiting {
 }
 
 impl Line {
+    /// Ends it: nothing of it was ever durable, so there is nothing to tell.
+    fn settle(&mut self) {
+        self.waiting.drain(..).for_each(|waiting| waiting.answer(&Ok(())));
+    }
+
     /// Whether it begins and ends something that the log has not heard of, and the log is not about to.
     fn is_of_nobody(&self) -> bool {
         let begins = |waiting: &Waiting| waiting.append.expected == Expected::Version(0);

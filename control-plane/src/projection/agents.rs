@@ -130,7 +130,18 @@ impl Agents {
         }
         let Some(place) = recorded.stream.agent_id().and_then(|id| self.places.get(id)) else { return };
         let Some(agent) = self.agents.get_mut(place) else { return };
+        let has_ended = matches!(agent.state, AgentState::Stopped | AgentState::Failed);
         match &recorded.event {
+            Event::AgentRemoved {} => {
+                if !has_ended {
+                    agent.state = AgentState::Stopped;
+                }
+                agent.removed_unix_ms = Some(recorded.at_unix_ms);
+                self.removed.insert(place.clone());
+                self.forget_the_oldest();
+            }
+            // A pause and the end of what is being paused are told by different tasks: the end is what counts.
+            _ if has_ended => {}
             Event::AgentCreated { .. } => {}
             Event::AgentReady { boot_ms } => {
                 agent.state = AgentState::Running;
@@ -148,11 +159,6 @@ impl Agents {
                 agent.reason = Some(reason.clone());
                 agent.exit.clone_from(exit);
             }
-            Event::AgentRemoved {} => {
-                agent.removed_unix_ms = Some(recorded.at_unix_ms);
-                self.removed.insert(place.clone());
-                self.forget_the_oldest();
-            }
         }
     }
 
@@ -165,6 +171,8 @@ impl Agents {
         }
         if agent.removed_unix_ms.is_some() {
             self.removed.insert(place.clone());
+        } else {
+            self.removed.remove(&place);
         }
         self.agents.insert(place, agent);
     }

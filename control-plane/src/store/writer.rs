@@ -195,7 +195,7 @@ fn insert(
         let (stream, event) = (stream.clone(), event.clone());
         events.push(Recorded { position, at_unix_ms, stream, version, event });
     }
-    let is_last = new.last().is_some_and(Event::is_last);
+    let is_last = new.iter().any(Event::is_last);
     transaction
         .prepare_cached(
             "INSERT INTO stream VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (stream) DO UPDATE SET
