@@ -142,6 +142,7 @@ impl Daemon {
         let core =
             Core::new(config, log, ledger).map_err(|source| StartError::StateDir { path: state, source })?;
         agent::load_paused(&core);
+        agent::settle(&core).await;
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let end = CancellationToken::new();

@@ -20,6 +20,9 @@ pub const DEFAULT_VCPUS: u32 = 1;
 /// Memory in MiB when a request names none.
 pub const DEFAULT_MEMORY_MIB: u64 = 256;
 
+/// Agents of one page at most, and when a request does not say how many.
+pub const MAX_AGENTS: usize = 1000;
+
 /// Name of an agent: 1 to 63 characters of `a-z`, `0-9` and `-`, first and last a letter or digit (RFC 1123 label, so
 /// that it can serve as the guest's hostname).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -108,7 +111,7 @@ pub struct CreateAgent {
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     /// Who it belongs to.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Owner::is_default")]
     pub owner: Owner,
 }
 

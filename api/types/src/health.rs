@@ -25,11 +25,12 @@ pub struct Health {
     /// Uptime of `arkd`, milliseconds.
     pub uptime_ms: u64,
     /// The log of events.
+    #[serde(default)]
     pub log: LogHealth,
 }
 
 /// State of the log of events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogHealth {
     /// Whether it takes events in.
     pub state: LogState,
@@ -41,10 +42,11 @@ pub struct LogHealth {
 }
 
 /// Whether the log of events takes events in. It recovers by itself as soon as it can.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogState {
     /// It does.
+    #[default]
     Writable,
     /// There is no room on its disk.
     Full,

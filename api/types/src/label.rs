@@ -135,6 +135,14 @@ impl Default for Owner {
     }
 }
 
+impl Owner {
+    /// Whether nobody was named.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl TryFrom<String> for Owner {
     type Error = InvalidOwner;
     fn try_from(text: String) -> Result<Self, InvalidOwner> {

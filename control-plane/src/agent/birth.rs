@@ -8,10 +8,13 @@ use std::time::Instant;
 use ark_types::agent::{
     Agent, AgentName, AgentState, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, Origin,
 };
+use ark_types::event::AgentSpec;
 use ark_types::guest::CONTROL_PORT;
+use ark_types::label::Labels;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::body::{Base, Body};
+use super::history::record_paused;
 use super::owner::{Owner, Request};
 use super::record::Record;
 use super::{BootError, Handle, Shared, identity};
@@ -32,12 +35,30 @@ pub struct Birth {
     pub hold: Hold,
     /// What is told of it.
     pub origin: Origin,
+    /// What its creator says of it.
+    pub wishes: Wishes,
+}
+
+/// What its creator says of an agent, beside what it is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
     /// Name; made up when absent.
     pub name: Option<AgentName>,
     /// Variables its programs start with. Those of the snapshot's agent are not inherited: they may be secrets.
     pub env: BTreeMap<String, String>,
     /// Delete it with its first streamed exec.
     pub auto_remove: bool,
+    /// Labels.
+    pub labels: Labels,
+    /// Who it belongs to.
+    pub owner: ark_types::label::Owner,
+}
+
+impl From<CreateAgent> for Wishes {
+    fn from(request: CreateAgent) -> Self {
+        let CreateAgent { name, env, auto_remove, labels, owner, .. } = request;
+        Self { name, env, auto_remove, labels, owner }
+    }
 }
 
 /// An agent that no list shows.
@@ -86,10 +107,12 @@ pub async fn create(
     let (up, came_up) = oneshot::channel();
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
-    let (_, owner) = core.registry.admit(request.name.clone(), None, |id, name| {
-        let agent = newborn(id, name, Origin::Boot, &image, (vcpus, memory_mib), request.auto_remove);
-        begin(core, agent, request.env, Some(image.path), Begun::Boot)
+    let wishes = Wishes::from(request);
+    let (_, mut owner) = core.registry.admit(wishes.name.clone(), None, |id, name| {
+        let agent = newborn(id, name, Origin::Boot, &image, (vcpus, memory_mib), &wishes);
+        begin(core, agent, wishes.env, Some(image.path), Begun::Boot)
     })?;
+    owner.known = true;
     tokio::spawn(owner.live(up));
     Ok(came_up.await.unwrap_or(Err(BootError::Removed)))
 }
@@ -101,7 +124,8 @@ pub async fn create(
 pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, BootError> {
     let (up, came_up) = oneshot::channel();
     let (id, name) = hidden('t')?;
-    let agent = newborn(id, name, Origin::Boot, &spec.image, (spec.vcpus, spec.memory_mib), false);
+    let size = (spec.vcpus, spec.memory_mib);
+    let agent = newborn(id, name, Origin::Boot, &spec.image, size, &Wishes::default());
     let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
     tokio::spawn(owner.live(up));
     came_up.await.unwrap_or(Err(BootError::Removed)).map(|_| handle)
@@ -112,6 +136,7 @@ pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, B
 /// # Errors
 /// A [`Refusal`] that says what failed; nothing is left then.
 pub async fn restore(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
+    core.ledger.ready()?;
     check_host(core).await?;
     let image = prove(core, &birth.hold).await?;
     Ok(begin_restore(core, birth, image)?.await?)
@@ -130,19 +155,20 @@ pub(super) fn begin_restore(
     birth: Birth,
     image: Image,
 ) -> Result<impl Future<Output = Result<Agent, BootError>> + use<>, AdmitError> {
-    let Birth { hold, origin, name, env, auto_remove } = birth;
+    let Birth { hold, origin, wishes } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
     let mut den = core.pool.take_den(size.0);
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
-    let admitted = core.registry.admit(name, id, |id, name| {
-        let agent = newborn(id, name, origin, &image, size, auto_remove);
+    let admitted = core.registry.admit(wishes.name.clone(), id, |id, name| {
+        let agent = newborn(id, name, origin, &image, size, &wishes);
         let base = Base::lived_in(&hold);
-        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
+        begin(core, agent, wishes.env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
     });
     // Of use to the next one.
     den.into_iter().for_each(|den| core.pool.return_den(den));
-    let (_, owner) = admitted?;
+    let (_, mut owner) = admitted?;
+    owner.known = true;
     tokio::spawn(owner.live(up));
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
 }
@@ -178,9 +204,10 @@ async fn claim(
 ) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = &standby.handle.0;
     let (up, came_up) = oneshot::channel();
-    let admitted = core.registry.admit(birth.name.clone(), Some(shared.id.clone()), |id, name| {
-        (standby.handle.renamed(id, name, birth.env.clone()), ())
-    });
+    let Wishes { name, env, auto_remove, labels, owner } = birth.wishes.clone();
+    let admitted = core
+        .registry
+        .admit(name, Some(shared.id.clone()), |id, name| (standby.handle.renamed(id, name, env.clone()), ()));
     let handle = match admitted {
         Ok((handle, ())) => handle,
         Err(error) => {
@@ -189,13 +216,15 @@ async fn claim(
             return Err(error);
         }
     };
-    let claim = Request::Claim {
-        name: handle.name().clone(),
+    let spec = AgentSpec {
         origin: birth.origin.clone(),
-        auto_remove: birth.auto_remove,
-        base: Base::lived_in(&birth.hold),
-        up,
+        auto_remove,
+        labels,
+        owner,
+        created_unix_ms: unix_ms(),
+        ..AgentSpec::from(&handle.agent())
     };
+    let claim = Request::Claim { spec: Box::new(spec), env, base: Base::lived_in(&birth.hold), up };
     let _ = shared.requests.send(claim);
     let agent = came_up.await.ok();
     if agent.is_none() {
@@ -213,7 +242,7 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
     let image = prove(core, &hold).await?;
     let (id, name) = hidden('s')?;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let agent = newborn(id, name, Origin::Boot, &image, size, false);
+    let agent = newborn(id, name, Origin::Boot, &image, size, &Wishes::default());
     let (handle, owner) =
         begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Restore(Base::Held(hold), None));
     let (ready, is_ready) = oneshot::channel();
@@ -230,7 +259,8 @@ pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Resu
     let Record { mut agent, env, machine_id, receipt, renewals, .. } = record;
     agent.state = AgentState::Paused;
     (agent.vmm_pid, agent.heartbeat) = (None, None);
-    let (_, owner) = core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
+    let found = (agent.clone(), env.clone());
+    let (_, mut owner) = core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
         let (handle, owner) = begin(core, agent, env, None, Begun::Paused);
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
@@ -240,6 +270,8 @@ pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Resu
         body.set_recorded(true);
         (handle, owner)
     })?;
+    owner.known = true;
+    record_paused(core, &found.0, &found.1, hold);
     tokio::spawn(owner.sleep());
     Ok(())
 }
@@ -267,7 +299,7 @@ fn newborn(
     origin: Origin,
     image: &Image,
     (vcpus, memory_mib): (u32, u64),
-    auto_remove: bool,
+    wishes: &Wishes,
 ) -> Agent {
     Agent {
         id,
@@ -284,14 +316,14 @@ fn newborn(
         created_unix_ms: unix_ms(),
         boot_ms: None,
         heartbeat: None,
-        auto_remove,
-        labels: ark_types::label::Labels::default(),
-        owner: ark_types::label::Owner::default(),
+        auto_remove: wishes.auto_remove,
+        labels: wishes.labels.clone(),
+        owner: wishes.owner.clone(),
         removed_unix_ms: None,
     }
 }
 
-fn begin(
+pub(super) fn begin(
     core: &Arc<Core>,
     agent: Agent,
     env: BTreeMap<String, String>,
@@ -307,7 +339,7 @@ fn begin(
     let shared = Shared {
         id,
         name,
-        env,
+        env: env.clone(),
         guest: guest.clone(),
         dir: dir.clone(),
         console: dir.console(),
@@ -322,6 +354,8 @@ fn begin(
         guest,
         body,
         begun: Some(begun),
+        env,
+        known: false,
         since: Instant::now(),
         state: publish,
         requests: inbox,

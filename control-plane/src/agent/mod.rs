@@ -13,12 +13,14 @@
 //! | [`renewal`] | what a restored guest has to prove, and the receipt |
 //! | [`pause`], [`record`] | snapshots of it, pausing it, and what of a paused one is on disk |
 //! | [`fork`] | many from one |
+//! | [`history`] | what is recorded of all that |
 
 mod birth;
 mod body;
 mod boot;
 mod error;
 mod fork;
+mod history;
 mod identity;
 mod owner;
 mod pause;
@@ -40,10 +42,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::guest::{Address, GuestFailure, evaluate};
 use crate::snapshots::Hold;
 
-pub use birth::{Birth, HiddenSpec, boot_hidden, create, from_template, restore};
+pub use birth::{Birth, HiddenSpec, Wishes, boot_hidden, create, from_template, restore};
 pub(crate) use birth::{Standby, stand_by, wake_paused};
 pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 pub use fork::fork;
+pub(crate) use history::settle;
 pub use pause::{Taken, pause, resume};
 pub(crate) use record::load as load_paused;
 pub use renewal::{FailedCheck, RENEWALS_FILE, Seen};

@@ -13,11 +13,13 @@
 //!
 //! (1) On an emulated processor a guest that it spoiled is booted again first: see [`super::boot`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ark_types::agent::{Agent, AgentHeartbeat, AgentName, AgentState, Origin};
+use ark_types::event::{AgentSpec, Event, Outcome};
 use ark_types::exec::ExecRequest;
 use ark_types::guest::{Frame, Heartbeat, Kind};
 use ark_types::layout::AgentDir;
@@ -28,13 +30,15 @@ use tokio::time::{sleep, sleep_until};
 use super::birth::Begun;
 use super::body::{Base, Body};
 use super::error::sentence;
+use super::history::{ON_REQUEST, stillborn};
 use super::start::{Life, Seat, ended};
 use super::{BootError, identity, record};
 use crate::core::Core;
-use crate::guest::{Address, Event, capture};
+use crate::guest::{Address, Event as Sign, capture};
 use crate::host::{millis, unix_ms};
 use crate::images::Image;
 use crate::snapshots::Hold;
+use crate::store::AppendError;
 use crate::supervisor::{self, Vmm};
 
 /// Time a VMM has beyond the guest's grace to end itself before it is killed.
@@ -79,12 +83,10 @@ pub(super) enum Request {
     },
     /// Be somebody: only of a standby.
     Claim {
-        /// Name.
-        name: AgentName,
-        /// Where it comes from.
-        origin: Origin,
-        /// Whether it goes away with its first streamed exec.
-        auto_remove: bool,
+        /// Who.
+        spec: Box<AgentSpec>,
+        /// Variables its programs start with.
+        env: BTreeMap<String, String>,
         /// The snapshot, lived in.
         base: Base,
         /// Told when it runs, or why it does not.
@@ -112,6 +114,10 @@ pub(super) struct Owner {
     pub(super) disk: Option<PathBuf>,
     pub(super) guest: Address,
     pub(super) body: Arc<Body>,
+    /// Variables its programs start with.
+    pub(super) env: BTreeMap<String, String>,
+    /// Whether it is an agent in the registry, of which everything is recorded.
+    pub(super) known: bool,
     /// How it begins; none once it has begun.
     pub(super) begun: Option<Begun>,
     /// When it was asked for.
@@ -125,9 +131,11 @@ pub(super) struct Owner {
 impl Owner {
     /// The agent's whole life. The first word on it goes to `up`.
     pub(super) async fn live(mut self, mut up: Up) {
+        // Durable at about the time that the guest is up.
+        let born = self.record_birth();
         match self.come_up(&mut up).await {
-            Ok(life) => self.go_on(life, up).await,
-            Err(error) => self.give_up(error, up),
+            Ok(life) => self.go_on(life, born, up).await,
+            Err(error) => self.give_up(error, up).await,
         }
     }
 
@@ -153,12 +161,13 @@ impl Owner {
                 biased;
                 _ = ended(&mut life.vmm) => return,
                 request = self.requests.recv() => match request {
-                    Some(Request::Claim { name, origin, auto_remove, base, up }) => {
+                    Some(Request::Claim { spec, env, base, up }) => {
                         self.state.send_modify(|agent| {
-                            (agent.name, agent.origin, agent.auto_remove) = (name, origin, auto_remove);
-                            agent.created_unix_ms = unix_ms();
+                            let vmm_pid = agent.vmm_pid;
+                            *agent = Agent { vmm_pid, ..spec.newborn() };
                         });
                         self.body.set_base(base);
+                        (self.env, self.known) = (env, true);
                         return self.be_claimed(life, up).await;
                     }
                     Some(Request::Remove { .. }) | None => return,
@@ -176,12 +185,13 @@ impl Owner {
     async fn be_claimed(mut self, mut life: Life, mut up: Up) {
         self.since = Instant::now();
         self.body.set_machine_id(identity::machine_id());
+        let born = self.record_birth();
         match self.renew(&mut life, self.since, up.closed()).await {
-            Ok(()) => self.go_on(life, up).await,
+            Ok(()) => self.go_on(life, born, up).await,
             Err(error) => {
                 life.kill().await;
                 drop(life);
-                self.give_up(error, up);
+                self.give_up(error, up).await;
             }
         }
     }
@@ -204,17 +214,28 @@ impl Owner {
         (agent.id.clone(), agent.name.clone())
     }
 
-    fn give_up(&self, error: BootError, up: Up) {
+    async fn give_up(&self, error: BootError, up: Up) {
         let (id, name) = self.who();
         tracing::warn!(%id, %name, %error, "the agent did not start");
         self.enter(AgentState::Failed, Some(error.to_string()), None);
+        self.record_removal(vec![stillborn(&error)]).await;
         // By now every guard has run, so who is told finds nothing left.
         let _ = up.send(Err(error));
     }
 
     /// The agent is up: it is served until it is removed.
-    async fn go_on(mut self, life: Life, up: Up) {
-        self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
+    async fn go_on(mut self, mut life: Life, born: impl Future<Output = Result<(), AppendError>>, up: Up) {
+        let boot_ms = millis(self.since.elapsed());
+        let recorded = async {
+            born.await?;
+            self.record(vec![Event::AgentReady { boot_ms }]).await
+        };
+        if let Err(error) = recorded.await {
+            life.kill().await;
+            drop(life);
+            return self.give_up(BootError::Unrecorded(error), up).await;
+        }
+        self.enter(AgentState::Running, None, Some(boot_ms));
         let agent = self.state.borrow().clone();
         tracing::info!(id = agent.id, name = %agent.name, boot_ms = agent.boot_ms, pid = agent.vmm_pid, "the agent runs");
         if up.send(Ok(agent)).is_err() {
@@ -226,9 +247,19 @@ impl Owner {
     async fn serve_and_end(mut self, mut life: Life) {
         let Removal { grace, for_good } = self.serve(&mut life).await;
         let dirs = self.body.base().hold().as_ref().map(chain).unwrap_or_default();
+        let was = self.state.borrow().state;
+        // One that stays on disk has not ended, and one that had ended is known until it is deleted.
+        let goes = for_good || !(self.body.is_recorded() || super::is_ended(was));
+        let mut last = Vec::new();
         if let Some(mut vmm) = life.vmm.take() {
+            if goes {
+                drop(self.record(vec![Event::AgentStopping {}]));
+            }
             let record = self.stop(&mut vmm, grace).await;
-            self.conclude(record, true);
+            last.push(self.conclude(record, true));
+        } else if !super::is_ended(was) {
+            let (outcome, reason) = (Outcome::Stopped, ON_REQUEST.to_owned());
+            last.push(Event::AgentEnded { outcome, reason, exit: None });
         }
         let (id, name) = self.who();
         self.body.set_base(Base::None);
@@ -236,6 +267,9 @@ impl Owner {
         self.core.snapshots.gone(&dirs).await;
         if for_good || !self.body.is_recorded() {
             record::forget(&self.core, &id).await;
+        }
+        if goes {
+            self.record_removal(last).await;
         }
         tracing::info!(%id, %name, "the agent is removed");
     }
@@ -305,7 +339,8 @@ impl Owner {
             );
             self.state.send_modify(|agent| agent.vmm_pid = None);
         } else {
-            self.conclude(record, false);
+            let end = self.conclude(record, false);
+            drop(self.record(vec![end]));
         }
     }
 
@@ -355,20 +390,23 @@ impl Owner {
                 };
                 self.body.set_base(base);
                 self.enter(next, why, None);
+                if next == AgentState::Failed {
+                    let _ = self.record(vec![stillborn(&error)]).await;
+                }
                 let _ = up.send(Err(error));
             }
         }
     }
 
-    pub(super) fn hear(&self, event: Event) {
+    pub(super) fn hear(&self, event: Sign) {
         match event {
-            Event::Heartbeat(Heartbeat { uptime_ms, mem_available_kib, load1_x100, .. }) => {
+            Sign::Heartbeat(Heartbeat { uptime_ms, mem_available_kib, load1_x100, .. }) => {
                 let heartbeat =
                     AgentHeartbeat { at_unix_ms: unix_ms(), uptime_ms, mem_available_kib, load1_x100 };
                 self.state.send_modify(|agent| agent.heartbeat = Some(heartbeat));
             }
-            Event::Hello(hello) => tracing::debug!(?hello, "hello again"),
-            Event::Misbehaved(failure) => tracing::debug!(%failure, "the guest's heartbeat broke"),
+            Sign::Hello(hello) => tracing::debug!(?hello, "hello again"),
+            Sign::Misbehaved(failure) => tracing::debug!(%failure, "the guest's heartbeat broke"),
         }
     }
 
@@ -412,23 +450,25 @@ impl Owner {
         }
     }
 
-    /// Publishes the VMM's end.
-    fn conclude(&self, record: ExitRecord, on_request: bool) {
+    /// Publishes the VMM's end, and tells what to record of it.
+    fn conclude(&self, record: ExitRecord, on_request: bool) -> Event {
         let by_itself = matches!(record.reason, ExitReason::GuestPoweroff);
         let was_paused = self.state.borrow().state == AgentState::Paused;
-        let (state, reason) = match (on_request, by_itself && !was_paused) {
-            (true, _) => (AgentState::Stopped, "it was stopped on request".to_owned()),
-            (false, true) => (AgentState::Stopped, sentence(&record)),
-            (false, false) => (AgentState::Failed, sentence(&record)),
+        let (outcome, reason) = match (on_request, by_itself && !was_paused) {
+            (true, _) => (Outcome::Stopped, ON_REQUEST.to_owned()),
+            (false, true) => (Outcome::Stopped, sentence(&record)),
+            (false, false) => (Outcome::Failed, sentence(&record)),
         };
-        if state == AgentState::Failed {
+        if outcome == Outcome::Failed {
             let agent = self.state.borrow();
             tracing::warn!(id = agent.id, name = %agent.name, reason, "the agent ended");
         }
-        self.state.send_modify(|agent| agent.exit = Some(record));
+        let exit = Some(record);
+        self.state.send_modify(|agent| agent.exit.clone_from(&exit));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
-        self.enter(state, Some(reason), None);
+        self.enter(outcome.into(), Some(reason.clone()), None);
+        Event::AgentEnded { outcome, reason, exit }
     }
 
     /// Moves to `next`, with its reason or, on the way to running, the time that it took.

@@ -2,6 +2,7 @@
 
 mod agents;
 mod bad_input;
+mod events;
 mod exec;
 mod faults;
 mod files;
