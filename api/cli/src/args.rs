@@ -5,9 +5,10 @@ mod branches;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ark_types::agent::AgentName;
+use ark_types::agent::{AgentName, AgentState};
+use ark_types::event::Stream;
 use ark_types::image::ImageName;
-use ark_types::label::{InvalidLabel, Labels, Owner};
+use ark_types::label::{InvalidLabel, Labels, Owner, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -112,6 +113,8 @@ pub(crate) enum Verb {
     Logs(LogsArgs),
     /// List agents
     Ps(PsArgs),
+    /// Show what happened to agents, oldest first
+    Events(EventsArgs),
     /// Show everything about an agent
     Inspect {
         /// Name or id
@@ -280,9 +283,29 @@ pub(crate) struct LogsArgs {
 /// `ark ps`.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
-    /// Also agents that have ended
+    /// Also agents that have ended, and those that were removed and are remembered
     #[arg(long, short)]
     pub(crate) all: bool,
+    /// Only agents with these labels: app=x,tier!=db,env in (a,b),key,!key
+    #[arg(long = "selector", short = 'l', value_name = "SELECTOR")]
+    pub(crate) selector: Option<Selector>,
+    /// Only agents in this state: creating, running, paused, stopping, stopped, failed
+    #[arg(long, value_parser = parse::state, value_name = "STATE")]
+    pub(crate) state: Option<AgentState>,
+}
+
+/// `ark events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what happens from now on, until interrupted
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only what happened after this position [default: everything that is kept]
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) after: Option<u64>,
+    /// Only what happened to this: agent/ID
+    #[arg(long, value_name = "STREAM")]
+    pub(crate) stream: Option<Stream>,
 }
 
 /// `ark rm`.
