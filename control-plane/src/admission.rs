@@ -57,6 +57,7 @@ impl From<AdmissionError> for Refusal {
 /// # Errors
 /// A [`Refusal`] that names the value or what the host lacks.
 pub async fn admit(core: &Core, request: &CreateAgent) -> Result<Source, Refusal> {
+    core.ledger.ready()?;
     check_env(&request.env)?;
     let given = |what| {
         let detail = format!("{what} cannot be chosen for a fork: processors and memory are the template's");

@@ -8,6 +8,7 @@ use ark_types::health::HostKind;
 use ark_types::layout::{Assets, RunDir, StateDir};
 
 use crate::args::Args;
+use crate::ledger::Compaction;
 use crate::settings::{self, Settings, TimeLimits};
 
 /// Everything a [`crate::daemon::Daemon`] is started with.
@@ -35,6 +36,8 @@ pub struct Config {
     pub consoles: ConsoleLimits,
     /// What is measured.
     pub telemetry: settings::Telemetry,
+    /// How the log of events is kept from growing for ever.
+    pub compaction: Compaction,
 }
 
 /// How much is made ahead of need; 0 is nothing.
@@ -137,6 +140,7 @@ impl Config {
             pool: settings.pool.into(),
             consoles: ConsoleLimits::from(&settings.log),
             telemetry: settings.telemetry.clone(),
+            compaction: Compaction::default(),
         })
     }
 }

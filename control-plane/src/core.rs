@@ -13,10 +13,12 @@ use crate::config::Config;
 use crate::consoles::Consoles;
 use crate::host;
 use crate::images::Images;
+use crate::ledger::Ledger;
 use crate::pool::Pool;
 use crate::registry::Registry;
 use crate::snapshots::{Store, Tenant};
 use crate::stats::Stats;
+use crate::store::EventLog;
 use crate::telemetry::Telemetry;
 use crate::templates::Templates;
 
@@ -30,6 +32,10 @@ pub struct Core {
     pub config: Config,
     /// Images.
     pub images: Images,
+    /// The log of events.
+    pub log: Arc<dyn EventLog>,
+    /// What is recorded of agents, and what it amounts to.
+    pub ledger: Ledger,
     /// Agents.
     pub registry: Registry,
     /// Snapshots.
@@ -61,7 +67,12 @@ impl Core {
     ///
     /// # Errors
     /// When the state directory cannot be made or read.
-    pub fn new(config: Config, needed: &[SnapshotId]) -> std::io::Result<(Arc<Self>, Vec<Tenant>)> {
+    pub fn new(
+        config: Config,
+        needed: &[SnapshotId],
+        log: Arc<dyn EventLog>,
+        ledger: Ledger,
+    ) -> std::io::Result<(Arc<Self>, Vec<Tenant>)> {
         let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
         // Whoever goes on from one that is not there says so when it is taken in.
         let held = needed.iter().filter_map(|id| Some(snapshots.hold(*id).ok()?.tenant())).collect();
@@ -86,6 +97,8 @@ impl Core {
         let core = Self {
             config,
             images,
+            log,
+            ledger,
             registry,
             snapshots,
             templates,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ark_types::agent::Agent;
 use ark_types::plain::plain;
 use ark_types::shutdown::AgentsFate;
 use axum::middleware::from_fn_with_state;
@@ -27,9 +28,11 @@ use crate::auth::{Token, TokenError, demand_token};
 use crate::cleanup;
 use crate::config::{Config, ConsoleLimits};
 use crate::core::Core;
+use crate::ledger::{Ledger, LedgerError};
 use crate::routes;
 use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
 use crate::settings::Settings;
+use crate::store::{EventLog, OpenError, SqliteLog};
 use crate::survivors::{self, Survivor, Survivors};
 use crate::telemetry;
 
@@ -75,6 +78,12 @@ pub enum StartError {
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The log of events.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// What is in the log of events.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 /// A serving `arkd`. Dropped without [`Self::shut_down`] or [`Self::leave`] it kills its agents, unless its process is killed.
@@ -96,6 +105,17 @@ impl Daemon {
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_on(config, |log| log).await
+    }
+
+    /// As [`Self::start`], over what `wrap` makes of the log of events.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub async fn start_on(
+        config: Config,
+        wrap: impl FnOnce(Arc<dyn EventLog>) -> Arc<dyn EventLog>,
+    ) -> Result<Self, StartError> {
         let run = config.run.clone();
         let unusable = |source| StartError::RunDir { path: run.0.clone(), source };
         cleanup::make_private_dir(&run.0).map_err(unusable)?;
@@ -126,12 +146,15 @@ impl Daemon {
         let mut socket = UnixSocket::bind(&run.api_socket())?;
 
         let state = config.state.0.clone();
-        let core = Core::new(config, &survivors.needed());
+        let log = wrap(Arc::new(SqliteLog::open(&config.state.events())?));
+        let ledger = Ledger::open(Arc::clone(&log), config.compaction).await?;
+        let core = Core::new(config, &survivors.needed(), log, ledger);
         let (core, held) = core.map_err(|source| StartError::StateDir { path: state, source })?;
         take_in(&core, survivors);
         // Whoever was taken in holds what it needs itself by now.
         drop(held);
         agent::load_paused(&core);
+        agent::settle(&core).await;
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let open = telemetry::measured(routes.clone(), &core);
@@ -204,6 +227,13 @@ fn take_in(core: &Arc<Core>, survivors: Survivors) {
     for Survivor { known, vmm, was_paused } in survivors.agents {
         let Known { record, snapshot, .. } = known;
         let (id, name, state) = (record.agent.id.clone(), record.agent.name.clone(), record.agent.state);
+        let is_removed = |agent: &Agent| agent.removed_unix_ms.is_some();
+        if core.ledger.projection().agents().get(&id).is_some_and(is_removed) {
+            // Its removal was recorded, and cut off before its directory went.
+            vmm.into_iter().for_each(|mut vmm| vmm.kill());
+            cleanup::remove_agent_dir(&core.config.run.agent(&id).0);
+            continue;
+        }
         let hold = snapshot.and_then(|snapshot| {
             let missing = |error: &_| {
                 tracing::error!(%id, %name, %error, "what an agent's memory is read from is not known any more; it goes on, but no snapshot of it can be had");

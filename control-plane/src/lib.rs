@@ -26,6 +26,7 @@
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |
 //! | [`snapshots`], [`templates`] | what agents are forked from: files, who needs which, proofs |
+//! | [`store`], [`ledger`], [`projection`] | the log of events, what is recorded in it, and what that amounts to |
 //! | [`stats`], [`telemetry`], [`traces`] | what agents use; what happened, how often, how long it took, and why |
 //! | [`survivors`], [`cleanup`] | what an earlier `arkd` left: agents that go on, and what nobody was told of |
 //!
@@ -43,17 +44,20 @@ pub mod daemon;
 pub mod guest;
 pub mod host;
 pub mod images;
+pub mod ledger;
 pub mod logs;
 pub mod names;
 pub mod notify;
 pub mod pool;
 pub mod problems;
+pub mod projection;
 pub mod registry;
 pub mod routes;
 pub mod server;
 pub mod settings;
 pub mod snapshots;
 pub mod stats;
+pub mod store;
 pub mod supervisor;
 pub mod survivors;
 pub mod telemetry;

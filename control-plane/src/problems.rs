@@ -16,6 +16,7 @@ use crate::guest::GuestFailure;
 use crate::images::ImageError;
 use crate::registry::{AdmitError, NoSuchAgent};
 use crate::snapshots::SnapshotError;
+use crate::store::{AppendError, ReadError};
 use crate::templates::TemplateError;
 
 /// Most bytes of a refusal by axum that are read for their text.
@@ -194,6 +195,9 @@ impl From<PauseError> for Refusal {
             PauseError::NotRunning(error) => return error.into(),
             PauseError::Paused(_) | PauseError::NotPaused { .. } => ProblemKind::AgentNotRunning,
             PauseError::Vmm { .. } => ProblemKind::HostUnable,
+            PauseError::ReadOnly(ref error) | PauseError::Unrecorded { ref error, .. } => {
+                kind_of_refused(error)
+            }
             // The kind is the cause's, the words say what became of the agent.
             PauseError::Snapshot(failure)
             | PauseError::Ended(failure)
@@ -211,6 +215,7 @@ impl From<BootError> for Refusal {
             }
             BootError::Renewal(_) | BootError::Check(_) | BootError::NoCall { .. } => ProblemKind::ForkFailed,
             BootError::Directory { .. } | BootError::Spawn(_) | BootError::Ending => ProblemKind::HostUnable,
+            BootError::Unrecorded(error) => kind_of_refused(error),
             BootError::Ended { record, .. } if record.reason == ExitReason::HostError => {
                 ProblemKind::HostUnable
             }
@@ -232,6 +237,33 @@ impl From<CallError> for Refusal {
             CallError::Guest(failure) => kind_of(failure),
         };
         Self::new(kind, error.to_string())
+    }
+}
+
+impl From<AppendError> for Refusal {
+    fn from(error: AppendError) -> Self {
+        Self::new(kind_of_refused(&error), error.to_string())
+    }
+}
+
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        let kind = match error {
+            ReadError::Compacted { .. } => ProblemKind::EventsCompacted,
+            ReadError::Damaged { .. } => ProblemKind::Internal,
+            ReadError::Failing(_) => ProblemKind::LogUnavailable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// The kind of problem that it is when something cannot be recorded.
+const fn kind_of_refused(error: &AppendError) -> ProblemKind {
+    match error {
+        AppendError::Conflict { .. } | AppendError::Ended(_) => ProblemKind::InUse,
+        AppendError::Busy | AppendError::Failing(_) => ProblemKind::LogUnavailable,
+        AppendError::Full(_) => ProblemKind::LogFull,
+        AppendError::Closed => ProblemKind::HostUnable,
     }
 }
 

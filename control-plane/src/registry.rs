@@ -10,7 +10,7 @@ use crate::agent::Handle;
 use crate::names;
 
 /// Ended agents that stay known until somebody deletes them; beyond it the oldest go.
-const MAX_ENDED: usize = 100;
+pub(crate) const MAX_ENDED: usize = 100;
 
 /// Why no agent was begun.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,11 @@ impl Registry {
         inner.agents.push(handle.clone());
         inner.forget_the_oldest();
         Ok((handle, rest))
+    }
+
+    /// Takes in an agent that has ended; its name is free for others.
+    pub(crate) fn take_in(&self, ended: Handle) {
+        self.lock().agents.push(ended);
     }
 
     /// The agent with the id `key`, or the living or else newest one of that name.

@@ -25,7 +25,7 @@ use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord, Snaps
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use crate::agent::{Known, is_paused, sentence, state_after};
+use crate::agent::{Known, is_paused, outcome_of, sentence};
 use crate::cleanup::remove_agent_dir;
 use crate::host::unix_ms;
 use crate::supervisor::{ProcessIdentity, Terminated, Vmm, ask_for, record_left_in};
@@ -260,7 +260,7 @@ fn ended_before(known: Known) -> Survivor {
 /// The agent, ended by `record`.
 fn conclude(mut known: Known, record: ExitRecord) -> Survivor {
     let agent = &mut known.record.agent;
-    (agent.state, agent.reason) = (state_after(&record), Some(sentence(&record)));
+    (agent.state, agent.reason) = (outcome_of(&record).into(), Some(sentence(&record)));
     tracing::warn!(id = agent.id, name = %agent.name, reason = agent.reason, "an agent ended while arkd was away");
     agent.exit = Some(record);
     (known.process, known.snapshot) = (None, None);

@@ -2,14 +2,18 @@
 
 mod branches;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ark_types::agent::AgentName;
+use ark_types::agent::{AgentName, AgentState};
+use ark_types::event::Stream;
 use ark_types::image::ImageName;
+use ark_types::label::{InvalidLabel, Labels, Owner, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::commands::cp::Place;
+use crate::failure::Failure;
 use crate::parse;
 
 pub(crate) use branches::{
@@ -111,6 +115,8 @@ pub(crate) enum Verb {
     Ps(PsArgs),
     /// Show live what agents use; q ends it
     Top(TopArgs),
+    /// Show what happened to agents, oldest first
+    Events(EventsArgs),
     /// Show everything about an agent
     Inspect {
         /// Name or id
@@ -169,6 +175,23 @@ pub(crate) struct AgentArgs {
     /// Environment variable; without a value, this shell's
     #[arg(long, short, value_parser = parse::environment, value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<(String, String)>,
+    /// Label, to select agents by
+    #[arg(long = "label", short, value_parser = parse::label, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<(String, String)>,
+    /// Who it belongs to [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) owner: Option<Owner>,
+}
+
+impl AgentArgs {
+    /// The labels.
+    ///
+    /// # Errors
+    /// A key, value or number that no label may have.
+    pub(crate) fn labels(&self) -> Result<Labels, Failure> {
+        let labels: BTreeMap<String, String> = self.label.iter().cloned().collect();
+        labels.try_into().map_err(|error: InvalidLabel| Failure::Usage(error.to_string()))
+    }
 }
 
 /// How a program runs.
@@ -274,9 +297,29 @@ pub(crate) struct LogsArgs {
 /// `ark ps`.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
-    /// Also agents that have ended
+    /// Also agents that have ended, and those that were removed and are remembered
     #[arg(long, short)]
     pub(crate) all: bool,
+    /// Only agents with these labels: app=x,tier!=db,env in (a,b),key,!key
+    #[arg(long = "selector", short = 'l', value_name = "SELECTOR")]
+    pub(crate) selector: Option<Selector>,
+    /// Only agents in this state: creating, running, paused, stopping, stopped, failed
+    #[arg(long, value_parser = parse::state, value_name = "STATE")]
+    pub(crate) state: Option<AgentState>,
+}
+
+/// `ark events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what happens from now on, until interrupted
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only what happened after this position [default: everything that is kept]
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) after: Option<u64>,
+    /// Only what happened to this: agent/ID
+    #[arg(long, value_name = "STREAM")]
+    pub(crate) stream: Option<Stream>,
 }
 
 /// `ark rm`.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ark_types::agent::AgentName;
+use ark_types::agent::{AgentName, AgentState};
 use ark_types::snapshot::MAX_FORKS;
 
 use crate::commands::cp::Place;
@@ -75,6 +75,30 @@ pub(crate) fn environment(text: &str) -> Result<(String, String), String> {
         return Err(format!("{text:?} has no name before the `=`"));
     }
     Ok((key.to_owned(), value))
+}
+
+/// A state of an agent, as `ark ps` shows it.
+pub(crate) fn state(text: &str) -> Result<AgentState, String> {
+    let states = [
+        AgentState::Creating,
+        AgentState::Running,
+        AgentState::Paused,
+        AgentState::Stopping,
+        AgentState::Stopped,
+        AgentState::Failed,
+    ];
+    states.into_iter().find(|state| state.to_string() == text).ok_or_else(|| {
+        let names = states.map(|state| state.to_string()).join(", ");
+        format!("{text:?} is no state of an agent: write one of {names}")
+    })
+}
+
+/// `KEY=VALUE`, both of which `arkd` and the request check.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not a label: write KEY=VALUE")),
+    }
 }
 
 /// A place for `ark cp`: `-`, `agent:/path`, or a path on this machine.

@@ -14,6 +14,7 @@
 mod branches;
 mod connect;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod operate;
@@ -22,6 +23,7 @@ mod uri;
 
 pub use connect::Endpoint;
 pub use error::Error;
+pub use events::{AgentQuery, EventQuery, EventStream};
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecStream};
 pub use files::{ByteStream, Download};
 pub use rest::Client;

@@ -24,6 +24,7 @@ use tower::util::BoxCloneSyncService;
 
 use crate::connect::{Endpoint, Pooled};
 use crate::error::Error;
+use crate::events::AgentQuery;
 use crate::exec::ExecStream;
 use crate::files::{ByteStream, Download, upload_body};
 use crate::uri;
@@ -116,7 +117,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn agents(&self) -> Result<AgentList, Error> {
-        self.get("/v1/agents").await
+        self.agents_where(&AgentQuery::default()).await
     }
 
     /// `GET /v1/agents/{agent}` by name or id.

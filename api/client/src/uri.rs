@@ -24,6 +24,13 @@ pub(crate) fn agent(agent: &str, rest: &str) -> String {
     format!("/v1/agents/{}{rest}", encode(agent, false))
 }
 
+/// `path` with those of `parameters` that have a value.
+pub(crate) fn query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let given = parameters.iter().filter_map(|(name, value)| Some((name, (*value)?)));
+    let given: Vec<String> = given.map(|(name, value)| format!("{name}={}", encode(value, true))).collect();
+    if given.is_empty() { path.to_owned() } else { format!("{path}?{}", given.join("&")) }
+}
+
 /// `/v1/images/<image>`.
 pub(crate) fn image(image: &str) -> String {
     format!("/v1/images/{}", encode(image, false))
@@ -55,6 +62,11 @@ mod tests {
         assert_eq!(snapshot("s/..", "?orphans=true"), "/v1/snapshots/s%2F..?orphans=true");
         assert_eq!(template("a?b"), "/v1/templates/a%3Fb");
         assert_eq!(image("a b"), "/v1/images/a%20b");
+        assert_eq!(query("/v1/x", &[("a", None), ("b", None)]), "/v1/x");
+        assert_eq!(
+            query("/v1/x", &[("a", Some("p&q=r")), ("b", None), ("c", Some("s/t"))]),
+            "/v1/x?a=p%26q%3Dr&c=s/t"
+        );
         assert_eq!(
             files("a", "/stat", "/tmp/ü&mode=7#%"),
             "/v1/agents/a/files/stat?path=/tmp/%C3%BC%26mode%3D7%23%25"

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::image::ImageName;
+use crate::label::{Labels, Owner};
 use crate::vmm::ExitRecord;
 
 /// Fewest and most virtual processors of an agent.
@@ -18,6 +19,9 @@ pub const MIN_MEMORY_MIB: u64 = 64;
 pub const DEFAULT_VCPUS: u32 = 1;
 /// Memory in MiB when a request names none.
 pub const DEFAULT_MEMORY_MIB: u64 = 256;
+
+/// Agents of one page at most, and when a request does not say how many.
+pub const MAX_AGENTS: usize = 1000;
 
 /// Name of an agent: 1 to 63 characters of `a-z`, `0-9` and `-`, first and last a letter or digit (RFC 1123 label, so
 /// that it can serve as the guest's hostname).
@@ -103,6 +107,12 @@ pub struct CreateAgent {
     /// Delete the agent when its first streamed exec ends, or when none begins within a minute (`ark run`).
     #[serde(default)]
     pub auto_remove: bool,
+    /// Labels, to select agents by.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Who it belongs to.
+    #[serde(default, skip_serializing_if = "Owner::is_default")]
+    pub owner: Owner,
 }
 
 /// Where an agent comes from.
@@ -137,6 +147,12 @@ pub struct Agent {
     pub id: String,
     /// Name; wherever a path has `{agent}` both name and id are accepted.
     pub name: AgentName,
+    /// Who it belongs to.
+    #[serde(default)]
+    pub owner: Owner,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Where it comes from.
     pub origin: Origin,
     /// Image it, or what it was forked from, was booted from.
@@ -168,6 +184,9 @@ pub struct Agent {
     pub heartbeat: Option<AgentHeartbeat>,
     /// Whether it goes away with its first streamed exec.
     pub auto_remove: bool,
+    /// When nothing of it was left on the host, milliseconds since the Unix epoch; from then on it is history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_unix_ms: Option<u64>,
 }
 
 /// Last sign of life of a guest.
@@ -249,4 +268,7 @@ impl fmt::Display for AgentState {
 pub struct AgentList {
     /// Agents, oldest first.
     pub agents: Vec<Agent>,
+    /// What to ask for next, as `cursor`; none when there are no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }

@@ -24,6 +24,34 @@ pub struct Health {
     pub agents: u32,
     /// Uptime of `arkd`, milliseconds.
     pub uptime_ms: u64,
+    /// The log of events.
+    #[serde(default)]
+    pub log: LogHealth,
+}
+
+/// State of the log of events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogHealth {
+    /// Whether it takes events in.
+    pub state: LogState,
+    /// Position of its newest event.
+    pub newest: u64,
+    /// Why it takes none in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// Whether the log of events takes events in. It recovers by itself as soon as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogState {
+    /// It does.
+    #[default]
+    Writable,
+    /// There is no room on its disk.
+    Full,
+    /// It cannot be written for another reason.
+    Failing,
 }
 
 /// Whether agents can be created.
@@ -34,6 +62,8 @@ pub enum HealthStatus {
     Ok,
     /// They cannot: see `kvm`.
     Degraded,
+    /// Nothing can be created, changed or removed: see `log`.
+    ReadOnly,
 }
 
 /// Where agents run.

@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
@@ -15,11 +15,13 @@
 pub mod agent;
 pub mod console;
 pub mod eval;
+pub mod event;
 pub mod exec;
 pub mod files;
 pub mod guest;
 pub mod health;
 pub mod image;
+pub mod label;
 pub mod layout;
 pub mod plain;
 pub mod problem;

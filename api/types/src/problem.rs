@@ -77,6 +77,8 @@ problem_kinds! {
     AgentNotRunning = "/problems/agent-not-running", 409, "The agent is not running";
     /// Agents or snapshots need it.
     InUse = "/problems/in-use", 409, "It is in use";
+    /// Events that were asked for are no longer in the log.
+    EventsCompacted = "/problems/events-compacted", 410, "The events are no longer there";
     /// The body is larger than allowed.
     TooLarge = "/problems/too-large", 413, "The request is too large";
     /// A field has a value outside its bounds.
@@ -109,10 +111,14 @@ problem_kinds! {
     GuestMisbehaved = "/problems/guest-misbehaved", 502, "The agent's answer could not be understood";
     /// The host has too little memory or disk, or cannot run VMs.
     HostUnable = "/problems/host-unable", 503, "The host cannot do this now";
+    /// The log of events takes nothing in, so nothing that must be remembered can be done.
+    LogUnavailable = "/problems/log-unavailable", 503, "The log of events cannot be written";
     /// A deadline of `arkd` passed.
     DeadlinePassed = "/problems/deadline-passed", 504, "The deadline passed";
     /// No room on disk.
     DiskFull = "/problems/disk-full", 507, "There is no room on disk";
+    /// No room on disk for the log of events, so nothing that must be remembered can be done.
+    LogFull = "/problems/log-full", 507, "There is no room for the log of events";
     /// A defect of `arkd`.
     Internal = "/problems/internal", 500, "arkd failed";
 }

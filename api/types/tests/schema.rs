@@ -13,8 +13,9 @@ use ark_types::guest::{
     ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
     SignalRequest, Started,
 };
-use ark_types::health::{Health, HealthStatus, HostKind, ProbeReport};
+use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, ProbeReport};
 use ark_types::image::{ImageList, ImageManifest};
+use ark_types::label::{Labels, Owner};
 use ark_types::problem::{Problem, ProblemKind};
 use ark_types::shutdown::{AgentsFate, Shutdown};
 use ark_types::vmm::{
@@ -25,6 +26,10 @@ use frozen::{Frozen, check_text, digest};
 
 fn variables() -> BTreeMap<String, String> {
     BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())])
+}
+
+fn labels() -> Labels {
+    BTreeMap::from([("app".to_owned(), "shop".to_owned())]).try_into().unwrap()
 }
 
 fn exit_record() -> ExitRecord {
@@ -304,6 +309,8 @@ fn agents() {
         memory_mib: None,
         env: BTreeMap::new(),
         auto_remove: false,
+        labels: Labels::default(),
+        owner: Owner::default(),
     };
     let booted = CreateAgent {
         name: Some("a1".parse().unwrap()),
@@ -313,6 +320,8 @@ fn agents() {
         memory_mib: Some(512),
         env: variables(),
         auto_remove: true,
+        labels: labels(),
+        owner: "shop".parse().unwrap(),
         ..create.clone()
     };
     let forked = CreateAgent { template: Some("py".parse().unwrap()), ..create.clone() };
@@ -332,6 +341,9 @@ fn agents() {
         boot_ms: None,
         heartbeat: None,
         auto_remove: false,
+        labels: Labels::default(),
+        owner: Owner::default(),
+        removed_unix_ms: None,
     };
     let beat = AgentHeartbeat {
         at_unix_ms: 1_700_000_002_000,
@@ -343,7 +355,14 @@ fn agents() {
         .with("create least", &create)
         .with("create booted", &booted)
         .with("create from a template", &forked)
-        .with("list", &AgentList { agents: vec![agent.clone()] });
+        .with("list", &AgentList { agents: vec![agent.clone()], next_cursor: None })
+        .with(
+            "page",
+            &AgentList {
+                agents: vec![agent.clone()],
+                next_cursor: Some("1700000000000-0123456789abcdef".to_owned()),
+            },
+        );
     for state in agent_states() {
         let full = Agent {
             state,
@@ -352,6 +371,8 @@ fn agents() {
             vmm_pid: Some(4242),
             boot_ms: Some(870),
             heartbeat: Some(beat.clone()),
+            labels: labels(),
+            removed_unix_ms: Some(1_700_000_009_000),
             ..agent.clone()
         };
         frozen = frozen.with(&format!("agent {state}"), &full);
@@ -407,10 +428,19 @@ fn health() {
         memory_mib: 24_000,
         agents: 3,
         uptime_ms: 60_000,
+        log: LogHealth { state: LogState::Writable, newest: 42, why: None },
     };
     let kvm = ProbeReport { usable: false, reason: "no /dev/kvm".to_owned(), duration_us: 3 };
     let degraded = Health { status: HealthStatus::Degraded, host: HostKind::Machine, kvm, ..health.clone() };
-    Frozen::default().with("ok", &health).with("degraded", &degraded).check("health");
+    let log = |state| LogHealth { state, newest: 42, why: Some("database or disk is full".to_owned()) };
+    let read_only = Health { status: HealthStatus::ReadOnly, log: log(LogState::Full), ..health.clone() };
+    let failing = Health { log: log(LogState::Failing), ..read_only.clone() };
+    Frozen::default()
+        .with("ok", &health)
+        .with("degraded", &degraded)
+        .with("log full", &read_only)
+        .with("log failing", &failing)
+        .check("health");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::console::{KeptConsole, KeptConsoleList};
 use ark_types::eval::{EvalEnd, EvalException, EvalReply, EvalRequest, Language};
+use ark_types::label::{Labels, Owner};
 use ark_types::receipt::{Check, CheckKind, Evidence, Receipt};
 use ark_types::snapshot::{
     CreateSnapshot, FailedFork, ForkAgent, Forked, RestoreSnapshot, RewindAgent, Snapshot, SnapshotKind,
@@ -147,6 +148,9 @@ fn forks() {
         boot_ms: Some(40),
         heartbeat: None,
         auto_remove: false,
+        labels: Labels::default(),
+        owner: Owner::default(),
+        removed_unix_ms: None,
     };
     let forked = Forked {
         agents: vec![agent],

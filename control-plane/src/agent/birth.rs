@@ -8,11 +8,14 @@ use std::time::Instant;
 use ark_types::agent::{
     Agent, AgentName, AgentState, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, Origin,
 };
+use ark_types::event::AgentSpec;
 use ark_types::guest::CONTROL_PORT;
+use ark_types::label::Labels;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span};
 
 use super::body::{Base, Body};
+use super::history::{record_paused, record_survivor};
 use super::owner::Owner;
 use super::record::Record;
 use super::request::Request;
@@ -37,12 +40,30 @@ pub struct Birth {
     pub hold: Hold,
     /// What is told of it.
     pub origin: Origin,
+    /// What its creator says of it.
+    pub wishes: Wishes,
+}
+
+/// What its creator says of an agent, beside what it is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
     /// Name; made up when absent.
     pub name: Option<AgentName>,
     /// Variables its programs start with. Those of the snapshot's agent are not inherited: they may be secrets.
     pub env: BTreeMap<String, String>,
     /// Delete it with its first streamed exec.
     pub auto_remove: bool,
+    /// Labels.
+    pub labels: Labels,
+    /// Who it belongs to.
+    pub owner: ark_types::label::Owner,
+}
+
+impl From<CreateAgent> for Wishes {
+    fn from(request: CreateAgent) -> Self {
+        let CreateAgent { name, env, auto_remove, labels, owner, .. } = request;
+        Self { name, env, auto_remove, labels, owner }
+    }
 }
 
 /// An agent that no list shows.
@@ -91,10 +112,12 @@ pub async fn create(
     let (up, came_up) = oneshot::channel();
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
-    let (_, owner) = core.registry.admit(request.name.clone(), None, |id, name| {
-        let agent = newborn(id, name, Origin::Boot, &image, (vcpus, memory_mib), request.auto_remove);
-        begin(core, agent, request.env, Some(image.path), Begun::Boot)
+    let wishes = Wishes::from(request);
+    let (_, mut owner) = core.registry.admit(wishes.name.clone(), None, |id, name| {
+        let agent = newborn(id, name, Origin::Boot, &image, (vcpus, memory_mib), &wishes);
+        begin(core, agent, wishes.env, Some(image.path), Begun::Boot)
     })?;
+    owner.known = true;
     tokio::spawn(owner.live(up));
     Ok(came_up.await.unwrap_or(Err(BootError::Removed)))
 }
@@ -106,9 +129,9 @@ pub async fn create(
 pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, BootError> {
     let (up, came_up) = oneshot::channel();
     let (id, name) = hidden('t')?;
-    let agent = newborn(id, name, Origin::Boot, &spec.image, (spec.vcpus, spec.memory_mib), false);
-    let (handle, mut owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
-    owner.is_hidden = true;
+    let size = (spec.vcpus, spec.memory_mib);
+    let agent = newborn(id, name, Origin::Boot, &spec.image, size, &Wishes::default());
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
     tokio::spawn(owner.live(up));
     came_up.await.unwrap_or(Err(BootError::Removed)).map(|_| handle)
 }
@@ -118,6 +141,7 @@ pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, B
 /// # Errors
 /// A [`Refusal`] that says what failed; nothing is left then.
 pub async fn restore(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
+    core.ledger.ready()?;
     check_host(core).await?;
     let image = prove(core, &birth.hold).await?;
     Ok(begin_restore(core, birth, image)?.await?)
@@ -136,20 +160,21 @@ pub(super) fn begin_restore(
     birth: Birth,
     image: Image,
 ) -> Result<impl Future<Output = Result<Agent, BootError>> + use<>, AdmitError> {
-    let Birth { hold, origin, name, env, auto_remove } = birth;
+    let Birth { hold, origin, wishes } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
     let mut den = core.pool.take_den(size.0);
     core.telemetry.claimed(Ahead::Prepared, den.is_some());
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
-    let admitted = core.registry.admit(name, id, |id, name| {
-        let agent = newborn(id, name, origin, &image, size, auto_remove);
+    let admitted = core.registry.admit(wishes.name.clone(), id, |id, name| {
+        let agent = newborn(id, name, origin, &image, size, &wishes);
         let base = Base::lived_in(&hold);
-        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
+        begin(core, agent, wishes.env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
     });
     // Of use to the next one.
     den.into_iter().for_each(|den| core.pool.return_den(den));
-    let (_, owner) = admitted?;
+    let (_, mut owner) = admitted?;
+    owner.known = true;
     tokio::spawn(owner.live(up));
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
 }
@@ -191,9 +216,10 @@ async fn claim(
 ) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = &standby.handle.0;
     let (up, came_up) = oneshot::channel();
-    let admitted = core.registry.admit(birth.name.clone(), Some(shared.id.clone()), |id, name| {
-        (standby.handle.renamed(id, name, birth.env.clone()), ())
-    });
+    let Wishes { name, env, auto_remove, labels, owner } = birth.wishes.clone();
+    let admitted = core
+        .registry
+        .admit(name, Some(shared.id.clone()), |id, name| (standby.handle.renamed(id, name, env.clone()), ()));
     let handle = match admitted {
         Ok((handle, ())) => handle,
         Err(error) => {
@@ -202,15 +228,16 @@ async fn claim(
             return Err(error);
         }
     };
-    let claim = Request::Claim {
-        name: handle.name().clone(),
+    let spec = AgentSpec {
         origin: birth.origin.clone(),
-        auto_remove: birth.auto_remove,
-        env: birth.env.clone(),
-        base: Base::lived_in(&birth.hold),
-        cause: Span::current(),
-        up,
+        auto_remove,
+        labels,
+        owner,
+        created_unix_ms: unix_ms(),
+        ..AgentSpec::from(&handle.agent())
     };
+    let base = Base::lived_in(&birth.hold);
+    let claim = Request::Claim { spec: Box::new(spec), env, base, cause: Span::current(), up };
     let _ = shared.requests.send(claim);
     let agent = came_up.await.ok();
     if agent.is_none() {
@@ -228,7 +255,7 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
     let image = prove(core, &hold).await?;
     let (id, name) = hidden('s')?;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let agent = newborn(id, name, Origin::Boot, &image, size, false);
+    let agent = newborn(id, name, Origin::Boot, &image, size, &Wishes::default());
     let (handle, owner) =
         begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Restore(Base::Held(hold), None));
     let (ready, is_ready) = oneshot::channel();
@@ -245,7 +272,9 @@ pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Resu
     let Record { mut agent, .. } = record.clone();
     agent.state = AgentState::Paused;
     (agent.vmm_pid, agent.heartbeat) = (None, None);
-    let (_, owner) = known(core, Record { agent, ..record }, Base::lived_in(hold), true)?;
+    let record = Record { agent, ..record };
+    record_paused(core, &record.agent, &record.env, hold);
+    let (_, owner) = known(core, record, Base::lived_in(hold), true)?;
     tokio::spawn(owner.sleep());
     Ok(())
 }
@@ -264,6 +293,7 @@ pub(crate) fn take_in(
     record.agent.vmm_pid = vmm.as_ref().map(Vmm::pid);
     // What it said to another is no sign of life.
     record.agent.heartbeat = None;
+    record_survivor(core, &record.agent, &record.env);
     let (handle, owner) = known(core, record, hold.map_or(Base::None, Base::lived_in), false)?;
     tokio::spawn(owner.come_back(vmm));
     Ok(handle)
@@ -280,7 +310,8 @@ fn known(
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
-        let (handle, owner) = begin(core, agent, env, None, Begun::Earlier);
+        let (handle, mut owner) = begin(core, agent, env, None, Begun::Earlier);
+        owner.known = true;
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);
@@ -314,7 +345,7 @@ fn newborn(
     origin: Origin,
     image: &Image,
     (vcpus, memory_mib): (u32, u64),
-    auto_remove: bool,
+    wishes: &Wishes,
 ) -> Agent {
     Agent {
         id,
@@ -331,11 +362,14 @@ fn newborn(
         created_unix_ms: unix_ms(),
         boot_ms: None,
         heartbeat: None,
-        auto_remove,
+        auto_remove: wishes.auto_remove,
+        labels: wishes.labels.clone(),
+        owner: wishes.owner.clone(),
+        removed_unix_ms: None,
     }
 }
 
-fn begin(
+pub(super) fn begin(
     core: &Arc<Core>,
     agent: Agent,
     env: BTreeMap<String, String>,
@@ -362,12 +396,12 @@ fn begin(
     let owner = Owner {
         core: Arc::clone(core),
         dir,
-        env,
-        is_hidden: false,
         disk,
         guest,
         body,
         begun: Some(begun),
+        env,
+        known: false,
         since: Instant::now(),
         cause: Span::current(),
         state: publish,

@@ -40,6 +40,7 @@ pub(super) fn is_worth_another(error: &BootError) -> bool {
         | BootError::Spawn(_)
         | BootError::Hello(_)
         | BootError::Check(_)
+        | BootError::Unrecorded(_)
         | BootError::Removed
         | BootError::Ending => false,
     }

@@ -10,6 +10,7 @@ use ark_types::vmm::ExitRecord;
 use super::renewal::FailedCheck;
 use crate::guest::GuestFailure;
 use crate::snapshots::SnapshotError;
+use crate::store::AppendError;
 use crate::supervisor::{ControlError, SpawnError};
 
 /// Why an agent did not come up.
@@ -76,6 +77,9 @@ pub enum BootError {
     /// `arkd` ends.
     #[error("arkd ended before the agent's guest was up")]
     Ending,
+    /// That it is there could not be recorded.
+    #[error("the agent cannot be remembered, so it was ended: {0}")]
+    Unrecorded(#[source] AppendError),
 }
 
 /// The agent cannot be asked for this now.
@@ -210,5 +214,18 @@ pub enum PauseError {
         what: &'static str,
         /// Why.
         why: String,
+    },
+    /// The log takes nothing in, so nothing was done.
+    #[error(transparent)]
+    ReadOnly(#[from] AppendError),
+    /// It was done and is not recorded yet.
+    #[error("the agent {name} is {state}, but that is not recorded yet: {error}")]
+    Unrecorded {
+        /// The agent.
+        name: AgentName,
+        /// Its state.
+        state: AgentState,
+        /// Why it is not.
+        error: AppendError,
     },
 }

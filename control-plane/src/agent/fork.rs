@@ -8,7 +8,7 @@ use ark_types::problem::ProblemKind;
 use ark_types::snapshot::{FailedFork, Forked, MAX_FORKS};
 use futures_util::future::join_all;
 
-use super::{Birth, BootError, Handle, SnapshotFailure, birth};
+use super::{Birth, BootError, Handle, SnapshotFailure, Wishes, birth};
 use crate::admission::check_host;
 use crate::core::Core;
 use crate::images::Image;
@@ -41,6 +41,7 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
         );
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
     }
+    core.ledger.ready()?;
     check_host(core).await?;
     let branch = branch(core, handle).await?;
     let image = birth::prove(core, &branch.hold).await?;
@@ -104,6 +105,7 @@ fn begin(
     image: &Image,
     number: &mut u64,
 ) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
+    let parent = handle.agent();
     loop {
         *number += 1;
         let text = format!("{}-{number}", handle.name());
@@ -112,10 +114,14 @@ fn begin(
         let birth = Birth {
             hold: hold.clone(),
             origin: Origin::Fork { name: handle.name().clone(), id: handle.id().to_owned() },
-            name: Some(name.clone()),
-            // The parent's are not inherited: they may be secrets.
-            env: BTreeMap::new(),
-            auto_remove: false,
+            wishes: Wishes {
+                name: Some(name.clone()),
+                // The parent's are not inherited: they may be secrets.
+                env: BTreeMap::new(),
+                auto_remove: false,
+                labels: parent.labels.clone(),
+                owner: parent.owner.clone(),
+            },
         };
         match birth::begin_restore(core, birth, image.clone()) {
             Ok(fork) => return Ok((name, fork)),

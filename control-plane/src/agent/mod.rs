@@ -14,12 +14,14 @@
 //! | [`pause`] | snapshots of it, pausing it |
 //! | [`record`] | what of it is on disk, for a later `arkd` |
 //! | [`fork`] | many from one |
+//! | [`history`] | what is recorded of all that |
 
 mod birth;
 mod body;
 mod boot;
 mod error;
 mod fork;
+mod history;
 mod identity;
 mod owner;
 mod pause;
@@ -42,12 +44,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::guest::{Address, GuestFailure, evaluate};
 use crate::snapshots::Hold;
 
-pub use birth::{Birth, HiddenSpec, boot_hidden, create, from_template, restore};
+pub use birth::{Birth, HiddenSpec, Wishes, boot_hidden, create, from_template, restore};
 pub(crate) use birth::{Standby, stand_by, take_in, wake_paused};
 pub(crate) use error::sentence;
 pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 pub use fork::fork;
-pub(crate) use owner::state_after;
+pub(crate) use history::settle;
+pub(crate) use owner::outcome_of;
 pub use pause::{Taken, pause, resume};
 pub(crate) use record::{Known, is_paused, load as load_paused};
 pub use renewal::{FailedCheck, RENEWALS_FILE, Seen};

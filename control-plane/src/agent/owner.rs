@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ark_types::agent::{Agent, AgentHeartbeat, AgentName, AgentState, Origin};
+use ark_types::event::{Event, Outcome};
 use ark_types::exec::ExecRequest;
 use ark_types::guest::{Frame, Heartbeat, Kind};
 use ark_types::layout::AgentDir;
@@ -33,15 +34,17 @@ use tracing::{Instrument as _, Span};
 use super::birth::Begun;
 use super::body::{Base, Body};
 use super::error::sentence;
+use super::history::{ON_REQUEST, stillborn};
 use super::record::{self, Known, Record};
 use super::request::{Parting, Removal, Request, Up};
 use super::start::{Life, Seat, ended};
 use super::{BootError, identity};
 use crate::core::Core;
-use crate::guest::{Address, Event, capture};
+use crate::guest::{Address, Event as Sign, capture};
 use crate::host::{millis, unix_ms};
 use crate::images::Image;
 use crate::snapshots::Hold;
+use crate::store::AppendError;
 use crate::supervisor::{self, Vmm};
 use crate::telemetry::Phase;
 use crate::traces::step_of;
@@ -57,12 +60,12 @@ pub(super) struct Owner {
     pub(super) dir: AgentDir,
     /// Variables its programs start with.
     pub(super) env: BTreeMap<String, String>,
-    /// Whether no list ever shows it, so that no later `arkd` is to know of it.
-    pub(super) is_hidden: bool,
     /// Its image's file; none where this `arkd` has not started a VMM for it.
     pub(super) disk: Option<PathBuf>,
     pub(super) guest: Address,
     pub(super) body: Arc<Body>,
+    /// Whether it is an agent in the registry, of which everything is recorded.
+    pub(super) known: bool,
     /// How it begins; none once it has begun.
     pub(super) begun: Option<Begun>,
     /// When it was asked for.
@@ -78,9 +81,11 @@ pub(super) struct Owner {
 impl Owner {
     /// The agent's whole life. The first word on it goes to `up`.
     pub(super) async fn live(mut self, mut up: Up) {
+        // Durable at about the time that the guest is up.
+        let born = self.record_birth();
         match self.come_up(&mut up).await {
-            Ok(life) => self.go_on(life, up).await,
-            Err(error) => self.give_up(error, up),
+            Ok(life) => self.go_on(life, born, up).await,
+            Err(error) => self.give_up(error, up).await,
         }
     }
 
@@ -106,13 +111,13 @@ impl Owner {
                 biased;
                 _ = ended(&mut life.vmm) => return,
                 request = self.requests.recv() => match request {
-                    Some(Request::Claim { name, origin, auto_remove, env, base, cause, up }) => {
-                        (self.env, self.cause) = (env, cause);
+                    Some(Request::Claim { spec, env, base, cause, up }) => {
                         self.state.send_modify(|agent| {
-                            (agent.name, agent.origin, agent.auto_remove) = (name, origin, auto_remove);
-                            agent.created_unix_ms = unix_ms();
+                            let vmm_pid = agent.vmm_pid;
+                            *agent = Agent { vmm_pid, ..spec.newborn() };
                         });
                         self.body.set_base(base);
+                        (self.env, self.known, self.cause) = (env, true, cause);
                         return self.be_claimed(life, up).await;
                     }
                     Some(Request::Remove { .. } | Request::Leave) | None => return,
@@ -130,14 +135,15 @@ impl Owner {
     async fn be_claimed(mut self, mut life: Life, mut up: Up) {
         self.since = Instant::now();
         self.body.set_machine_id(identity::machine_id());
+        let born = self.record_birth();
         let step = step_of(&std::mem::replace(&mut self.cause, Span::none()), "renewal");
         match self.renew(&mut life, self.since, up.closed()).instrument(step).await {
-            Ok(()) => self.go_on(life, up).await,
+            Ok(()) => self.go_on(life, born, up).await,
             Err(error) => {
                 life.kill().await;
                 self.keep_console(&error.to_string());
                 drop(life);
-                self.give_up(error, up);
+                self.give_up(error, up).await;
             }
         }
     }
@@ -172,7 +178,7 @@ impl Owner {
 
     /// Writes down what a later `arkd` needs to go on with the agent.
     fn remember(&self, life: &Life) -> Result<(), BootError> {
-        if self.is_hidden {
+        if !self.known {
             return Ok(());
         }
         let record = Record {
@@ -201,24 +207,34 @@ impl Owner {
         (agent.id.clone(), agent.name.clone())
     }
 
-    fn give_up(&self, error: BootError, up: Up) {
+    async fn give_up(&self, error: BootError, up: Up) {
         let (id, name) = self.who();
         tracing::warn!(%id, %name, %error, "the agent did not start");
         self.enter(AgentState::Failed, Some(error.to_string()), None);
+        self.record_removal(vec![stillborn(&error)]).await;
         // By now every guard has run, so who is told finds nothing left.
         let _ = up.send(Err(error));
     }
 
     /// The agent is up: it is served until it is removed.
-    async fn go_on(mut self, mut life: Life, up: Up) {
+    async fn go_on(mut self, mut life: Life, born: impl Future<Output = Result<(), AppendError>>, up: Up) {
         let took = self.since.elapsed();
         self.core.telemetry.phase(Phase::Ready, took);
-        self.enter(AgentState::Running, None, Some(millis(took)));
-        // Before anybody is told of it: what was acknowledged outlives this arkd.
-        if let Err(error) = self.remember(&life) {
+        let boot_ms = millis(took);
+        let recorded = async {
+            born.await?;
+            self.record(vec![Event::AgentReady { boot_ms }]).await
+        };
+        let mut kept = recorded.await.map_err(BootError::Unrecorded);
+        if kept.is_ok() {
+            self.enter(AgentState::Running, None, Some(boot_ms));
+            // Before anybody is told of it: what was acknowledged outlives this arkd.
+            kept = self.remember(&life);
+        }
+        if let Err(error) = kept {
             life.kill().await;
             drop(life);
-            return self.give_up(error, up);
+            return self.give_up(error, up).await;
         }
         let agent = self.state.borrow().clone();
         tracing::info!(id = agent.id, name = %agent.name, boot_ms = agent.boot_ms, pid = agent.vmm_pid, "the agent runs");
@@ -238,15 +254,28 @@ impl Owner {
             }
         };
         let dirs = self.body.base().hold().as_ref().map(chain).unwrap_or_default();
+        let was = self.state.borrow().state;
+        // One that stays on disk has not ended, and one that had ended is known until it is deleted.
+        let goes = for_good || !(self.body.is_recorded() || super::is_ended(was));
+        let mut last = Vec::new();
         if let Some(mut vmm) = life.vmm.take() {
+            if goes {
+                drop(self.record(vec![Event::AgentStopping {}]));
+            }
             let record = self.stop(&mut vmm, grace).await;
-            self.conclude(record, true);
+            last.push(self.conclude(record, true));
+        } else if !super::is_ended(was) {
+            let (outcome, reason) = (Outcome::Stopped, ON_REQUEST.to_owned());
+            last.push(Event::AgentEnded { outcome, reason, exit: None });
         }
         self.body.set_base(Base::None);
         // Who waits for the agent's end finds nothing of it on disk, but for what others need.
         self.core.snapshots.gone(&dirs).await;
         if for_good || !self.body.is_recorded() {
             record::forget(&self.core, &id).await;
+        }
+        if goes {
+            self.record_removal(last).await;
         }
         tracing::info!(%id, %name, "the agent is removed");
     }
@@ -355,7 +384,8 @@ impl Owner {
             );
             self.state.send_modify(|agent| agent.vmm_pid = None);
         } else {
-            self.conclude(record, false);
+            let end = self.conclude(record, false);
+            drop(self.record(vec![end]));
         }
     }
 
@@ -415,21 +445,24 @@ impl Owner {
                     self.keep_console(why);
                 }
                 self.enter(next, why, None);
+                if next == AgentState::Failed {
+                    let _ = self.record(vec![stillborn(&error)]).await;
+                }
                 self.note(life);
                 let _ = up.send(Err(error));
             }
         }
     }
 
-    pub(super) fn hear(&self, event: Event) {
+    pub(super) fn hear(&self, event: Sign) {
         match event {
-            Event::Heartbeat(Heartbeat { uptime_ms, mem_available_kib, load1_x100, .. }) => {
+            Sign::Heartbeat(Heartbeat { uptime_ms, mem_available_kib, load1_x100, .. }) => {
                 let heartbeat =
                     AgentHeartbeat { at_unix_ms: unix_ms(), uptime_ms, mem_available_kib, load1_x100 };
                 self.state.send_modify(|agent| agent.heartbeat = Some(heartbeat));
             }
-            Event::Hello(hello) => tracing::debug!(?hello, "hello again"),
-            Event::Misbehaved(failure) => tracing::debug!(%failure, "the guest's heartbeat broke"),
+            Sign::Hello(hello) => tracing::debug!(?hello, "hello again"),
+            Sign::Misbehaved(failure) => tracing::debug!(%failure, "the guest's heartbeat broke"),
         }
     }
 
@@ -473,26 +506,28 @@ impl Owner {
         }
     }
 
-    /// Publishes the VMM's end.
-    fn conclude(&self, record: ExitRecord, on_request: bool) {
+    /// Publishes the VMM's end, and tells what to record of it.
+    fn conclude(&self, record: ExitRecord, on_request: bool) -> Event {
         self.core.telemetry.vmm_ended(record.reason);
         let was_paused = self.state.borrow().state == AgentState::Paused;
-        let (state, reason) = if on_request {
-            (AgentState::Stopped, "it was stopped on request".to_owned())
+        let (outcome, reason) = if on_request {
+            (Outcome::Stopped, ON_REQUEST.to_owned())
         } else {
-            (if was_paused { AgentState::Failed } else { state_after(&record) }, sentence(&record))
+            (if was_paused { Outcome::Failed } else { outcome_of(&record) }, sentence(&record))
         };
-        if state == AgentState::Failed {
+        if outcome == Outcome::Failed {
             let agent = self.state.borrow();
             tracing::warn!(id = agent.id, name = %agent.name, reason, "the agent ended");
         }
         if !on_request {
             self.keep_console(&reason);
         }
-        self.state.send_modify(|agent| agent.exit = Some(record));
+        let exit = Some(record);
+        self.state.send_modify(|agent| agent.exit.clone_from(&exit));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
-        self.enter(state, Some(reason), None);
+        self.enter(outcome.into(), Some(reason.clone()), None);
+        Event::AgentEnded { outcome, reason, exit }
     }
 
     /// Has the console outlast the agent's directory: it ended, or did not come up, because of `reason`.
@@ -520,11 +555,11 @@ impl Owner {
     }
 }
 
-/// The state of a running agent whose VMM ended with `record`, which this `arkd` did not ask it to.
-pub(crate) const fn state_after(record: &ExitRecord) -> AgentState {
+/// What became of a running agent whose VMM ended with `record`, which this `arkd` did not ask it to.
+pub(crate) const fn outcome_of(record: &ExitRecord) -> Outcome {
     match record.reason {
         // An earlier arkd may have asked.
-        ExitReason::GuestPoweroff | ExitReason::Stopped | ExitReason::StopDeadline => AgentState::Stopped,
+        ExitReason::GuestPoweroff | ExitReason::Stopped | ExitReason::StopDeadline => Outcome::Stopped,
         ExitReason::GuestReboot
         | ExitReason::GuestPanic
         | ExitReason::GuestCrash
@@ -533,7 +568,7 @@ pub(crate) const fn state_after(record: &ExitRecord) -> AgentState {
         | ExitReason::BadConfig
         | ExitReason::BadSnapshot
         | ExitReason::HostError
-        | ExitReason::Internal => AgentState::Failed,
+        | ExitReason::Internal => Outcome::Failed,
     }
 }
 

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentState, Origin};
-use ark_types::vmm::{ControlReply, ControlRequest, SnapshotReport};
+use ark_types::event::Event;
+use ark_types::vmm::{ControlReply, ControlRequest, SnapshotId, SnapshotReport};
 use tokio::sync::oneshot;
 
 use super::body::Base;
@@ -81,10 +82,12 @@ impl Handle {
             if is_ended(handle.agent().state) || handle.agent().state == AgentState::Stopping {
                 return Err(handle.not_running().into());
             }
+            core.ledger.ready()?;
             let image = birth::prove(&core, &hold).await?;
-            let agent = restart(&handle, hold, image, Some(origin)).await?;
+            let agent = restart(&handle, hold, image, Some(origin.clone())).await?;
+            let recorded = remember(&core, &handle, Event::AgentRewound { origin }).await;
             forget_record(&core, &handle).await;
-            Ok(agent)
+            Ok(recorded.map(|()| agent)?)
         })
         .await?
     }
@@ -173,6 +176,7 @@ pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseErro
             AgentState::Paused => return Err(PauseError::Paused(handle.name().clone())),
             _ => return Err(handle.not_running().into()),
         }
+        core.ledger.ready()?;
         if let Err(error) = ask_state(&handle, ControlRequest::Pause, "pause").await {
             // It may have stopped all the same, just too late.
             let _ = ask_state(&handle, ControlRequest::Resume, "resume").await;
@@ -181,7 +185,14 @@ pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseErro
         if !handle.enter(AgentState::Paused).await {
             return Err(handle.not_running().into());
         }
-        let Err(failure) = to_disk(&core, &handle).await else { return Ok(handle.agent()) };
+        let failure = match to_disk(&core, &handle).await {
+            Ok(snapshot) => {
+                let snapshot = snapshot.to_string();
+                remember(&core, &handle, Event::AgentPaused { snapshot }).await?;
+                return Ok(handle.agent());
+            }
+            Err(failure) => failure,
+        };
         Err(match go_on(&handle).await {
             Ok(()) => failure.into(),
             Err(_) if matches!(failure, SnapshotFailure::Gone { .. }) => PauseError::Ended(failure),
@@ -192,7 +203,7 @@ pub async fn pause(core: &Arc<Core>, handle: &Handle) -> Result<Agent, PauseErro
 }
 
 /// The VMM is paused; its memory goes to disk, durably, and then back to the host.
-async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailure> {
+async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<SnapshotId, SnapshotFailure> {
     let home = record::dir(core, handle.id());
     let file = |path: &Path| {
         let path = path.to_owned();
@@ -224,7 +235,7 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailur
             return Err(failure);
         }
         handle.0.body.set_recorded(true);
-        Ok(())
+        Ok(hold.id())
     };
     let result = result.await;
     // A removal that overtook this has nobody left to undo it.
@@ -256,6 +267,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
     in_full(async move {
         let _turn = handle.0.body.turn.lock().await;
         let agent = handle.agent();
+        core.ledger.ready()?;
         match agent.state {
             AgentState::Paused => {}
             state if is_ended(state) => return Err(handle.not_running().into()),
@@ -268,7 +280,9 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             let image = birth::prove(&core, &hold).await?;
             restart(&handle, hold, image, None).await?;
         }
+        let recorded = remember(&core, &handle, Event::AgentResumed {}).await;
         forget_record(&core, &handle).await;
+        recorded?;
         Ok(handle.agent())
     })
     .await?
@@ -320,6 +334,14 @@ async fn restart(
     let (up, came_up) = oneshot::channel();
     let _ = handle.0.requests.send(Request::Restart { hold, image, origin, up });
     came_up.await.unwrap_or(Err(BootError::Removed))
+}
+
+/// Records what was done with the agent.
+async fn remember(core: &Core, handle: &Handle, event: Event) -> Result<(), PauseError> {
+    handle.record(core, event).await.map_err(|error| {
+        let Agent { name, state, .. } = handle.agent();
+        PauseError::Unrecorded { name, state, error }
+    })
 }
 
 async fn forget_record(core: &Core, handle: &Handle) {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::agent::{Agent, AgentState, Origin};
+use ark_types::event::AgentSpec;
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -58,12 +59,8 @@ pub(super) enum Request {
     },
     /// Be somebody: only of a standby.
     Claim {
-        /// Name.
-        name: AgentName,
-        /// Where it comes from.
-        origin: Origin,
-        /// Whether it goes away with its first streamed exec.
-        auto_remove: bool,
+        /// Who.
+        spec: Box<AgentSpec>,
         /// Variables its programs start with.
         env: BTreeMap<String, String>,
         /// The snapshot, lived in.

@@ -1,8 +1,14 @@
 //! `/v1/agents`: create, list, inspect, delete.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use ark_types::agent::{Agent, AgentList, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, Origin};
+use ark_types::agent::{
+    Agent, AgentList, AgentName, AgentState, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, MAX_AGENTS,
+    Origin,
+};
+use ark_types::image::ImageName;
+use ark_types::label::{InvalidSelector, Owner};
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -16,6 +22,7 @@ use super::Shared;
 use crate::admission::{self, Source, admit};
 use crate::agent::{self, Birth};
 use crate::problems::Refusal;
+use crate::projection::{AgentFilter, Place, place};
 use crate::telemetry::Source as Made;
 use crate::templates::{self, Found};
 use crate::traces::step;
@@ -80,18 +87,88 @@ async fn fork_of(core: &Shared, request: CreateAgent, found: Found) -> Result<Ag
     let Found { hold, template, .. } = found;
     core.templates.used(&hold);
     core.pool.used(&hold);
-    let CreateAgent { name, env, auto_remove, .. } = request;
     let origin = Origin::Template { name: template.name };
-    agent::from_template(core, Birth { hold, origin, name, env, auto_remove }).await
+    agent::from_template(core, Birth { hold, origin, wishes: request.into() }).await
+}
+
+/// Which agents.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listing {
+    /// Also those that were removed, as far as they are remembered; false when absent.
+    #[serde(default)]
+    all: bool,
+    /// In this state.
+    state: Option<AgentState>,
+    /// Of this image.
+    #[param(value_type = Option<String>)]
+    image: Option<ImageName>,
+    /// Forked from this template.
+    #[param(value_type = Option<String>)]
+    template: Option<AgentName>,
+    /// Belonging to this owner.
+    #[param(value_type = Option<String>)]
+    owner: Option<Owner>,
+    /// With these labels: `app=x,tier!=db,env in (a,b),key,!key`, as in Kubernetes.
+    labels: Option<String>,
+    /// At most so many, 1 to 1000; 1000 when absent.
+    limit: Option<usize>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 /// Agents, oldest first: the living ones, and those that ended by themselves and were not deleted yet.
-#[utoipa::path(get, path = "/agents", tag = "agents", responses((status = OK, body = AgentList, description = "Agents")))]
-pub(super) async fn list_agents(State(core): State<Shared>) -> Json<AgentList> {
-    Json(AgentList { agents: core.registry.all().iter().map(agent::Handle::agent).collect() })
+#[utoipa::path(
+    get, path = "/agents", tag = "agents", params(Listing),
+    responses((status = OK, body = AgentList, description = "Agents")),
+)]
+pub(super) async fn list_agents(
+    State(core): State<Shared>,
+    Query(listing): Query<Listing>,
+) -> Result<Json<AgentList>, Refusal> {
+    let Listing { all, state, image, template, owner, labels, limit, cursor } = listing;
+    let invalid = |detail: String| Refusal::new(ProblemKind::InvalidValue, detail);
+    let limit = limit.unwrap_or(MAX_AGENTS);
+    if !(1..=MAX_AGENTS).contains(&limit) {
+        return Err(invalid(format!("{limit} agents are no page: ask for 1 to {MAX_AGENTS}")));
+    }
+    let labels = labels.unwrap_or_default().parse().map_err(|e: InvalidSelector| invalid(e.to_string()))?;
+    let filter = AgentFilter { state, image, template, owner, labels };
+    let after = cursor.as_deref().map(from_cursor).transpose()?;
+    let here = core.registry.all();
+    let agents = here.iter().map(agent::Handle::agent);
+    let mut agents: Vec<Agent> = agents
+        .filter(|agent| filter.lets(agent) && after.as_ref().is_none_or(|after| place(agent) > *after))
+        .collect();
+    if all {
+        core.ledger.caught_up().await;
+        let here: HashSet<&str> = here.iter().map(agent::Handle::id).collect();
+        let projection = core.ledger.projection();
+        let known = projection.agents().select(&filter, after.as_ref());
+        agents.extend(known.filter(|agent| !here.contains(agent.id.as_str())).take(limit + 1).cloned());
+    }
+    agents.sort_by_cached_key(place);
+    let more = agents.len() > limit;
+    agents.truncate(limit);
+    let next_cursor = agents.last().filter(|_| more).map(to_cursor);
+    Ok(Json(AgentList { agents, next_cursor }))
 }
 
-/// One agent.
+/// Where a page ended, in a form that only [`from_cursor`] has to understand.
+fn to_cursor(last: &Agent) -> String {
+    format!("{}-{}", last.created_unix_ms, last.id)
+}
+
+fn from_cursor(cursor: &str) -> Result<Place, Refusal> {
+    let place = cursor.split_once('-').and_then(|(at, id)| Some((at.parse().ok()?, id.to_owned())));
+    place.ok_or_else(|| {
+        let detail = format!("{cursor:?} is no cursor: send `next_cursor` of the page before as it is");
+        Refusal::new(ProblemKind::InvalidValue, detail)
+    })
+}
+
+/// One agent. One that was removed is remembered for a while, by its id.
 #[utoipa::path(
     get, path = "/agents/{agent}", tag = "agents",
     params(("agent" = String, Path, description = "Name or id of the agent")),
@@ -101,7 +178,14 @@ pub(super) async fn inspect_agent(
     State(core): State<Shared>,
     Path(agent): Path<String>,
 ) -> Result<Json<Agent>, Refusal> {
-    Ok(Json(core.registry.find(&agent)?.agent()))
+    match core.registry.find(&agent) {
+        Ok(handle) => Ok(Json(handle.agent())),
+        Err(error) => {
+            core.ledger.caught_up().await;
+            // Its name may be another's by now, so what was removed is known by its id alone.
+            core.ledger.projection().agents().get(&agent).cloned().map(Json).ok_or_else(|| error.into())
+        }
+    }
 }
 
 /// How to delete.
@@ -129,8 +213,17 @@ pub(super) async fn delete_agent(
         let detail = format!("a grace of {grace_ms} ms is too long: at most {MAX_GRACE_MS}");
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
     }
-    let agent = core.registry.find(&agent)?;
-    agent.remove(Duration::from_millis(grace_ms)).await;
-    core.consoles.forget(agent.id());
+    let handle = core.registry.find(&agent)?;
+    handle.remove(Duration::from_millis(grace_ms)).await;
+    core.consoles.forget(handle.id());
+    core.ledger.settled(&handle.stream()).map_err(|error| {
+        let Refusal(mut problem) = error.into();
+        problem.detail = format!(
+            "the agent {} is removed, but that is not recorded yet: {}",
+            handle.name(),
+            problem.detail
+        );
+        Refusal(problem)
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -60,7 +60,12 @@ pub(super) async fn logs(
     Query(Part { follow, tail }): Query<Part>,
 ) -> Result<Response, Refusal> {
     let (path, agent, name) = match core.registry.find(&agent) {
-        Ok(known) => (known.console().clone(), Some(known), agent),
+        Ok(known) => {
+            let own = known.console().clone();
+            // One that ended under an earlier `arkd` may have no directory any more.
+            let kept = if known.has_ended() && !own.exists() { core.consoles.find(known.id()) } else { None };
+            (kept.unwrap_or(own), Some(known), agent)
+        }
         Err(unknown) => (core.consoles.find(&agent).ok_or(unknown)?, None, agent),
     };
     let unreadable = |error: io::Error| {

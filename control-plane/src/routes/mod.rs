@@ -2,6 +2,7 @@
 
 mod agents;
 mod eval;
+mod events;
 mod exec;
 mod files;
 mod fork;
@@ -49,6 +50,7 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(fork::pause_agent))
         .routes(routes!(fork::resume_agent))
         .routes(routes!(fork::receipt))
+        .routes(routes!(events::events))
         .routes(routes!(eval::eval))
         .routes(routes!(exec::exec))
         .routes(routes!(exec::exec_stream))

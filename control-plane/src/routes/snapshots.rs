@@ -11,7 +11,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Shared;
-use crate::agent::{self, Birth, Handle};
+use crate::agent::{self, Birth, Handle, Wishes};
 use crate::core::Core;
 use crate::problems::Refusal;
 use crate::snapshots::{Record, SnapshotError};
@@ -145,7 +145,7 @@ pub(super) async fn restore_snapshot(
     let _busy = core.pool.busy();
     let (hold, record) = core.snapshots.find(&snapshot)?;
     let origin = Origin::Snapshot { name: record.name };
-    let birth = Birth { hold, origin, name, env: Default::default(), auto_remove: false };
+    let birth = Birth { hold, origin, wishes: Wishes { name, ..Wishes::default() } };
     let attempt = core.telemetry.attempt(Source::Snapshot);
     let restored = agent::restore(&core, birth).await;
     attempt.end(&restored);

@@ -42,6 +42,11 @@ async fn a_create_that_failed_leaves_its_console() {
     daemon.shut_down().await;
 }
 
+async fn has_ended(client: &Client, name: &str) -> bool {
+    let agent: Agent = client.get(&format!("/v1/agents/{name}")).await.json();
+    agent.state == AgentState::Stopped
+}
+
 #[tokio::test]
 async fn an_agent_that_ended_by_itself_has_a_console_until_it_is_deleted_and_for_the_next_arkd() {
     let place = Place::new();
@@ -49,11 +54,8 @@ async fn an_agent_that_ended_by_itself_has_a_console_until_it_is_deleted_and_for
     client.create("off", "powers-off").await;
     client.create("gone", "powers-off").await;
     client.create("asked", "base").await;
-    let has_ended = async |name: &str| {
-        let agent: Agent = client.get(&format!("/v1/agents/{name}")).await.json();
-        agent.state == AgentState::Stopped
-    };
-    eventually("both end", async || has_ended("off").await && has_ended("gone").await).await;
+    eventually("both end", async || has_ended(&client, "off").await && has_ended(&client, "gone").await)
+        .await;
     assert!(client.delete("/v1/agents/gone").await.status().is_success());
     assert!(client.delete("/v1/agents/asked").await.status().is_success());
     let names =
@@ -62,7 +64,7 @@ async fn an_agent_that_ended_by_itself_has_a_console_until_it_is_deleted_and_for
     daemon.shut_down().await;
 
     let Ark { daemon, client } = place.start().await;
-    client.get("/v1/agents/off").await.problem(ProblemKind::AgentNotFound);
+    assert!(has_ended(&client, "off").await, "it waits to be deleted");
     assert_eq!(names(&client).await, ["off"]);
     assert!(console(&client, "off").await.contains("script powers-off"));
     daemon.shut_down().await;

@@ -125,6 +125,7 @@ impl Place {
             pool: PoolSizes::default(),
             consoles: ConsoleLimits { agents: 3, bytes: 1 << 20 },
             telemetry: arkd::settings::Telemetry::default(),
+            compaction: arkd::ledger::Compaction::default(),
         }
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ark_client::{Client, Error};
+use ark_client::{AgentQuery, Client, Error};
 use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent, Origin};
 use ark_types::problem::ProblemKind;
 
-use crate::args::{AgentArgs, RmArgs};
+use crate::args::{AgentArgs, PsArgs, RmArgs};
 use crate::failure::{Failure, summed_up};
 use crate::host::Context;
 use crate::output::{Colour, Ui, age, printable, size, span, table};
@@ -40,6 +40,8 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         memory_mib: args.memory,
         env: args.env.iter().cloned().collect(),
         auto_remove: false,
+        labels: args.labels()?,
+        owner: args.owner.clone().unwrap_or_default(),
     })
 }
 
@@ -54,8 +56,13 @@ pub(crate) async fn create(context: &Context, args: &AgentArgs) -> Result<(), Fa
 }
 
 /// `ark ps`.
-pub(crate) async fn ps(context: &Context, all: bool) -> Result<(), Failure> {
-    let mut list = context.client().await?.agents().await?;
+pub(crate) async fn ps(context: &Context, args: &PsArgs) -> Result<(), Failure> {
+    let PsArgs { all, state, ref selector } = *args;
+    let labels = selector.as_ref().map(ToString::to_string);
+    let query = AgentQuery { all, state, labels };
+    let mut list = context.client().await?.agents_where(&query).await?;
+    // Who asks for a state that is over wants to see those.
+    let all = all || state.is_some();
     list.agents.retain(|agent| all || is_living(agent.state));
     context.ui.show(&list, |list| agent_table(context.ui, list, all))
 }
@@ -153,7 +160,8 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
     }
     let reason = |agent: &Agent| {
         let text = printable(agent.reason.as_deref().unwrap_or_default()).replace('\n', " ");
-        text.chars().take(REASON_WIDTH).collect::<String>()
+        let text: String = text.chars().take(REASON_WIDTH).collect();
+        if agent.removed_unix_ms.is_some() { format!("removed: {text}") } else { text }
     };
     let [a, b, c, d, e, f, g, h, i] = headings;
     let rows: Vec<_> = rows
@@ -178,7 +186,12 @@ fn details(ui: Ui, agent: &Agent) -> String {
         ("vcpus", agent.vcpus.to_string()),
         ("memory", size(agent.memory_mib << 20)),
         ("created", format!("{} ago", age(agent.created_unix_ms))),
+        ("owner", agent.owner.to_string()),
     ];
+    if !agent.labels.is_empty() {
+        let labels: Vec<String> = agent.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        rows.push(("labels", labels.join(",")));
+    }
     if let Some(millis) = agent.boot_ms {
         rows.push(("start", format!("took {}", span(millis))));
     }
@@ -197,6 +210,9 @@ fn details(ui: Ui, agent: &Agent) -> String {
     if let Some(exit) = &agent.exit {
         let detail = exit.detail.as_deref().map(|d| format!(": {}", printable(d))).unwrap_or_default();
         rows.push(("VMM's end", format!("{}{detail}", exit.reason)));
+    }
+    if let Some(at) = agent.removed_unix_ms {
+        rows.push(("removed", format!("{} ago", age(at))));
     }
     if agent.auto_remove {
         rows.push(("removal", "with the end of its first program".to_owned()));
@@ -222,7 +238,7 @@ mod tests {
     #[test]
     fn the_table_shows_reasons_only_when_all_are_asked_for() {
         let ui = Ui::new(true);
-        let list = AgentList { agents: vec![agent()] };
+        let list = AgentList { agents: vec![agent()], next_cursor: None };
         let years = age(0);
         let short = agent_table(ui, &list, false);
         assert!(

@@ -50,7 +50,7 @@ enum Order {
 
 async fn order(context: &Context, names: &[String], order: Order) -> Result<(), Failure> {
     let client = context.client().await?;
-    let mut list = AgentList { agents: Vec::new() };
+    let mut list = AgentList { agents: Vec::new(), next_cursor: None };
     let mut failures = Vec::new();
     for name in names {
         let result = match order {

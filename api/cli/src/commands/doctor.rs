@@ -1,5 +1,6 @@
 //! `ark doctor`: what this machine needs to run agents, and the next step for what is missing.
 
+use ark_types::health::{Health, LogHealth};
 use ark_types::plain::plain;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -157,6 +158,10 @@ async fn qemu(needed: bool) -> Check {
 async fn arkd(context: &Context) -> Check {
     let (client, health) = daemon::look(&context.dirs).await;
     match health {
+        Some(Health { log: LogHealth { why: Some(why), .. }, pid, .. }) => {
+            let detail = format!("runs (pid {pid}), but its log of events cannot be written: {why}");
+            Check::lacking("arkd", true, detail, "make room on the disk of ARK_STATE; arkd goes on by itself")
+        }
         Some(health) => Check::ok(
             "arkd",
             format!("runs (pid {}), {} agents, {}", health.pid, health.agents, client.endpoint()),

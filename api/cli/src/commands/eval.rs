@@ -7,6 +7,7 @@ use std::time::Duration;
 use ark_client::Client;
 use ark_types::agent::CreateAgent;
 use ark_types::eval::{EvalReply, EvalRequest, Language};
+use ark_types::label::{Labels, Owner};
 use ark_types::problem::ProblemKind;
 use serde::Serialize;
 
@@ -70,6 +71,8 @@ async fn in_a_temporary_agent(
         env: BTreeMap::new(),
         // That is for agents whose program is a stream: one that only evaluates would be removed within its first minute.
         auto_remove: false,
+        labels: Labels::default(),
+        owner: Owner::default(),
     };
     tokio::select! {
         // Of one that could not be made nothing is left.

@@ -6,6 +6,7 @@ mod code;
 pub(crate) mod cp;
 mod doctor;
 mod eval;
+mod events;
 mod images;
 mod logs;
 mod machine;
@@ -39,8 +40,9 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Receipt { agent } => done(branches::receipt(context, &agent).await),
         Verb::Cp(args) => done(cp::cp(context, args.source, args.target).await),
         Verb::Logs(args) => done(logs::logs(context, &args).await),
-        Verb::Ps(args) => done(agents::ps(context, args.all).await),
+        Verb::Ps(args) => done(agents::ps(context, &args).await),
         Verb::Top(args) => done(top::top(context, &args).await),
+        Verb::Events(args) => done(events::events(context, &args).await),
         Verb::Inspect { agent } => done(agents::inspect(context, &agent).await),
         Verb::Rm(args) => done(agents::rm(context, &args).await),
         Verb::Images => done(images::images(context).await),

@@ -1,0 +1,95 @@
+//! `ark events`: what happened, page by page and then as it happens.
+
+use ark_client::{EventQuery, EventStream};
+use ark_types::event::{Event, Outcome, Recorded};
+
+use crate::args::EventsArgs;
+use crate::failure::Failure;
+use crate::host::Context;
+use crate::output::{Ui, age, printable, span};
+
+/// Writes a line for each event; with `--json`, the event as it is.
+pub(crate) async fn events(context: &Context, args: &EventsArgs) -> Result<(), Failure> {
+    let client = context.client().await?;
+    let mut query = EventQuery { after: args.after, stream: args.stream.clone() };
+    if args.follow {
+        return follow(context.ui, client.follow_events(&query).await?).await;
+    }
+    loop {
+        let page = client.events(&query).await?;
+        for event in &page.events {
+            show(context.ui, event)?;
+        }
+        if page.next_after >= page.newest || query.after == Some(page.next_after) {
+            return Ok(());
+        }
+        query.after = Some(page.next_after);
+    }
+}
+
+async fn follow(ui: Ui, mut stream: EventStream) -> Result<(), Failure> {
+    let mut last = None;
+    while let Some(event) = stream.next().await? {
+        show(ui, &event)?;
+        last = Some(event.position);
+    }
+    let again = last.map_or(String::new(), |last| format!(" --after {last}"));
+    ui.note(&format!("arkd has ended; what happens from then on is told by `ark events --follow{again}`"));
+    Ok(())
+}
+
+fn show(ui: Ui, event: &Recorded) -> Result<(), Failure> {
+    ui.show(event, line)
+}
+
+/// One event: position, age, kind, what it is about, and what there is to say.
+fn line(event: &Recorded) -> String {
+    let Recorded { position, at_unix_ms, stream, event, .. } = event;
+    let about = printable(&about(event)).replace('\n', " ");
+    let text = format!("{position:>6}  {:>6} ago  {:<14}  {stream}  {about}", age(*at_unix_ms), event.kind());
+    text.trim_end().to_owned()
+}
+
+fn about(event: &Event) -> String {
+    match event {
+        Event::AgentCreated { agent } => {
+            let labels: Vec<String> =
+                agent.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
+            format!("{} of {} for {}{}", agent.name, agent.image, agent.owner, labels.concat())
+        }
+        Event::AgentReady { boot_ms } => format!("after {}", span(*boot_ms)),
+        Event::AgentPaused { snapshot } => format!("to {snapshot}"),
+        Event::AgentRewound { origin: ark_types::agent::Origin::Snapshot { name } } => format!("to {name}"),
+        Event::AgentEnded { outcome: Outcome::Stopped, reason, .. } => reason.clone(),
+        Event::AgentEnded { outcome: Outcome::Failed, reason, .. } => format!("failed: {reason}"),
+        Event::AgentResumed {}
+        | Event::AgentRewound { .. }
+        | Event::AgentStopping {}
+        | Event::AgentRemoved {} => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ark_types::event::Stream;
+
+    use super::*;
+
+    #[test]
+    fn a_line_tells_what_happened_and_moves_no_cursor() {
+        let event =
+            |event| Recorded { position: 7, at_unix_ms: 0, stream: Stream::agent("0a"), version: 1, event };
+        let ended = Event::AgentEnded {
+            outcome: Outcome::Failed,
+            reason: "the guest\u{1b}[2J\npanicked".to_owned(),
+            exit: None,
+        };
+        let told = line(&event(ended));
+        assert!(
+            told.starts_with("     7  ") && told.contains("agent.ended     agent/0a  failed: the guest"),
+            "{told}"
+        );
+        assert!(told.ends_with("the guest\\u{1b}[2J panicked"), "{told}");
+        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed   agent/0a"));
+    }
+}

@@ -1,0 +1,304 @@
+//! What happened, as the log of `arkd` keeps and streams it.
+//!
+//! An event belongs to a [`Stream`], one per thing that lives, and has two numbers: its position among all events, and its
+//! version within its stream. Both grow from 1 and are never used twice. An event never holds a secret.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::agent::{Agent, AgentName, AgentState, Origin};
+use crate::image::ImageName;
+use crate::label::{Labels, Owner};
+use crate::vmm::ExitRecord;
+
+/// Most events of one page.
+pub const MAX_EVENTS: usize = 1000;
+/// Events of one page when a request does not say how many.
+pub const DEFAULT_EVENTS: usize = 100;
+/// Longest text of a stream, bytes.
+const MAX_STREAM: usize = 300;
+
+/// What an event belongs to: `agent/<id>`, and likewise for everything else that lives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[a-z]+/[A-Za-z0-9._-]+$", example = "agent/0123456789abcdef")]
+pub struct Stream(String);
+
+/// A text that names no stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a stream: write its kind, '/' and its id, such as agent/0123456789abcdef")]
+pub struct InvalidStream(String);
+
+impl Stream {
+    /// The stream of the agent `id`.
+    #[must_use]
+    pub fn agent(id: &str) -> Self {
+        Self(format!("agent/{id}"))
+    }
+
+    /// The id of the agent that it is the stream of; none when it is that of something else.
+    #[must_use]
+    pub fn agent_id(&self) -> Option<&str> {
+        self.0.strip_prefix("agent/")
+    }
+}
+
+impl TryFrom<String> for Stream {
+    type Error = InvalidStream;
+    fn try_from(text: String) -> Result<Self, InvalidStream> {
+        let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        let is_valid = text.len() <= MAX_STREAM
+            && text.split_once('/').is_some_and(|(kind, name)| {
+                !kind.is_empty()
+                    && kind.bytes().all(|b| b.is_ascii_lowercase())
+                    && !name.is_empty()
+                    && name.bytes().all(is_name)
+            });
+        if is_valid { Ok(Self(text)) } else { Err(InvalidStream(text)) }
+    }
+}
+
+impl FromStr for Stream {
+    type Err = InvalidStream;
+    fn from_str(text: &str) -> Result<Self, InvalidStream> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<Stream> for String {
+    fn from(stream: Stream) -> Self {
+        stream.0
+    }
+}
+
+impl AsRef<str> for Stream {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// An event in the log, durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Recorded {
+    /// Position among all events.
+    pub position: u64,
+    /// When it was recorded, milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// What it belongs to.
+    pub stream: Stream,
+    /// Position within that.
+    pub version: u64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What is settled about an agent for all its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AgentSpec {
+    /// Identifier.
+    pub id: String,
+    /// Name.
+    pub name: AgentName,
+    /// Who it belongs to.
+    #[serde(default)]
+    pub owner: Owner,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Image.
+    pub image: ImageName,
+    /// Digest of the image.
+    pub image_digest: String,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Creation time, milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// Whether it goes away with its first streamed exec.
+    pub auto_remove: bool,
+}
+
+impl From<&Agent> for AgentSpec {
+    fn from(agent: &Agent) -> Self {
+        Self {
+            id: agent.id.clone(),
+            name: agent.name.clone(),
+            owner: agent.owner.clone(),
+            labels: agent.labels.clone(),
+            origin: agent.origin.clone(),
+            image: agent.image.clone(),
+            image_digest: agent.image_digest.clone(),
+            vcpus: agent.vcpus,
+            memory_mib: agent.memory_mib,
+            created_unix_ms: agent.created_unix_ms,
+            auto_remove: agent.auto_remove,
+        }
+    }
+}
+
+impl AgentSpec {
+    /// The agent at its creation.
+    #[must_use]
+    pub fn newborn(self) -> Agent {
+        Agent {
+            id: self.id,
+            name: self.name,
+            owner: self.owner,
+            labels: self.labels,
+            origin: self.origin,
+            image: self.image,
+            image_digest: self.image_digest,
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            state: AgentState::Creating,
+            reason: None,
+            exit: None,
+            vmm_pid: None,
+            created_unix_ms: self.created_unix_ms,
+            boot_ms: None,
+            heartbeat: None,
+            auto_remove: self.auto_remove,
+            removed_unix_ms: None,
+        }
+    }
+}
+
+/// How an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// On request, or by its own power-off.
+    Stopped,
+    /// Without being asked.
+    Failed,
+}
+
+impl From<Outcome> for AgentState {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Stopped => Self::Stopped,
+            Outcome::Failed => Self::Failed,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type")]
+pub enum Event {
+    /// An agent was asked for and begins.
+    #[serde(rename = "agent.created")]
+    AgentCreated {
+        /// What is settled about it.
+        agent: AgentSpec,
+    },
+    /// Its guest takes commands.
+    #[serde(rename = "agent.ready")]
+    AgentReady {
+        /// Time that it took, milliseconds.
+        boot_ms: u64,
+    },
+    /// It stands still, with its memory on disk.
+    #[serde(rename = "agent.paused")]
+    AgentPaused {
+        /// The snapshot of its memory.
+        snapshot: String,
+    },
+    /// It goes on.
+    #[serde(rename = "agent.resumed")]
+    AgentResumed {},
+    /// It went back to a snapshot and runs.
+    #[serde(rename = "agent.rewound")]
+    AgentRewound {
+        /// Where it comes from now.
+        origin: Origin,
+    },
+    /// Its end was asked for.
+    #[serde(rename = "agent.stopping")]
+    AgentStopping {},
+    /// Its VMM is no more.
+    #[serde(rename = "agent.ended")]
+    AgentEnded {
+        /// Whether it was meant to.
+        outcome: Outcome,
+        /// Why, as a sentence.
+        reason: String,
+        /// What the VMM said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit: Option<ExitRecord>,
+    },
+    /// Nothing of it is left on the host.
+    #[serde(rename = "agent.removed")]
+    AgentRemoved {},
+}
+
+impl Event {
+    /// Its `type` on the wire.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::AgentCreated { .. } => "agent.created",
+            Self::AgentReady { .. } => "agent.ready",
+            Self::AgentPaused { .. } => "agent.paused",
+            Self::AgentResumed {} => "agent.resumed",
+            Self::AgentRewound { .. } => "agent.rewound",
+            Self::AgentStopping {} => "agent.stopping",
+            Self::AgentEnded { .. } => "agent.ended",
+            Self::AgentRemoved {} => "agent.removed",
+        }
+    }
+
+    /// Whether nothing may follow it in its stream.
+    #[must_use]
+    pub const fn is_last(&self) -> bool {
+        match self {
+            Self::AgentRemoved {} => true,
+            Self::AgentCreated { .. }
+            | Self::AgentReady { .. }
+            | Self::AgentPaused { .. }
+            | Self::AgentResumed {}
+            | Self::AgentRewound { .. }
+            | Self::AgentStopping {}
+            | Self::AgentEnded { .. } => false,
+        }
+    }
+}
+
+/// Reply of `GET /v1/events`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventList {
+    /// Events, oldest first.
+    pub events: Vec<Recorded>,
+    /// What to ask for next, as `after`: the position up to which this page tells everything that matches.
+    pub next_after: u64,
+    /// Position of the newest event of all.
+    pub newest: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_have_a_kind_and_a_name() {
+        assert_eq!(Stream::agent("0a").to_string().parse(), Ok(Stream::agent("0a")));
+        assert_eq!(Stream::agent("0a").agent_id(), Some("0a"));
+        assert_eq!("pool/py".parse::<Stream>().unwrap().agent_id(), None);
+        for text in ["", "agent", "agent/", "/x", "Agent/x", "a/b/c", "agent/x y", "agent/\u{e9}"] {
+            assert_eq!(text.parse::<Stream>(), Err(InvalidStream(text.to_owned())));
+        }
+        assert!(format!("agent/{}", "x".repeat(MAX_STREAM)).parse::<Stream>().is_err());
+    }
+}

@@ -1,0 +1,94 @@
+//! The wire formats of events, frozen like those of `schema.rs`.
+
+mod frozen;
+
+use std::collections::BTreeMap;
+
+use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
+use ark_types::label::{Labels, Owner};
+use ark_types::vmm::{ExitReason, ExitRecord};
+use frozen::{Frozen, digest};
+
+fn name(text: &str) -> AgentName {
+    text.parse().unwrap()
+}
+
+fn spec() -> AgentSpec {
+    let labels = BTreeMap::from([("app".to_owned(), "shop".to_owned())]);
+    AgentSpec {
+        id: "0123456789abcdef".to_owned(),
+        name: name("a1"),
+        owner: "shop".parse().unwrap(),
+        labels: labels.try_into().unwrap(),
+        origin: Origin::Template { name: name("py") },
+        image: "python".parse().unwrap(),
+        image_digest: digest(),
+        vcpus: 1,
+        memory_mib: 256,
+        created_unix_ms: 1_700_000_000_000,
+        auto_remove: true,
+    }
+}
+
+/// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
+fn events() -> [Event; 8] {
+    match (Event::AgentResumed {}) {
+        Event::AgentCreated { .. }
+        | Event::AgentReady { .. }
+        | Event::AgentPaused { .. }
+        | Event::AgentResumed {}
+        | Event::AgentRewound { .. }
+        | Event::AgentStopping {}
+        | Event::AgentEnded { .. }
+        | Event::AgentRemoved {} => {}
+    }
+    let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
+    [
+        Event::AgentCreated { agent: spec() },
+        Event::AgentReady { boot_ms: 40 },
+        Event::AgentPaused { snapshot: "b2".repeat(16) },
+        Event::AgentResumed {},
+        Event::AgentRewound { origin: Origin::Snapshot { name: name("before-edit") } },
+        Event::AgentStopping {},
+        Event::AgentEnded {
+            outcome: Outcome::Failed,
+            reason: "the guest's kernel panicked".to_owned(),
+            exit: Some(exit),
+        },
+        Event::AgentRemoved {},
+    ]
+}
+
+#[test]
+fn every_event() {
+    let mut frozen = Frozen::default();
+    let mut list = EventList { events: Vec::new(), next_after: 8, newest: 9 };
+    for (position, event) in (1..).zip(events()) {
+        let kind = event.kind();
+        let recorded = Recorded {
+            position,
+            at_unix_ms: 1_700_000_000_000,
+            stream: Stream::agent("0123456789abcdef"),
+            version: position,
+            event,
+        };
+        assert_eq!(serde_json::to_value(&recorded).unwrap()["event"]["type"], kind);
+        frozen = frozen.with(kind, &recorded);
+        list.events.push(recorded);
+    }
+    let stopped =
+        Event::AgentEnded { outcome: Outcome::Stopped, reason: "on request".to_owned(), exit: None };
+    frozen.with("agent.ended on request", &stopped).with("list", &list).check("events");
+    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 1);
+}
+
+#[test]
+fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
+    let newborn: Agent = spec().newborn();
+    assert_eq!((newborn.state, AgentSpec::from(&newborn)), (AgentState::Creating, spec()));
+    let mut older = serde_json::to_value(spec()).unwrap();
+    older.as_object_mut().unwrap().retain(|key, _| key != "owner" && key != "labels");
+    let older: AgentSpec = serde_json::from_value(older).unwrap();
+    assert_eq!((older.owner, older.labels), (Owner::default(), Labels::default()));
+}

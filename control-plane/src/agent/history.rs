@@ -1,0 +1,193 @@
+//! What of an agent's life is recorded, and what an earlier `arkd` recorded of agents that are no more.
+//!
+//! The owner records what happens to its agent; a pause, a resume and a rewind are recorded by who asked the owner for them. What
+//! has no entry in the registry, such as a standby, is no agent, and nothing of it is recorded.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use ark_types::agent::{Agent, AgentState};
+use ark_types::event::{AgentSpec, Event, Outcome, Stream};
+use futures_util::future::join_all;
+
+use super::birth::{Begun, begin};
+use super::owner::Owner;
+use super::request::Request;
+use super::{BootError, Handle, is_ended};
+use crate::core::Core;
+use crate::registry::MAX_ENDED;
+use crate::snapshots::Hold;
+use crate::store::AppendError;
+
+/// Why an agent is no more of which an earlier `arkd` left nothing but its record.
+const LOST: &str = "it was lost while arkd was away: the host was started anew, or the agent's directory was damaged or removed";
+/// Why an agent ended whose VMM was not there to say so.
+pub(super) const ON_REQUEST: &str = "it was stopped on request";
+
+/// The first event of an agent, with its environment, which no event tells.
+fn begin_record(
+    core: &Core,
+    agent: &Agent,
+    env: &BTreeMap<String, String>,
+) -> impl Future<Output = Result<(), AppendError>> + use<> {
+    // A map of strings always is JSON.
+    let secret = if env.is_empty() { None } else { serde_json::to_vec(env).ok() };
+    let event = Event::AgentCreated { agent: AgentSpec::from(agent) };
+    core.ledger.begin(Stream::agent(&agent.id), event, secret)
+}
+
+impl Handle {
+    /// Its stream of events.
+    #[must_use]
+    pub fn stream(&self) -> Stream {
+        Stream::agent(self.id())
+    }
+
+    /// Records what happened to it.
+    pub(super) fn record(
+        &self,
+        core: &Core,
+        event: Event,
+    ) -> impl Future<Output = Result<(), AppendError>> + use<> {
+        core.ledger.record(self.stream(), vec![event])
+    }
+}
+
+impl Owner {
+    /// Records that its agent begins, if it is one.
+    pub(super) fn record_birth(&self) -> impl Future<Output = Result<(), AppendError>> + use<> {
+        let recording = self.known.then(|| begin_record(&self.core, &self.state.borrow(), &self.env));
+        settled(recording)
+    }
+
+    /// Records what happened to its agent, if it is one.
+    pub(super) fn record(&self, events: Vec<Event>) -> impl Future<Output = Result<(), AppendError>> + use<> {
+        let stream = Stream::agent(&self.state.borrow().id);
+        let recording = self.known.then(|| self.core.ledger.record(stream, events));
+        settled(recording)
+    }
+
+    /// Records that nothing is left of its agent, after `last`, and waits until that is durable or owed.
+    pub(super) async fn record_removal(&self, last: Vec<Event>) {
+        let mut events = last;
+        events.push(Event::AgentRemoved {});
+        // Who asked for it looks whether anything is owed.
+        let _ = self.record(events).await;
+    }
+
+    /// The life of an agent that ended under an earlier `arkd`: it waits to be removed.
+    async fn rest(mut self) {
+        let _seat = self.seat();
+        loop {
+            match self.requests.recv().await {
+                Some(Request::Remove { for_good: true, .. }) => return self.record_removal(Vec::new()).await,
+                Some(Request::Remove { for_good: false, .. }) | None => return,
+                // Nothing else can be had of it; dropping it tells who asked.
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+async fn settled(
+    recording: Option<impl Future<Output = Result<(), AppendError>>>,
+) -> Result<(), AppendError> {
+    match recording {
+        Some(recording) => recording.await,
+        None => Ok(()),
+    }
+}
+
+/// The end of an agent that never came up.
+pub(super) fn stillborn(error: &BootError) -> Event {
+    let exit = match error {
+        BootError::Ended { record, .. } => Some(record.clone()),
+        _ => None,
+    };
+    Event::AgentEnded { outcome: Outcome::Failed, reason: error.to_string(), exit }
+}
+
+/// Records what the log does not know yet of an agent that was found paused on disk.
+pub(super) fn record_paused(core: &Core, agent: &Agent, env: &BTreeMap<String, String>, hold: &Hold) {
+    let known = core.ledger.projection().agents().get(&agent.id).map(|agent| agent.state);
+    if known.is_none() {
+        drop(begin_record(core, agent, env));
+    }
+    if known != Some(AgentState::Paused) {
+        let paused = Event::AgentPaused { snapshot: hold.id().to_string() };
+        drop(core.ledger.record(Stream::agent(&agent.id), vec![paused]));
+    }
+}
+
+/// Records what the log does not know yet of an agent that an earlier `arkd` left in the run directory.
+pub(super) fn record_survivor(core: &Core, agent: &Agent, env: &BTreeMap<String, String>) {
+    let known = core.ledger.projection().agents().get(&agent.id).map(|agent| agent.state);
+    if known.is_none() {
+        drop(begin_record(core, agent, env));
+    }
+    let news = match (known, agent.state) {
+        (Some(AgentState::Stopped | AgentState::Failed), _) => None,
+        (_, AgentState::Stopped) => Some(ended(agent, Outcome::Stopped)),
+        (_, AgentState::Failed) => Some(ended(agent, Outcome::Failed)),
+        (None | Some(AgentState::Creating), _) => {
+            Some(Event::AgentReady { boot_ms: agent.boot_ms.unwrap_or_default() })
+        }
+        (Some(AgentState::Paused), _) => Some(Event::AgentResumed {}),
+        (Some(AgentState::Running | AgentState::Stopping), _) => None,
+    };
+    if let Some(event) = news {
+        drop(core.ledger.record(Stream::agent(&agent.id), vec![event]));
+    }
+}
+
+/// The end of an agent, as it tells it itself.
+fn ended(agent: &Agent, outcome: Outcome) -> Event {
+    Event::AgentEnded { outcome, reason: agent.reason.clone().unwrap_or_default(), exit: agent.exit.clone() }
+}
+
+/// Closes the books on agents that an earlier `arkd` had: those that lived and are no more have ended, and those that ended
+/// wait to be removed, the newest of them. Call it when every agent that still lives is in the registry.
+pub(crate) async fn settle(core: &Arc<Core>) {
+    let (mut ended, mut recordings) = (Vec::new(), Vec::new());
+    for agent in left_behind(core) {
+        let stream = Stream::agent(&agent.id);
+        if is_ended(agent.state) {
+            ended.push(agent);
+            continue;
+        }
+        tracing::warn!(id = agent.id, name = %agent.name, "an agent of an earlier arkd is no more");
+        let end = Event::AgentEnded { outcome: Outcome::Failed, reason: LOST.to_owned(), exit: None };
+        // Nobody was told of one that was still coming up.
+        if agent.auto_remove || agent.state == AgentState::Creating {
+            recordings.push(core.ledger.record(stream, vec![end, Event::AgentRemoved {}]));
+        } else {
+            recordings.push(core.ledger.record(stream, vec![end]));
+            ended.push(Agent { state: AgentState::Failed, reason: Some(LOST.to_owned()), ..agent });
+        }
+    }
+    let excess = ended.len().saturating_sub(MAX_ENDED);
+    for agent in ended.drain(..excess) {
+        recordings.push(core.ledger.record(Stream::agent(&agent.id), vec![Event::AgentRemoved {}]));
+    }
+    // What the log does not take in now stays owed to it.
+    join_all(recordings).await;
+    for agent in ended {
+        let (handle, mut owner) = begin(core, agent, BTreeMap::new(), None, Begun::Earlier);
+        owner.known = true;
+        core.registry.take_in(handle);
+        tokio::spawn(owner.rest());
+    }
+}
+
+/// Agents that the log knows, that were not removed and that are not here, oldest first. One that is paused and could not be
+/// taken in is still on disk, so that an `arkd` that can will.
+fn left_behind(core: &Core) -> Vec<Agent> {
+    let here: HashSet<String> = core.registry.all().iter().map(|handle| handle.id().to_owned()).collect();
+    let projection = core.ledger.projection();
+    let is_left = |agent: &&Agent| {
+        agent.removed_unix_ms.is_none()
+            && !here.contains(&agent.id)
+            && !(agent.state == AgentState::Paused && core.config.state.paused().join(&agent.id).exists())
+    };
+    projection.agents().iter().filter(is_left).cloned().collect()
+}

@@ -1,0 +1,170 @@
+//! The projection against the events it is made of.
+
+use std::collections::BTreeMap;
+
+use ark_types::agent::{AgentState, Origin};
+use ark_types::event::{AgentSpec, Event, Outcome, Stream};
+use ark_types::label::{Labels, Selector};
+use proptest::prelude::*;
+
+use super::*;
+
+fn id(n: u64) -> String {
+    format!("{n:016x}")
+}
+
+fn labels(n: u64) -> Labels {
+    let pairs = [("app", n % 3), ("tier", n % 2), ("n", n)].into_iter().take(usize::try_from(n % 4).unwrap());
+    let pairs = pairs.map(|(key, value)| (key.to_owned(), format!("v{value}")));
+    pairs.collect::<BTreeMap<_, _>>().try_into().unwrap()
+}
+
+fn created(n: u64) -> Event {
+    let template = |name: &str| Origin::Template { name: name.parse().unwrap() };
+    Event::AgentCreated {
+        agent: AgentSpec {
+            id: id(n),
+            name: format!("a{}", n % 5).parse().unwrap(),
+            owner: format!("o{}", n % 2).parse().unwrap(),
+            labels: labels(n),
+            origin: if n.is_multiple_of(3) { template("py") } else { Origin::Boot },
+            image: if n.is_multiple_of(2) { "base" } else { "python" }.parse().unwrap(),
+            image_digest: "sha256:0".to_owned(),
+            vcpus: 1,
+            memory_mib: 64,
+            // Several at a time, and not quite in order.
+            created_unix_ms: 1000 + (n ^ 1) / 3,
+            auto_remove: false,
+        },
+    }
+}
+
+/// What may happen to the agent `n`, whether or not it makes sense.
+fn event(n: u64, kind: u8) -> Event {
+    match kind {
+        0 | 1 => created(n),
+        2 => Event::AgentReady { boot_ms: n },
+        3 => Event::AgentPaused { snapshot: "s".to_owned() },
+        4 => Event::AgentResumed {},
+        5 => Event::AgentRewound { origin: Origin::Snapshot { name: "s".parse().unwrap() } },
+        6 => Event::AgentStopping {},
+        7 => Event::AgentEnded { outcome: Outcome::Failed, reason: "it broke".to_owned(), exit: None },
+        _ => Event::AgentRemoved {},
+    }
+}
+
+fn recorded(events: impl IntoIterator<Item = (u64, u8)>) -> Vec<Recorded> {
+    let record = |(position, (n, kind)): (u64, (u64, u8))| Recorded {
+        position,
+        at_unix_ms: 1000 + position,
+        stream: Stream::agent(&id(n)),
+        version: 1,
+        event: event(n, kind),
+    };
+    (1..).zip(events).map(record).collect()
+}
+
+fn projection<'a>(events: impl IntoIterator<Item = &'a Recorded>) -> Projection {
+    let mut projection = Projection::default();
+    events.into_iter().for_each(|event| projection.apply(event));
+    projection
+}
+
+#[test]
+fn the_end_is_the_end() {
+    let life = [0, 2, 3, 7, 3, 8, 4];
+    let told = |count| {
+        let projection = projection(&recorded(life.iter().take(count).map(|kind| (1, *kind))));
+        let agent = projection.agents().get(&id(1)).unwrap().clone();
+        (agent.state, agent.reason, agent.removed_unix_ms)
+    };
+    assert_eq!(told(2), (AgentState::Running, None, None));
+    assert_eq!(told(3), (AgentState::Paused, None, None));
+    let reason = Some("it broke".to_owned());
+    assert_eq!(told(5), (AgentState::Failed, reason.clone(), None), "what came late changes nothing");
+    assert_eq!(told(7), (AgentState::Failed, reason, Some(1006)));
+}
+
+#[test]
+fn the_oldest_history_is_forgotten_whole() {
+    let count = agents::MAX_HISTORY as u64 + 10;
+    let lives = (0..count).flat_map(|n| [(n, 0), (n, 2), (n, 8)]);
+    let projection = projection(&recorded(lives.chain([(count, 0)])));
+    assert_eq!(projection.agents().iter().count() as u64, count - 10 + 1);
+    assert_eq!(projection.agents().iter().last().unwrap().state, AgentState::Creating);
+    let labelled = AgentFilter { labels: "n=v3".parse().unwrap(), ..AgentFilter::default() };
+    assert_eq!(projection.agents().select(&labelled, None).count(), 0);
+    assert_eq!(projection.agents().get(&id(1)), None);
+    // What is forgotten is in no snapshot either.
+    assert_eq!(Projection::restore(&projection.snapshot()).unwrap(), projection);
+}
+
+#[test]
+fn a_snapshot_that_is_none_is_refused() {
+    for data in ["", "{}", r#"{"form":2,"agents":[]}"#] {
+        let snapshot = Snapshot { position: 7, data: data.into() };
+        let said = Projection::restore(&snapshot).unwrap_err().to_string();
+        assert!(said.contains("at position 7"), "{said}");
+    }
+}
+
+fn filters() -> impl Strategy<Value = AgentFilter> {
+    let states = prop::sample::select(vec![AgentState::Creating, AgentState::Running, AgentState::Failed]);
+    let images = prop::sample::select(vec!["base", "python"]);
+    let selectors = vec![
+        "",
+        "app=v1",
+        "app in (v0,v2)",
+        "app,tier=v1",
+        "!tier",
+        "app!=v1",
+        "n=v7,tier",
+        "app notin (v0,v1),n",
+    ];
+    (
+        prop::option::of(states),
+        prop::option::of(images),
+        any::<bool>(),
+        prop::option::of(0..2_u8),
+        prop::sample::select(selectors),
+    )
+        .prop_map(|(state, image, template, owner, labels)| AgentFilter {
+            state,
+            image: image.map(|image| image.parse().unwrap()),
+            template: template.then(|| "py".parse().unwrap()),
+            owner: owner.map(|owner| format!("o{owner}").parse().unwrap()),
+            labels: labels.parse::<Selector>().unwrap(),
+        })
+}
+
+fn lives() -> impl Strategy<Value = Vec<Recorded>> {
+    prop::collection::vec((0..24_u64, 0..9_u8), 0..200).prop_map(recorded)
+}
+
+proptest! {
+    #[test]
+    fn a_snapshot_and_the_rest_are_the_same_as_everything(events in lives(), cut in 0..200_usize) {
+        let (before, after) = events.split_at(cut.min(events.len()));
+        let mut from_snapshot = Projection::restore(&projection(before).snapshot()).unwrap();
+        after.iter().for_each(|event| from_snapshot.apply(event));
+        prop_assert_eq!(from_snapshot, projection(&events));
+    }
+
+    #[test]
+    fn what_is_selected_is_what_the_filter_lets_through(events in lives(), filter in filters(), page in 1..5_usize) {
+        let projection = projection(&events);
+        let wanted: Vec<&Agent> = projection.agents().iter().filter(|agent| filter.lets(agent)).collect();
+        let all: Vec<&Agent> = projection.agents().select(&filter, None).collect();
+        prop_assert_eq!(&all, &wanted);
+        prop_assert!(wanted.is_sorted_by_key(|agent| place(agent)));
+        // And page by page.
+        let (mut pages, mut after) = (Vec::new(), None);
+        loop {
+            let next: Vec<&Agent> = projection.agents().select(&filter, after.as_ref()).take(page).collect();
+            let Some(last) = next.last() else { break };
+            after = Some(place(last));
+            pages.extend(next);
+        }
+        prop_assert_eq!(pages, wanted);
+    }
+}
