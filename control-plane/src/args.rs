@@ -7,6 +7,8 @@ use clap::{Parser, ValueEnum};
 
 use ark_types::health::HostKind;
 
+use crate::scheduler::SchedulerConfig;
+
 /// The control plane of NOA ARK: serves agents over REST.
 ///
 /// It always listens on the Unix socket of its run directory (ARK_RUN), and on TCP when told to. ARK_ASSETS and ARK_STATE
@@ -37,6 +39,10 @@ pub struct Args {
     /// How many forks of each template in use are kept ready ahead of need; 0 for none.
     #[arg(long, value_name = "COUNT", env = "ARK_STANDBY", default_value_t = 2)]
     pub standby: u8,
+
+    /// How much of this host is given away.
+    #[command(flatten)]
+    pub scheduler: SchedulerConfig,
 
     /// How messages on standard error look.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -79,5 +85,8 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+        assert_eq!(Args::parse_from(["arkd"]).scheduler, SchedulerConfig::default());
+        let args = Args::parse_from(["arkd", "--overcommit-memory", "1.5", "--max-agents", "7"]);
+        assert_eq!((args.scheduler.overcommit_memory, args.scheduler.max_agents), (1.5, 7));
     }
 }

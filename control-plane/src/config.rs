@@ -8,6 +8,7 @@ use ark_types::health::HostKind;
 use ark_types::layout::{Assets, RunDir, StateDir};
 
 use crate::args::Args;
+use crate::scheduler::SchedulerConfig;
 
 /// Everything a [`crate::daemon::Daemon`] is started with.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct Config {
     pub timing: Timing,
     /// What is made ahead of need.
     pub pool: PoolSizes,
+    /// How much of this host is given away.
+    pub scheduler: SchedulerConfig,
 }
 
 /// How much is made ahead of need; 0 is nothing.
@@ -94,6 +97,7 @@ impl Config {
             host_shell: args.host_shell.clone(),
             timing: Timing::of(host_kind),
             pool: PoolSizes { prepared: args.pool.into(), standbys: args.standby.into() },
+            scheduler: args.scheduler,
         })
     }
 }

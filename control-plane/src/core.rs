@@ -12,6 +12,7 @@ use crate::host;
 use crate::images::Images;
 use crate::pool::Pool;
 use crate::registry::Registry;
+use crate::scheduler::Scheduler;
 use crate::snapshots::Store;
 use crate::templates::Templates;
 
@@ -27,6 +28,8 @@ pub struct Core {
     pub images: Images,
     /// Agents.
     pub registry: Registry,
+    /// Room for agents, and who gets it.
+    pub scheduler: Arc<Scheduler>,
     /// Snapshots.
     pub snapshots: Store,
     /// Templates.
@@ -46,7 +49,7 @@ impl Core {
     /// Everything shared; the host probe starts in the background, once.
     ///
     /// # Errors
-    /// When the state directory cannot be made or read.
+    /// When the state directory cannot be made or read, or the host's memory cannot be told.
     pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
         let snapshots = Store::open(&config.state, config.assets.program("ark-vmm"))?;
         let templates = Templates::open(&config.state, &snapshots);
@@ -57,14 +60,27 @@ impl Core {
             tracing::info!(usable = report.usable, reason = report.reason, "the host was probed");
             answer.send_replace(Some(report));
         });
+        let memory = host::Memory::read()?.total_mib;
+        let scheduler = Scheduler::new(config.scheduler, memory, host::cpus());
         let images = Images::new(config.assets.images());
         templates.sweep_at_start(&images);
         let (registry, started) = (Registry::default(), Instant::now());
         let pool = Pool::new(config.pool);
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
-        let core =
-            Self { config, images, registry, snapshots, templates, pool, seen, restores, started, probe };
+        let core = Self {
+            config,
+            images,
+            registry,
+            scheduler,
+            snapshots,
+            templates,
+            pool,
+            seen,
+            restores,
+            started,
+            probe,
+        };
         Ok(Arc::new(core))
     }
 

@@ -18,6 +18,7 @@
 //! | [`daemon`] | start (lock, clean-up, listeners) and end of the whole |
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
+//! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`pool`] | VMMs and forks made ahead of need |
 //! | [`supervisor`] | an `ark-vmm` child: start, identity, control socket, end |
@@ -44,6 +45,7 @@ pub mod pool;
 pub mod problems;
 pub mod registry;
 pub mod routes;
+pub mod scheduler;
 pub mod server;
 pub mod snapshots;
 pub mod supervisor;

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod branches;
+mod scheduling;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::parse;
 pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, TemplateAction,
 };
+pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -125,6 +127,12 @@ pub(crate) enum Verb {
     },
     /// List templates
     Templates,
+    /// Show who waits for room, and where each stands
+    Queue,
+    /// Show hosts, and what is reserved on them
+    Hosts,
+    /// Show owners of agents, and set what they may have
+    Quota(QuotaArgs),
     /// Check what this machine needs to run agents, and say what to do about what is missing
     Doctor,
     /// Stop everything: agents, arkd, and the emulated host
@@ -167,6 +175,8 @@ pub(crate) struct AgentArgs {
     /// Environment variable; without a value, this shell's
     #[arg(long, short, value_parser = parse::environment, value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) room: RoomArgs,
 }
 
 /// How a program runs.

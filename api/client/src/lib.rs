@@ -17,6 +17,7 @@ mod error;
 mod exec;
 mod files;
 mod rest;
+mod scheduling;
 mod uri;
 
 pub use connect::Endpoint;

@@ -228,10 +228,28 @@ impl Client {
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
+        self.exchange(Method::POST, target, body).await
+    }
+
+    /// Puts a value in the place of another.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        self.exchange(Method::PUT, target, body).await
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
         let json = serde_json::to_vec(body).map_err(|e| Error::Request(e.to_string()))?;
         let headers = [(CONTENT_TYPE, "application/json")];
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
-        let response = self.send(Method::POST, target, &headers, body).await?;
+        let response = self.send(method, target, &headers, body).await?;
         self.parse(response).await
     }
 

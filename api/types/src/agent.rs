@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::image::ImageName;
+use crate::scheduling::Spread;
 use crate::vmm::ExitRecord;
 
 /// Fewest and most virtual processors of an agent.
@@ -103,6 +104,27 @@ pub struct CreateAgent {
     /// Delete the agent when its first streamed exec ends, or when none begins within a minute (`ark run`).
     #[serde(default)]
     pub auto_remove: bool,
+    /// Who it belongs to: quotas and fairness go by owners; `default` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<AgentName>,
+    /// Among those that wait for room the highest goes first; -100 to 100.
+    #[serde(default, skip_serializing_if = "is_normal")]
+    pub priority: i32,
+    /// How long to wait for room, milliseconds, at most 600000; 30000 when absent; 0 does not wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_timeout_ms: Option<u64>,
+    /// Agents of the same group are spread across hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anti_affinity: Option<AgentName>,
+    /// How strictly that is done.
+    #[serde(default, skip_serializing_if = "Spread::is_soft")]
+    pub spread: Spread,
+}
+
+/// Whether a priority is that of a request that names none.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_normal(priority: &i32) -> bool {
+    *priority == 0
 }
 
 /// Where an agent comes from.
@@ -168,6 +190,9 @@ pub struct Agent {
     pub heartbeat: Option<AgentHeartbeat>,
     /// Whether it goes away with its first streamed exec.
     pub auto_remove: bool,
+    /// Who it belongs to; `default` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<AgentName>,
 }
 
 /// Last sign of life of a guest.

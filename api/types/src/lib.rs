@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`health`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
 //! | [`plain`] | programs ↔ people: error messages |
@@ -22,6 +22,7 @@ pub mod layout;
 pub mod plain;
 pub mod problem;
 pub mod receipt;
+pub mod scheduling;
 pub mod snapshot;
 pub mod template;
 pub mod vmm;

@@ -16,6 +16,9 @@ use ark_types::guest::{
 use ark_types::health::{Health, HealthStatus, HostKind, ProbeReport};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::problem::{Problem, ProblemKind};
+use ark_types::scheduling::{
+    Host, HostList, Overcommit, Owner, OwnerList, Quota, RequestQueue, Resources, Spread, WaitingRequest,
+};
 use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, Generation, SnapshotId,
     SnapshotReport, VmConfig, VmMetrics, VmState, VsockConfig,
@@ -303,6 +306,11 @@ fn agents() {
         memory_mib: None,
         env: BTreeMap::new(),
         auto_remove: false,
+        owner: None,
+        priority: 0,
+        queue_timeout_ms: None,
+        anti_affinity: None,
+        spread: Spread::Soft,
     };
     let booted = CreateAgent {
         name: Some("a1".parse().unwrap()),
@@ -315,6 +323,14 @@ fn agents() {
         ..create.clone()
     };
     let forked = CreateAgent { template: Some("py".parse().unwrap()), ..create.clone() };
+    let queued = CreateAgent {
+        owner: Some("team".parse().unwrap()),
+        priority: -5,
+        queue_timeout_ms: Some(0),
+        anti_affinity: Some("web".parse().unwrap()),
+        spread: Spread::Hard,
+        ..booted.clone()
+    };
     let agent = Agent {
         id: "0123456789abcdef".to_owned(),
         name: "a1".parse().unwrap(),
@@ -331,6 +347,7 @@ fn agents() {
         boot_ms: None,
         heartbeat: None,
         auto_remove: false,
+        owner: None,
     };
     let beat = AgentHeartbeat {
         at_unix_ms: 1_700_000_002_000,
@@ -342,6 +359,8 @@ fn agents() {
         .with("create least", &create)
         .with("create booted", &booted)
         .with("create from a template", &forked)
+        .with("create with wishes for its room", &queued)
+        .with("owned", &Agent { owner: Some("team".parse().unwrap()), ..agent.clone() })
         .with("list", &AgentList { agents: vec![agent.clone()] });
     for state in agent_states() {
         let full = Agent {
@@ -436,4 +455,42 @@ fn matrix<S: Copy + std::fmt::Display>(
         let cell = |to: &S| if may(*from, *to) { "yes".to_owned() } else { "-".to_owned() };
         line(&from.to_string(), &states.iter().map(cell).collect::<Vec<_>>());
     }
+}
+
+/// Some of everything.
+const SOME: Resources = Resources { agents: 1, memory_mib: 256, vcpus: 2 };
+
+#[test]
+fn scheduling() {
+    let request = WaitingRequest {
+        position: 1,
+        name: None,
+        owner: "default".parse().unwrap(),
+        priority: 0,
+        needs: SOME,
+        missing: "1 agent is asked for and 0 of 9 may still be had".to_owned(),
+        waited_ms: 1500,
+        timeout_ms: 30_000,
+    };
+    let named = WaitingRequest { position: 2, name: Some("a1".parse().unwrap()), ..request.clone() };
+    let host = Host {
+        name: "local".to_owned(),
+        capacity: SOME.times(4),
+        overcommit: Overcommit { memory: 2.0, cpu: 512.0, forks: 8.0 },
+        limit: SOME.times(8),
+        reserved: SOME,
+        free: SOME.times(7),
+        used_memory_mib: 500,
+    };
+    let quota = Quota { agents: Some(9), memory_mib: Some(4096), vcpus: Some(0) };
+    let owner =
+        Owner { owner: "team".parse().unwrap(), quota, reserved: SOME, waiting: Resources::default() };
+    Frozen::default()
+        .with("queue", &RequestQueue { capacity: 256, waiting: vec![request, named] })
+        .with("hosts", &HostList { hosts: vec![host] })
+        .with("quota", &quota)
+        .with("no quota", &Quota::default())
+        .with("owners", &OwnerList { owners: vec![owner] })
+        .check("scheduling");
+    assert!(serde_json::from_str::<Quota>(r#"{"agent":1}"#).is_err(), "unknown fields are refused");
 }

@@ -145,6 +145,7 @@ fn forks() {
         boot_ms: Some(40),
         heartbeat: None,
         auto_remove: false,
+        owner: None,
     };
     let forked = Forked {
         agents: vec![agent],

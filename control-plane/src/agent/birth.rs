@@ -23,6 +23,7 @@ use crate::images::Image;
 use crate::pool::Den;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
+use crate::scheduler::Grant;
 use crate::snapshots::{Hold, SnapshotError};
 
 /// An agent that is to come from a snapshot.
@@ -38,6 +39,10 @@ pub struct Birth {
     pub env: BTreeMap<String, String>,
     /// Delete it with its first streamed exec.
     pub auto_remove: bool,
+    /// Who it belongs to.
+    pub owner: Option<AgentName>,
+    /// What is reserved for it.
+    pub grant: Grant,
 }
 
 /// An agent that no list shows.
@@ -49,6 +54,8 @@ pub struct HiddenSpec {
     pub vcpus: u32,
     /// Memory, MiB.
     pub memory_mib: u64,
+    /// What is reserved for it.
+    pub grant: Grant,
 }
 
 /// A fork that is restored, renewed and warm, and waits to become somebody. Dropping it ends it.
@@ -74,7 +81,7 @@ impl Standby {
     }
 }
 
-/// Begins an agent and waits until its guest said hello. When the caller stops waiting, the agent is removed.
+/// Begins an agent for which `grant` is reserved, and waits until its guest said hello. When the caller stops waiting, the agent is removed.
 ///
 /// # Errors
 /// [`AdmitError`], or [`BootError`] within; nothing is left then.
@@ -82,13 +89,15 @@ pub async fn create(
     core: &Arc<Core>,
     request: CreateAgent,
     image: Image,
+    grant: Grant,
 ) -> Result<Result<Agent, BootError>, AdmitError> {
     let (up, came_up) = oneshot::channel();
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let (_, owner) = core.registry.admit(request.name.clone(), None, |id, name| {
-        let agent = newborn(id, name, Origin::Boot, &image, (vcpus, memory_mib), request.auto_remove);
-        begin(core, agent, request.env, Some(image.path), Begun::Boot)
+        let size = (vcpus, memory_mib);
+        let agent = newborn((id, name), Origin::Boot, &image, size, request.auto_remove, request.owner);
+        begin(core, agent, request.env, Some(image.path), Begun::Boot, Some(grant))
     })?;
     tokio::spawn(owner.live(up));
     Ok(came_up.await.unwrap_or(Err(BootError::Removed)))
@@ -101,8 +110,9 @@ pub async fn create(
 pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, BootError> {
     let (up, came_up) = oneshot::channel();
     let (id, name) = hidden('t')?;
-    let agent = newborn(id, name, Origin::Boot, &spec.image, (spec.vcpus, spec.memory_mib), false);
-    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
+    let HiddenSpec { image, vcpus, memory_mib, grant } = spec;
+    let agent = newborn((id, name), Origin::Boot, &image, (vcpus, memory_mib), false, None);
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Boot, Some(grant));
     tokio::spawn(owner.live(up));
     came_up.await.unwrap_or(Err(BootError::Removed)).map(|_| handle)
 }
@@ -130,15 +140,15 @@ pub(super) fn begin_restore(
     birth: Birth,
     image: Image,
 ) -> Result<impl Future<Output = Result<Agent, BootError>> + use<>, AdmitError> {
-    let Birth { hold, origin, name, env, auto_remove } = birth;
+    let Birth { hold, origin, name, env, auto_remove, owner, grant } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
     let mut den = core.pool.take_den(size.0);
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
     let admitted = core.registry.admit(name, id, |id, name| {
-        let agent = newborn(id, name, origin, &image, size, auto_remove);
-        let base = Base::lived_in(&hold);
-        begin(core, agent, env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
+        let agent = newborn((id, name), origin, &image, size, auto_remove, owner);
+        let begun = Begun::Restore(Base::lived_in(&hold), den.take().map(Box::new));
+        begin(core, agent, env, Some(image.path), begun, Some(grant))
     });
     // Of use to the next one.
     den.into_iter().for_each(|den| core.pool.return_den(den));
@@ -193,6 +203,8 @@ async fn claim(
         name: handle.name().clone(),
         origin: birth.origin.clone(),
         auto_remove: birth.auto_remove,
+        owner: birth.owner.clone(),
+        grant: birth.grant.clone(),
         base: Base::lived_in(&birth.hold),
         up,
     };
@@ -213,9 +225,9 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
     let image = prove(core, &hold).await?;
     let (id, name) = hidden('s')?;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let agent = newborn(id, name, Origin::Boot, &image, size, false);
-    let (handle, owner) =
-        begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Restore(Base::Held(hold), None));
+    let agent = newborn((id, name), Origin::Boot, &image, size, false, None);
+    let begun = Begun::Restore(Base::Held(hold), None);
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(image.path), begun, None);
     let (ready, is_ready) = oneshot::channel();
     tokio::spawn(owner.stand_by(ready));
     is_ready.await.unwrap_or(Err(BootError::Removed))?;
@@ -231,7 +243,7 @@ pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Resu
     agent.state = AgentState::Paused;
     (agent.vmm_pid, agent.heartbeat) = (None, None);
     let (_, owner) = core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
-        let (handle, owner) = begin(core, agent, env, None, Begun::Paused);
+        let (handle, owner) = begin(core, agent, env, None, Begun::Paused, None);
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);
@@ -262,12 +274,12 @@ fn hidden(what: char) -> Result<(String, AgentName), BootError> {
 }
 
 fn newborn(
-    id: String,
-    name: AgentName,
+    (id, name): (String, AgentName),
     origin: Origin,
     image: &Image,
     (vcpus, memory_mib): (u32, u64),
     auto_remove: bool,
+    owner: Option<AgentName>,
 ) -> Agent {
     Agent {
         id,
@@ -285,6 +297,7 @@ fn newborn(
         boot_ms: None,
         heartbeat: None,
         auto_remove,
+        owner,
     }
 }
 
@@ -294,6 +307,7 @@ fn begin(
     env: BTreeMap<String, String>,
     disk: Option<PathBuf>,
     begun: Begun,
+    grant: Option<Grant>,
 ) -> (Handle, Owner) {
     let dir = core.config.run.agent(&agent.id);
     let (requests, inbox) = mpsc::unbounded_channel();
@@ -301,6 +315,7 @@ fn begin(
     let (publish, state) = watch::channel(agent);
     let guest = Address { socket: dir.vsock(), port: Some(CONTROL_PORT), idle: Idle::default() };
     let body = Arc::new(Body::new(identity::machine_id()));
+    body.set_grant(grant);
     let shared = Shared {
         id,
         name,

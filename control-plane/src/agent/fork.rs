@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::images::Image;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
+use crate::scheduler::{Ask, Grant};
 use crate::snapshots::Hold;
 
 /// Where an agent branches.
@@ -41,13 +42,14 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
         );
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
     }
+    let grants = room_for(core, handle, count).await?;
     check_host(core).await?;
     let branch = branch(core, handle).await?;
     let image = birth::prove(core, &branch.hold).await?;
     let mut forks = Vec::new();
     let mut number = 0;
-    for _ in 0..count {
-        let (name, fork) = begin(core, handle, &branch.hold, &image, &mut number)?;
+    for grant in grants {
+        let (name, fork) = begin(core, handle, &branch.hold, &image, &mut number, &grant)?;
         forks.push(async move { (name, fork.await) });
     }
     let mut forked = Forked {
@@ -74,6 +76,14 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
         Some(error) if forked.agents.is_empty() => Err(none_came_to_be(count, &error)),
         _ => Ok(forked),
     }
+}
+
+/// What the forks need, for who the agent belongs to: for all of them, before the agent stands still.
+async fn room_for(core: &Core, handle: &Handle, count: u32) -> Result<Vec<Grant>, Refusal> {
+    let agent = handle.agent();
+    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
+    let ask = Ask { name: Some(agent.name), ..Ask::new(agent.owner, needs) };
+    Ok(core.scheduler.admit_many(ask, count).await?)
 }
 
 fn none_came_to_be(count: u32, error: &BootError) -> Refusal {
@@ -103,6 +113,7 @@ fn begin(
     hold: &Hold,
     image: &Image,
     number: &mut u64,
+    grant: &Grant,
 ) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
     loop {
         *number += 1;
@@ -116,6 +127,8 @@ fn begin(
             // The parent's are not inherited: they may be secrets.
             env: BTreeMap::new(),
             auto_remove: false,
+            owner: handle.agent().owner,
+            grant: grant.clone(),
         };
         match birth::begin_restore(core, birth, image.clone()) {
             Ok(fork) => return Ok((name, fork)),

@@ -34,6 +34,7 @@ use crate::core::Core;
 use crate::guest::{Address, Event, capture};
 use crate::host::{millis, unix_ms};
 use crate::images::Image;
+use crate::scheduler::Grant;
 use crate::snapshots::Hold;
 use crate::supervisor::{self, Vmm};
 
@@ -85,8 +86,12 @@ pub(super) enum Request {
         origin: Origin,
         /// Whether it goes away with its first streamed exec.
         auto_remove: bool,
+        /// Who it belongs to.
+        owner: Option<AgentName>,
         /// The snapshot, lived in.
         base: Base,
+        /// What is reserved for it.
+        grant: Grant,
         /// Told when it runs, or why it does not.
         up: Up,
     },
@@ -153,12 +158,13 @@ impl Owner {
                 biased;
                 _ = ended(&mut life.vmm) => return,
                 request = self.requests.recv() => match request {
-                    Some(Request::Claim { name, origin, auto_remove, base, up }) => {
+                    Some(Request::Claim { name, origin, auto_remove, owner, base, grant, up }) => {
                         self.state.send_modify(|agent| {
                             (agent.name, agent.origin, agent.auto_remove) = (name, origin, auto_remove);
-                            agent.created_unix_ms = unix_ms();
+                            (agent.owner, agent.created_unix_ms) = (owner, unix_ms());
                         });
                         self.body.set_base(base);
+                        self.body.set_grant(Some(grant));
                         return self.be_claimed(life, up).await;
                     }
                     Some(Request::Remove { .. }) | None => return,
@@ -208,6 +214,7 @@ impl Owner {
         let (id, name) = self.who();
         tracing::warn!(%id, %name, %error, "the agent did not start");
         self.enter(AgentState::Failed, Some(error.to_string()), None);
+        self.body.set_grant(None);
         // By now every guard has run, so who is told finds nothing left.
         let _ = up.send(Err(error));
     }
@@ -303,6 +310,7 @@ impl Owner {
                 reason = sentence(&record),
                 "the VMM of a paused agent ended; its memory is on disk"
             );
+            self.body.set_grant(None);
             self.state.send_modify(|agent| agent.vmm_pid = None);
         } else {
             self.conclude(record, false);
@@ -347,6 +355,7 @@ impl Owner {
             }
             Err(error) => {
                 life.kill().await;
+                self.body.set_grant(None);
                 self.state.send_modify(|agent| agent.vmm_pid = None);
                 let (next, why, base) = if is_on_disk {
                     (AgentState::Paused, None, before)
@@ -428,6 +437,7 @@ impl Owner {
         self.state.send_modify(|agent| agent.exit = Some(record));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
+        self.body.set_grant(None);
         self.enter(state, Some(reason), None);
     }
 
@@ -447,6 +457,13 @@ impl Owner {
     /// The agent's entry in the registry, to be forgotten with its life.
     pub(super) fn seat(&self) -> Seat {
         Seat::new(Arc::clone(&self.core), self.state.borrow().id.clone())
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Handles may outlive the agent; what was reserved for it does not. Its VMM is gone by now.
+        self.body.set_grant(None);
     }
 }
 

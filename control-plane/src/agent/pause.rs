@@ -29,6 +29,7 @@ use crate::cleanup::make_private_dir;
 use crate::core::Core;
 use crate::guest::set_clock;
 use crate::problems::Refusal;
+use crate::scheduler::{Ask, Grant};
 use crate::snapshots::{Hold, tells_of_full_disk};
 use crate::supervisor::{ControlError, ask_for};
 
@@ -75,14 +76,17 @@ impl Handle {
     /// # Errors
     /// A [`Refusal`]; when the snapshot could not be restored the agent has failed with that reason.
     pub async fn rewind(&self, core: &Arc<Core>, hold: Hold, origin: Origin) -> Result<Agent, Refusal> {
+        let grant = room_to_go_on(core, self).await?;
         let (core, handle) = (Arc::clone(core), self.clone());
         in_full(async move {
             let _turn = handle.0.body.turn.lock().await;
             if is_ended(handle.agent().state) || handle.agent().state == AgentState::Stopping {
                 return Err(handle.not_running().into());
             }
+            let grant = needed(&core, &handle, grant);
             let image = birth::prove(&core, &hold).await?;
             let agent = restart(&handle, hold, image, Some(origin)).await?;
+            keep(&handle, grant);
             forget_record(&core, &handle).await;
             Ok(agent)
         })
@@ -220,6 +224,7 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<(), SnapshotFailur
             return Err(failure);
         }
         handle.0.body.set_recorded(true);
+        handle.0.body.keep_what_is_needed_on_disk();
         Ok(())
     };
     let result = result.await;
@@ -248,6 +253,7 @@ fn record_of(handle: &Handle, hold: &Hold) -> Record {
 /// # Errors
 /// A [`Refusal`]; the agent stays paused then.
 pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal> {
+    let grant = room_to_go_on(core, handle).await?;
     let (core, handle) = (Arc::clone(core), handle.clone());
     in_full(async move {
         let _turn = handle.0.body.turn.lock().await;
@@ -257,6 +263,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             state if is_ended(state) => return Err(handle.not_running().into()),
             state => return Err(PauseError::NotPaused { name: agent.name, state }.into()),
         }
+        let grant = needed(&core, &handle, grant);
         if agent.vmm_pid.is_some() {
             go_on(&handle).await?;
         } else {
@@ -264,10 +271,38 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             let image = birth::prove(&core, &hold).await?;
             restart(&handle, hold, image, None).await?;
         }
+        keep(&handle, grant);
         forget_record(&core, &handle).await;
         Ok(handle.agent())
     })
     .await?
+}
+
+/// What an agent that stands still on disk needs besides, to go on; one that does not has all that it needs. Waited for without
+/// the turn, by who asks: who leaves waits no longer.
+async fn room_to_go_on(core: &Core, handle: &Handle) -> Result<Option<Grant>, Refusal> {
+    if !handle.0.body.is_recorded() {
+        return Ok(None);
+    }
+    let agent = handle.agent();
+    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
+    let ask = Ask { name: Some(agent.name), ..Ask::new(agent.owner, needs) };
+    Ok(Some(core.scheduler.admit(ask).await?))
+}
+
+/// The grant to go on with, now that it is this one's turn. An agent that came to disk only meanwhile goes on where it was.
+fn needed(core: &Core, handle: &Handle, grant: Option<Grant>) -> Option<Grant> {
+    let agent = handle.agent();
+    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
+    let claim = || core.scheduler.claim(&Ask::new(agent.owner, needs).owner, needs);
+    handle.0.body.is_recorded().then(|| grant.unwrap_or_else(claim))
+}
+
+/// The agent goes on: what it needs for that is its own.
+fn keep(handle: &Handle, grant: Option<Grant>) {
+    if grant.is_some() {
+        handle.0.body.set_grant(grant);
+    }
 }
 
 /// The paused VMM goes on, and its clock with the host's.

@@ -10,6 +10,7 @@ mod host;
 mod images;
 mod logs;
 mod openapi;
+mod scheduling;
 mod snapshots;
 mod stream;
 mod templates;
@@ -61,6 +62,10 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(templates::create_template, templates::list_templates))
         .routes(routes!(templates::inspect_template, templates::delete_template))
         .routes(routes!(logs::logs))
+        .routes(routes!(scheduling::list_waiting))
+        .routes(routes!(scheduling::list_hosts))
+        .routes(routes!(scheduling::list_owners))
+        .routes(routes!(scheduling::inspect_owner, scheduling::set_quota, scheduling::delete_quota))
         .routes(routes!(host::host_exec_stream));
     openapi::frame().nest("/v1", v1)
 }

@@ -14,6 +14,7 @@ use super::Shared;
 use crate::agent::{self, Birth, Handle};
 use crate::core::Core;
 use crate::problems::Refusal;
+use crate::scheduler::Ask;
 use crate::snapshots::{Record, SnapshotError};
 use ark_types::agent::{AgentName, Origin};
 
@@ -144,7 +145,10 @@ pub(super) async fn restore_snapshot(
     let _busy = core.pool.busy();
     let (hold, record) = core.snapshots.find(&snapshot)?;
     let origin = Origin::Snapshot { name: record.name };
-    let birth = Birth { hold, origin, name, env: Default::default(), auto_remove: false };
+    let needs = core.scheduler.config().forked((hold.manifest().vcpus, hold.manifest().memory_mib));
+    let ask = Ask { name: name.clone(), ..Ask::new(None, needs) };
+    let grant = core.scheduler.admit(ask).await?;
+    let birth = Birth { hold, origin, name, env: Default::default(), auto_remove: false, owner: None, grant };
     let agent = agent::restore(&core, birth).await?;
     let location = format!("/v1/agents/{}", agent.id);
     Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))

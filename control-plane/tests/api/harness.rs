@@ -11,6 +11,7 @@ use ark_types::layout::{Assets, RunDir, StateDir};
 use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
 use arkd::config::{Config, PoolSizes, Timing};
 use arkd::daemon::Daemon;
+use arkd::scheduler::SchedulerConfig;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -121,6 +122,7 @@ impl Place {
             },
             // What is made ahead would be counted among the agents' directories.
             pool: PoolSizes::default(),
+            scheduler: SchedulerConfig::default(),
         }
     }
 

@@ -10,6 +10,7 @@ mod harness;
 mod openapi;
 mod pause;
 mod pool;
+mod scheduling;
 mod snapshots;
 mod streams;
 mod templates;

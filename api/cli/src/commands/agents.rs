@@ -5,6 +5,7 @@ use std::time::Duration;
 use ark_client::{Client, Error};
 use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent, Origin};
 use ark_types::problem::ProblemKind;
+use ark_types::scheduling::Spread;
 
 use crate::args::{AgentArgs, RmArgs};
 use crate::failure::{Failure, summed_up};
@@ -40,6 +41,11 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         memory_mib: args.memory,
         env: args.env.iter().cloned().collect(),
         auto_remove: false,
+        owner: args.room.owner.clone(),
+        priority: args.room.priority,
+        queue_timeout_ms: args.room.queue_timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        anti_affinity: None,
+        spread: Spread::Soft,
     })
 }
 
@@ -197,6 +203,9 @@ fn details(ui: Ui, agent: &Agent) -> String {
     if let Some(exit) = &agent.exit {
         let detail = exit.detail.as_deref().map(|d| format!(": {}", printable(d))).unwrap_or_default();
         rows.push(("VMM's end", format!("{}{detail}", exit.reason)));
+    }
+    if let Some(owner) = &agent.owner {
+        rows.push(("owner", owner.to_string()));
     }
     if agent.auto_remove {
         rows.push(("removal", "with the end of its first program".to_owned()));

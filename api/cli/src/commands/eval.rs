@@ -8,6 +8,7 @@ use ark_client::Client;
 use ark_types::agent::CreateAgent;
 use ark_types::eval::{EvalReply, EvalRequest, Language};
 use ark_types::problem::ProblemKind;
+use ark_types::scheduling::Spread;
 use serde::Serialize;
 
 use super::agents::explain;
@@ -70,6 +71,11 @@ async fn in_a_temporary_agent(
         env: BTreeMap::new(),
         // That is for agents whose program is a stream: one that only evaluates would be removed within its first minute.
         auto_remove: false,
+        owner: None,
+        priority: 0,
+        queue_timeout_ms: None,
+        anti_affinity: None,
+        spread: Spread::Soft,
     };
     tokio::select! {
         // Of one that could not be made nothing is left.
