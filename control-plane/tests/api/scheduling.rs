@@ -152,11 +152,11 @@ async fn the_highest_priority_goes_first_and_owners_take_turns() {
     {
         tasks.push(waiting(client, name, &json!({ "owner": owner, "priority": priority })).await);
     }
-    let expected = ["high", "y1", "x1", "x2", "x3", "low"];
     // The one of x that goes first counts among what x has, so y is next.
-    assert_eq!(names(client).await, expected);
+    assert_eq!(names(client).await, ["high", "y1", "x1", "x2", "x3", "low"]);
     let mut before = "a0";
-    for next in expected {
+    // Each ends before the next one goes, so neither owner has anything then: they take turns.
+    for next in ["high", "x1", "y1", "x2", "x3", "low"] {
         client.delete(&format!("/v1/agents/{before}?grace_ms=0")).await;
         eventually("the next one runs", async || {
             let reply = client.get(&format!("/v1/agents/{next}")).await;
@@ -276,29 +276,33 @@ async fn two_of_a_strict_group_are_never_on_one_host() {
     ark.daemon.shut_down().await;
 }
 
+/// Sends a request, and leaves when there is no answer soon.
+async fn send_for_a_moment(client: &Client, path: &str, body: &Value, limit_ms: u64) {
+    let request = client.request(Method::POST, path, body.to_string());
+    let limit = std::time::Duration::from_millis(limit_ms);
+    drop(tokio::time::timeout(limit, client.send(request)).await);
+}
+
 /// What a round does to agents; which one is up to the dice.
 async fn round(client: &Client, dice: u64) {
     let name = format!("a{}", dice % 7);
+    let more = dice / 56;
     match dice / 7 % 8 {
         0..3 => {
-            let image = ["base", "panics", "powers-off", "unrestorable"][(dice / 56 % 4) as usize];
-            let patience = [0, 50][(dice / 224 % 2) as usize];
-            let more = json!({ "image": image, "queue_timeout_ms": patience, "owner": format!("o{}", dice / 448 % 3) });
-            drop(client.post("/v1/agents", &wanted(&name, &more)).await);
+            let image = if more % 2 == 0 { "base" } else { "panics" };
+            let wishes =
+                json!({ "image": image, "queue_timeout_ms": more % 50, "owner": format!("o{}", more % 3) });
+            send_for_a_moment(client, "/v1/agents", &wanted(&name, &wishes), 500).await;
         }
-        3 => {
-            // Whoever asks leaves in the middle.
-            let body = wanted(&name, &json!({})).to_string();
-            let request = client.request(Method::POST, "/v1/agents", body);
-            let limit = std::time::Duration::from_millis(dice / 56 % 20);
-            drop(tokio::time::timeout(limit, client.send(request)).await);
+        // Whoever asks leaves in the middle.
+        3 => send_for_a_moment(client, "/v1/agents", &wanted(&name, &json!({})), more % 20).await,
+        4 => {
+            let body = json!({ "count": 1 + more % 3 });
+            send_for_a_moment(client, &format!("/v1/agents/{name}/fork"), &body, 200).await;
         }
-        4 => drop(
-            client.post(&format!("/v1/agents/{name}/fork"), &json!({ "count": 1 + dice / 56 % 3 })).await,
-        ),
         5 => {
-            let verb = ["pause", "resume"][(dice / 56 % 2) as usize];
-            drop(client.post(&format!("/v1/agents/{name}/{verb}"), &json!({})).await);
+            let verb = ["pause", "resume"][usize::from(more % 2 == 0)];
+            send_for_a_moment(client, &format!("/v1/agents/{name}/{verb}"), &json!({}), 200).await;
         }
         _ => drop(client.delete(&format!("/v1/agents/{name}?grace_ms=0")).await),
     }
