@@ -289,7 +289,7 @@ async fn round(client: &Client, dice: u64) {
     let more = dice / 56;
     match dice / 7 % 8 {
         0..3 => {
-            let image = if more % 2 == 0 { "base" } else { "panics" };
+            let image = if more.is_multiple_of(2) { "base" } else { "panics" };
             let wishes =
                 json!({ "image": image, "queue_timeout_ms": more % 50, "owner": format!("o{}", more % 3) });
             send_for_a_moment(client, "/v1/agents", &wanted(&name, &wishes), 500).await;
@@ -301,7 +301,7 @@ async fn round(client: &Client, dice: u64) {
             send_for_a_moment(client, &format!("/v1/agents/{name}/fork"), &body, 200).await;
         }
         5 => {
-            let verb = ["pause", "resume"][usize::from(more % 2 == 0)];
+            let verb = ["pause", "resume"][usize::from(more.is_multiple_of(2))];
             send_for_a_moment(client, &format!("/v1/agents/{name}/{verb}"), &json!({}), 200).await;
         }
         _ => drop(client.delete(&format!("/v1/agents/{name}?grace_ms=0")).await),

@@ -9,7 +9,7 @@
 //!
 //! | kept | for |
 //! |---|---|
-//! | [`Tree`](tree::Tree): per range of hosts the most that is free and the least load | finding the least loaded one that fits by descending |
+//! | a tree: per range of hosts the most that is free and the least load | finding the least loaded one that fits by descending |
 //! | per group, the hosts by how many of it they have | passing over hosts by whole ranges |
 //! | per template, the hosts that have it warm | the same |
 //!
