@@ -136,8 +136,8 @@ mod tests {
         }]}));
         assert_eq!(
             host_table(&host.unwrap()),
-            "HOST   AGENTS  MEMORY            VCPUS   OVER-COMMIT                   REALLY USED\n\
-             local  2 of 9  512 MiB of 4 GiB  2 of 8  memory 2x, cpu 2x, forks 8x  1 GiB of 2 GiB\n"
+            "HOST   AGENTS  MEMORY              VCPUS   OVER-COMMIT                  REALLY USED\n\
+             local  2 of 9  512 MiB of 4.0 GiB  2 of 8  memory 2x, cpu 2x, forks 8x  1.0 GiB of 2.0 GiB\n"
         );
         let owner = from_value(json!({ "owners": [{
             "owner": "team", "quota": { "agents": 3, "memory_mib": 1024 }, "reserved": needs,
@@ -145,8 +145,8 @@ mod tests {
         }]}));
         assert_eq!(
             owner_table(&owner.unwrap()),
-            "OWNER  AGENTS  MEMORY            VCPUS  WAITING\n\
-             team   2 of 3  512 MiB of 1 GiB  2      1\n"
+            "OWNER  AGENTS  MEMORY              VCPUS  WAITING\n\
+             team   2 of 3  512 MiB of 1.0 GiB  2      1\n"
         );
     }
 }
