@@ -44,28 +44,23 @@ impl HostSet {
     }
 }
 
-/// The hosts in question: those in every set of `within` that are not in `without`.
+/// The hosts in question: those in `within`, or all, that are not in `without`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidates<'a> {
-    within: [Option<&'a HostSet>; 2],
+    within: Option<&'a HostSet>,
     without: Option<&'a HostSet>,
 }
 
 impl<'a> Candidates<'a> {
     /// Every host.
-    pub(super) const ALL: Self = Self { within: [None, None], without: None };
+    pub(super) const ALL: Self = Self { within: None, without: None };
 
     pub(super) const fn without(set: Option<&'a HostSet>) -> Self {
-        Self { within: [None, None], without: set }
+        Self { within: None, without: set }
     }
 
     pub(super) const fn within(set: &'a HostSet) -> Self {
-        Self { within: [Some(set), None], without: None }
-    }
-
-    /// Those of them that are in `set`, too.
-    pub(super) const fn and_within(self, set: &'a HostSet) -> Self {
-        Self { within: [self.within[0], Some(set)], without: self.without }
+        Self { within: Some(set), without: None }
     }
 
     /// Whether any host of `range` is one. Within one word, or whole words: what ranges of a binary tree are.
@@ -76,7 +71,6 @@ impl<'a> Candidates<'a> {
     }
 
     fn word(&self, at: usize) -> u64 {
-        let within = self.within.iter().flatten().fold(u64::MAX, |word, set| word & set.word(at));
-        within & !self.without.map_or(0, |set| set.word(at))
+        self.within.map_or(u64::MAX, |set| set.word(at)) & !self.without.map_or(0, |set| set.word(at))
     }
 }

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | a tree: per range of hosts the most that is free and the least load | finding the least loaded one that fits by descending |
 //! | per group, the hosts by how many of it they have | passing over hosts by whole ranges |
-//! | per template, the hosts that have it warm | the same |
+//! | per template, such a tree of the hosts that have it warm | the same as the first |
 //!
 //! So a decision costs about the depth of the tree, whatever the number of agents. Nothing here waits, and no agent is ever
 //! put out for another: priorities are the queue's matter.
@@ -21,13 +21,13 @@ mod hostset;
 mod tests;
 mod tree;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ark_types::agent::AgentName;
 use ark_types::scheduling::{Resources, Spread};
 
 use hostset::{Candidates, HostSet};
-use tree::{Leaf, Tree};
+use tree::{Leaf, NONE, Tree};
 
 /// Parts of a whole host that loads are counted in.
 const WHOLE: u64 = 1_000_000;
@@ -103,6 +103,8 @@ pub enum Misfit {
 struct Host {
     limit: Resources,
     used: Resources,
+    /// Templates that it has warm.
+    warm: BTreeSet<AgentName>,
 }
 
 /// Hosts of an anti-affinity group.
@@ -122,7 +124,8 @@ pub struct Hosts {
     largest: Resources,
     tree: Tree,
     groups: HashMap<AgentName, Group>,
-    warm: HashMap<AgentName, HostSet>,
+    /// The hosts that have a template warm; none of them is empty.
+    warm: HashMap<AgentName, Tree>,
 }
 
 /// The host that is best for `request`; nothing is reserved.
@@ -138,7 +141,7 @@ pub fn place(hosts: &Hosts, request: &Request) -> Result<HostId, Misfit> {
     std::iter::once(first)
         .chain(more.map(Candidates::within))
         .find_map(|level| {
-            let warm = warm.and_then(|warm| hosts.tree.least_loaded(request.needs, level.and_within(warm)));
+            let warm = warm.and_then(|warm| warm.least_loaded(request.needs, level));
             warm.or_else(|| hosts.tree.least_loaded(request.needs, level))
         })
         .map(HostId)
@@ -149,8 +152,9 @@ impl Hosts {
     /// Hosts of which so much may be reserved each, with nothing reserved.
     #[must_use]
     pub fn new(limits: &[Resources]) -> Self {
-        let hosts: Vec<Host> =
-            limits.iter().map(|limit| Host { limit: *limit, used: Resources::default() }).collect();
+        let empty =
+            |limit: &Resources| Host { limit: *limit, used: Resources::default(), warm: BTreeSet::new() };
+        let hosts: Vec<Host> = limits.iter().map(empty).collect();
         let leaves: Vec<Leaf> = hosts.iter().map(Host::leaf).collect();
         let largest = limits.iter().fold(Resources::default(), |most, limit| Resources {
             agents: most.agents.max(limit.agents),
@@ -186,11 +190,16 @@ impl Hosts {
     /// Notes whether `host` has `template` warm.
     pub fn set_warm(&mut self, host: HostId, template: &AgentName, is_warm: bool) {
         let size = self.hosts.len();
+        let Some(at) = self.hosts.get_mut(host.0) else { return };
         if is_warm {
-            self.warm.entry(template.clone()).or_insert_with(|| HostSet::new(size)).insert(host.0);
-        } else if let Some(hosts) = self.warm.get_mut(template) {
-            hosts.remove(host.0);
-            if hosts.is_empty() {
+            at.warm.insert(template.clone());
+            let tree = self.warm.entry(template.clone()).or_insert_with(|| Tree::new(&vec![NONE; size]));
+            tree.set(host.0, at.leaf());
+        } else if at.warm.remove(template)
+            && let Some(tree) = self.warm.get_mut(template)
+        {
+            tree.set(host.0, NONE);
+            if tree.is_empty() {
                 self.warm.remove(template);
             }
         }
@@ -211,7 +220,13 @@ impl Hosts {
     fn change(&mut self, host: HostId, change: impl FnOnce(Resources) -> Resources) {
         if let Some(at) = self.hosts.get_mut(host.0) {
             at.used = change(at.used);
-            self.tree.set(host.0, at.leaf());
+            let leaf = at.leaf();
+            self.tree.set(host.0, leaf);
+            for template in &at.warm {
+                if let Some(tree) = self.warm.get_mut(template) {
+                    tree.set(host.0, leaf);
+                }
+            }
         }
     }
 

@@ -146,6 +146,8 @@ proptest! {
             hosts.give(agent.host, &agent.request);
         }
         prop_assert!(hosts.groups.is_empty(), "a group without agents is forgotten");
+        let templates: std::collections::BTreeSet<_> = warm.iter().map(|(_, template)| template).collect();
+        prop_assert_eq!(hosts.warm.len(), templates.len(), "and a template that no host has warm");
         let nothing = Resources::default();
         prop_assert!((0..limits.len()).all(|host| hosts.used(HostId(host)) == nothing));
     }

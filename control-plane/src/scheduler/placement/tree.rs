@@ -14,7 +14,7 @@ pub(super) struct Leaf {
 }
 
 /// Where there is no host.
-const NONE: Leaf = Leaf { free: Resources { agents: 0, memory_mib: 0, vcpus: 0 }, load: u64::MAX };
+pub(super) const NONE: Leaf = Leaf { free: Resources { agents: 0, memory_mib: 0, vcpus: 0 }, load: u64::MAX };
 
 /// The best host found so far.
 type Best = Option<(u64, usize)>;
@@ -25,7 +25,6 @@ pub(super) struct Tree {
     nodes: Vec<Leaf>,
     /// Number of leaves, a power of two; the leaf of host `h` is node `leaves + h`.
     leaves: usize,
-    hosts: usize,
 }
 
 impl Tree {
@@ -35,7 +34,7 @@ impl Tree {
         for (node, host) in nodes.iter_mut().skip(leaves).zip(hosts) {
             *node = *host;
         }
-        let mut tree = Self { nodes, leaves, hosts: hosts.len() };
+        let mut tree = Self { nodes, leaves };
         (1..leaves).rev().for_each(|node| tree.sum_up(node));
         tree
     }
@@ -68,6 +67,11 @@ impl Tree {
         }
     }
 
+    /// Whether there is no host.
+    pub(super) fn is_empty(&self) -> bool {
+        self.node(1).load == NONE.load
+    }
+
     /// The most that any host has left of each.
     pub(super) fn most_free(&self) -> Resources {
         self.node(1).free
@@ -93,7 +97,7 @@ impl Tree {
         let node = self.node(at);
         let is_hopeless = !needs.is_within(&node.free)
             || best.is_some_and(|best| (node.load, first) >= best)
-            || first >= self.hosts
+            || node.load == NONE.load
             || !candidates.any(first..first + width);
         if is_hopeless {
             return;
