@@ -1,14 +1,18 @@
 //! Whether an agent can be had at all: everything that is checked before anything is made.
 
+use std::time::Duration;
+
 use ark_types::agent::{AgentName, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, MIN_MEMORY_MIB};
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
+use ark_types::scheduling::{DEFAULT_QUEUE_TIMEOUT, MAX_QUEUE_TIMEOUT, PRIORITIES, Resources};
 use ark_types::vmm::{ConfigError, check_size};
 
 use crate::core::Core;
-use crate::host::Memory;
+use crate::host::{Memory, millis};
 use crate::images::{Image, ImageError};
 use crate::problems::Refusal;
+use crate::scheduler::{Ask, Grant};
 use crate::validate::check_env;
 
 /// Why an agent is refused.
@@ -59,6 +63,7 @@ impl From<AdmissionError> for Refusal {
 pub async fn admit(core: &Core, request: &CreateAgent) -> Result<Source, Refusal> {
     core.ledger.ready()?;
     check_env(&request.env)?;
+    check_wishes(request)?;
     let given = |what| {
         let detail = format!("{what} cannot be chosen for a fork: processors and memory are the template's");
         Err(Refusal::new(ProblemKind::InvalidValue, detail))
@@ -72,7 +77,8 @@ pub async fn admit(core: &Core, request: &CreateAgent) -> Result<Source, Refusal
             Ok(Source::Default(core.images.open(image).await?))
         }
         (Some(image), None) => {
-            admit_size(core, vcpus, memory_mib).await?;
+            check_size_here((vcpus, memory_mib))?;
+            check_host(core).await?;
             Ok(Source::Image(core.images.open(image).await?))
         }
         (None, Some(_)) if request.vcpus.is_some() => given("vcpus"),
@@ -127,14 +133,51 @@ pub async fn check_host(core: &Core) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Checks that this host can boot a guest of that size now.
+fn check_wishes(request: &CreateAgent) -> Result<(), Refusal> {
+    let detail = if !PRIORITIES.contains(&request.priority) {
+        let (least, most) = (PRIORITIES.start(), PRIORITIES.end());
+        format!("a priority of {} is out of bounds: give one from {least} to {most}", request.priority)
+    } else if request.queue_timeout_ms.is_some_and(|ms| ms > millis(MAX_QUEUE_TIMEOUT)) {
+        let most = millis(MAX_QUEUE_TIMEOUT);
+        format!("queue_timeout_ms is more than {most}: no request waits for room longer than that")
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::new(ProblemKind::InvalidValue, detail))
+}
+
+/// The ask that `request` amounts to, for an agent that needs `needs`.
+#[must_use]
+pub fn ask(request: &CreateAgent, needs: Resources) -> Ask {
+    Ask {
+        priority: request.priority,
+        patience: request.queue_timeout_ms.map_or(DEFAULT_QUEUE_TIMEOUT, Duration::from_millis),
+        name: request.name.clone(),
+        apart: request.anti_affinity.clone().map(|group| (group, request.spread)),
+        ..Ask::new(request.owner.clone(), needs)
+    }
+}
+
+/// Checks that a guest of `size`, processors and MiB, can be had on a host like this.
+///
+/// # Errors
+/// A [`Refusal`] that names the value.
+pub fn check_size_here((vcpus, memory_mib): (u32, u64)) -> Result<(), Refusal> {
+    let memory = Memory::read().map_err(AdmissionError::Meminfo)?;
+    Ok(check_size(vcpus, memory_mib, memory.total_mib)?)
+}
+
+/// Reserves what `ask` says, as soon as there is room, for a guest of `size` that boots; and then checks that the memory is
+/// really there: what agents use together may be more than was reserved for them.
 ///
 /// # Errors
 /// A [`Refusal`] that names the value or what the host lacks.
-pub async fn admit_size(core: &Core, vcpus: u32, memory_mib: u64) -> Result<(), Refusal> {
+pub async fn room_to_boot(core: &Core, ask: Ask, size: (u32, u64)) -> Result<Grant, Refusal> {
+    let grant = core.admit(ask).await?;
     let memory = Memory::read().map_err(AdmissionError::Meminfo)?;
-    check(vcpus, memory_mib, memory)?;
-    check_host(core).await
+    check(size.0, size.1, memory)?;
+    check_host(core).await?;
+    Ok(grant)
 }
 
 fn check(vcpus: u32, asked: u64, memory: Memory) -> Result<(), AdmissionError> {

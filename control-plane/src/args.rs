@@ -1,13 +1,14 @@
 //! Command line of `arkd`.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
 use ark_types::health::HostKind;
 
-use crate::settings::LogFormat;
+use crate::settings::{Factor, LogFormat};
 
 /// The control plane of NOA ARK: serves agents over REST.
 ///
@@ -53,6 +54,10 @@ pub struct Args {
     #[arg(long, value_name = "COUNT")]
     pub standby: Option<u8>,
 
+    /// How much of this host is given away.
+    #[command(flatten)]
+    pub scheduler: SchedulerArgs,
+
     /// How messages look [default: json in a configured log file, text elsewhere].
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -60,6 +65,32 @@ pub struct Args {
     /// Log file where none is configured: whoever starts arkd in the background says so.
     #[arg(long, value_name = "PATH", hide = true)]
     pub fallback_log_file: Option<PathBuf>,
+}
+
+/// How much of the host is given away: flags over the section `[scheduler]`.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct SchedulerArgs {
+    /// How many times over the host's memory is given to agents, 0.01 to 10000; what is really left is asked for besides
+    /// [default: 2].
+    #[arg(long, value_name = "RATIO")]
+    pub overcommit_memory: Option<Factor<1>>,
+
+    /// How many times over the host's processors are given to agents, 0.01 to 10000 [default: 512].
+    #[arg(long, value_name = "RATIO")]
+    pub overcommit_cpu: Option<Factor<1>>,
+
+    /// A fork shares most pages with what it was forked from, so its memory is reserved divided by this, 1 to 10000
+    /// [default: 8].
+    #[arg(long, value_name = "RATIO")]
+    pub overcommit_forks: Option<Factor<100>>,
+
+    /// Most agents at a time; those that are paused to disk are not counted [default: 1000].
+    #[arg(long, value_name = "COUNT")]
+    pub max_agents: Option<u32>,
+
+    /// Most requests that wait for room at a time, at least 1 [default: 256].
+    #[arg(long, value_name = "COUNT")]
+    pub queue: Option<NonZeroU16>,
 }
 
 /// [`HostKind`] as a flag's value.
@@ -89,5 +120,10 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+        let args = Args::parse_from(["arkd", "--overcommit-memory", "1.5", "--max-agents", "7"]);
+        let ratio = args.scheduler.overcommit_memory.map(Factor::get);
+        assert_eq!((ratio, args.scheduler.max_agents, args.scheduler.queue), (Some(1.5), Some(7), None));
+        let wrong = Args::try_parse_from(["arkd", "--overcommit-forks", "0.5"]).unwrap_err().to_string();
+        assert!(wrong.contains("0.5 is no ratio: choose a number from 1 to 10000"), "{wrong}");
     }
 }

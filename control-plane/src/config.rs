@@ -9,6 +9,7 @@ use ark_types::layout::{Assets, RunDir, StateDir};
 
 use crate::args::Args;
 use crate::ledger::Compaction;
+use crate::scheduler::SchedulerConfig;
 use crate::settings::{self, Settings, TimeLimits};
 
 /// Everything a [`crate::daemon::Daemon`] is started with.
@@ -38,6 +39,8 @@ pub struct Config {
     pub telemetry: settings::Telemetry,
     /// How the log of events is kept from growing for ever.
     pub compaction: Compaction,
+    /// How much of this host is given away.
+    pub scheduler: SchedulerConfig,
 }
 
 /// How much is made ahead of need; 0 is nothing.
@@ -141,6 +144,7 @@ impl Config {
             consoles: ConsoleLimits::from(&settings.log),
             telemetry: settings.telemetry.clone(),
             compaction: Compaction::default(),
+            scheduler: settings.scheduler,
         })
     }
 }

@@ -16,10 +16,11 @@ use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::pool::Pool;
 use crate::registry::Registry;
+use crate::scheduler::{Ask, Denied, Grant, Scheduler};
 use crate::snapshots::{Store, Tenant};
 use crate::stats::Stats;
 use crate::store::EventLog;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Phase, Telemetry};
 use crate::templates::Templates;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
@@ -38,6 +39,8 @@ pub struct Core {
     pub ledger: Ledger,
     /// Agents.
     pub registry: Registry,
+    /// Room for agents, and who gets it.
+    pub scheduler: Arc<Scheduler>,
     /// Snapshots.
     pub snapshots: Store,
     /// Templates.
@@ -66,7 +69,7 @@ impl Core {
     /// the guards' time, before anything that nobody needs goes.
     ///
     /// # Errors
-    /// When the state directory cannot be made or read.
+    /// When the state directory cannot be made or read, or the host's memory cannot be told.
     pub fn new(
         config: Config,
         needed: &[SnapshotId],
@@ -86,6 +89,8 @@ impl Core {
             tracing::info!(usable = report.usable, reason = report.reason, "the host was probed");
             answer.send_replace(Some(report));
         });
+        let memory = host::Memory::read()?.total_mib;
+        let scheduler = Scheduler::new(config.scheduler, memory, host::cpus());
         let images = Images::new(config.assets.images());
         templates.sweep_at_start(&images);
         let (registry, started) = (Registry::default(), Instant::now());
@@ -100,6 +105,7 @@ impl Core {
             log,
             ledger,
             registry,
+            scheduler,
             snapshots,
             templates,
             consoles,
@@ -128,6 +134,29 @@ impl Core {
             // The sender is `self`'s.
             _ => std::future::pending().await,
         }
+    }
+
+    /// As [`Scheduler::admit`]; how long it took is measured.
+    ///
+    /// # Errors
+    /// [`Denied`]; nothing is reserved then.
+    pub async fn admit(&self, ask: Ask) -> Result<Grant, Denied> {
+        self.in_queue(self.scheduler.admit(ask)).await
+    }
+
+    /// As [`Scheduler::admit_many`]; how long it took is measured.
+    ///
+    /// # Errors
+    /// [`Denied`]; nothing is reserved then.
+    pub async fn admit_many(&self, ask: Ask, count: u32) -> Result<Vec<Grant>, Denied> {
+        self.in_queue(self.scheduler.admit_many(ask, count)).await
+    }
+
+    async fn in_queue<T>(&self, admission: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let answer = admission.await;
+        self.telemetry.phase(Phase::Queue, began.elapsed());
+        answer
     }
 
     /// What the probe said; waits while it runs.

@@ -20,6 +20,7 @@
 //! | [`daemon`] | start (lock, clean-up, listeners) and end of the whole |
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
+//! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`pool`] | VMMs and forks made ahead of need |
 //! | [`supervisor`] | an `ark-vmm`, a child or adopted: start, identity, control socket, end |
@@ -53,6 +54,7 @@ pub mod problems;
 pub mod projection;
 pub mod registry;
 pub mod routes;
+pub mod scheduler;
 pub mod server;
 pub mod settings;
 pub mod snapshots;

@@ -15,6 +15,7 @@ use crate::agent::{BootError, CallError, NotRunning, PauseError, SnapshotFailure
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
 use crate::registry::{AdmitError, NoSuchAgent};
+use crate::scheduler::Denied;
 use crate::snapshots::SnapshotError;
 use crate::store::{AppendError, ReadError};
 use crate::templates::TemplateError;
@@ -38,7 +39,11 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response()
+        let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        if let Some(seconds) = self.0.kind.retry_after_s() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
     }
 }
 
@@ -154,6 +159,18 @@ impl From<AdmitError> for Refusal {
             AdmitError::ShuttingDown => ProblemKind::HostUnable,
         };
         Self::new(kind, error.to_string())
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        let kind = match denied {
+            Denied::HostFull(_) => ProblemKind::HostFull,
+            Denied::QueueFull { .. } => ProblemKind::QueueFull,
+            Denied::Timeout { .. } => ProblemKind::QueueTimeout,
+            Denied::Quota(_) => ProblemKind::QuotaExceeded,
+        };
+        Self::new(kind, denied.to_string())
     }
 }
 
@@ -290,6 +307,7 @@ mod tests {
         for kind in ProblemKind::ALL {
             let response = Refusal::new(*kind, "why").into_response();
             assert_eq!(response.status().as_u16(), kind.status());
+            assert_eq!(response.headers().contains_key(header::RETRY_AFTER), kind.retry_after_s().is_some());
             assert!(is_problem(&response));
         }
     }

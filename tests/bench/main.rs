@@ -16,6 +16,7 @@ mod machine;
 mod many;
 mod memory;
 mod peers;
+mod placement;
 mod report;
 mod restore;
 mod restores;
@@ -53,6 +54,8 @@ enum Suite {
     },
     /// Figures of the emulated host: needs QEMU, not KVM.
     Machine,
+    /// Figures of decisions alone: needs nothing.
+    Decisions,
 }
 
 type Measure = fn(&Bench, &mut Report);
@@ -62,6 +65,7 @@ fn main() {
     let mut report = Report::default();
     match args.suite {
         Suite::Machine => machine::measure(&mut report),
+        Suite::Decisions => placement::measure(&mut report),
         Suite::Vm { peer, quick, only } => {
             ark_tests::require_kvm();
             let bench = Bench::new(peer, quick);

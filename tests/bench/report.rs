@@ -46,7 +46,7 @@ pub(crate) struct Figure {
     pub(crate) ours: Quantiles,
     /// The peer's or other path's name and figure.
     pub(crate) other: Option<(String, Quantiles)>,
-    /// What `must` is about: the ratio of the p50s where there is another path, else our p50.
+    /// What `must` is about: the ratio of the p50s (of some figures of the p99s) where there is another path, else our p50.
     pub(crate) value: f64,
     pub(crate) must: Must,
     pub(crate) holds: bool,
@@ -77,6 +77,20 @@ impl Report {
     ) {
         let (ours, theirs) = (Quantiles::of(ours), Quantiles::of(theirs));
         let value = ours.p50 / theirs.p50;
+        self.push(name, unit, ours, Some((other.to_owned(), theirs)), value, must);
+    }
+
+    /// Adds a figure whose p99 is compared with another path's.
+    pub(crate) fn tails(
+        &mut self,
+        name: &str,
+        unit: &'static str,
+        ours: &[f64],
+        (other, theirs): (&str, &[f64]),
+        must: Must,
+    ) {
+        let (ours, theirs) = (Quantiles::of(ours), Quantiles::of(theirs));
+        let value = ours.p99 / theirs.p99;
         self.push(name, unit, ours, Some((other.to_owned(), theirs)), value, must);
     }
 

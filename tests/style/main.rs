@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ark-cli", &["ark-client", "ark-types"]),
     ("ark-link", &["ark-types"]),
     ("ark-guestd", &["ark-link", "ark-types"]),
-    ("ark-tests", &["ark-types"]),
+    ("ark-tests", &["ark-types", "arkd"]),
 ];
 
 /// Longest file, in lines.

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod branches;
+mod scheduling;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use ark_types::agent::{AgentName, AgentState};
 use ark_types::event::Stream;
 use ark_types::image::ImageName;
-use ark_types::label::{InvalidLabel, Labels, Owner, Selector};
+use ark_types::label::{InvalidLabel, Labels, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -19,6 +20,7 @@ use crate::parse;
 pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, TemplateAction,
 };
+pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -133,6 +135,12 @@ pub(crate) enum Verb {
     },
     /// List templates
     Templates,
+    /// Show who waits for room, and where each stands
+    Queue,
+    /// Show hosts, and what is reserved on them
+    Hosts,
+    /// Show owners of agents, and set what they may have
+    Quota(QuotaArgs),
     /// Check what this machine needs to run agents, and say what to do about what is missing
     Doctor,
     /// Stop everything: agents, arkd, and the emulated host
@@ -178,9 +186,8 @@ pub(crate) struct AgentArgs {
     /// Label, to select agents by
     #[arg(long = "label", short, value_parser = parse::label, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<(String, String)>,
-    /// Who it belongs to [default: default]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) owner: Option<Owner>,
+    #[command(flatten)]
+    pub(crate) room: RoomArgs,
 }
 
 impl AgentArgs {

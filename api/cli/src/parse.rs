@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ark_types::agent::{AgentName, AgentState};
+use ark_types::scheduling::MAX_QUEUE_TIMEOUT;
 use ark_types::snapshot::MAX_FORKS;
 
 use crate::commands::cp::Place;
@@ -32,6 +33,18 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
     if span > MAX_DURATION {
         return Err("the time must be at most a year".to_owned());
+    }
+    Ok(span)
+}
+
+/// How long to wait for room: as [`duration`], or 0 for not at all.
+pub(crate) fn patience(text: &str) -> Result<Duration, String> {
+    let span = if text == "0" { Duration::ZERO } else { duration(text)? };
+    if span > MAX_QUEUE_TIMEOUT {
+        return Err(format!(
+            "nothing waits for room longer than that: give at most {}m",
+            MAX_QUEUE_TIMEOUT.as_secs() / 60
+        ));
     }
     Ok(span)
 }

@@ -69,6 +69,19 @@ async fn create(Json(request): Json<CreateAgent>) -> Response {
     (StatusCode::CREATED, Json(agent(&name))).into_response()
 }
 
+fn owner_of(name: &str, quota: &Value) -> Value {
+    let amount = json!({ "agents": 1, "memory_mib": 256, "vcpus": 1 });
+    json!({ "owner": name, "quota": quota, "reserved": amount, "waiting": amount })
+}
+
+async fn owner(Segment(name): Segment<String>) -> Json<Value> {
+    Json(owner_of(&name, &json!({})))
+}
+
+async fn set_quota(Segment(name): Segment<String>, Json(quota): Json<Value>) -> Json<Value> {
+    Json(owner_of(&name, &quota))
+}
+
 fn routes() -> Router {
     let remove = |Segment(name): Segment<String>| async move {
         if name == "a1" {
@@ -80,6 +93,9 @@ fn routes() -> Router {
     Router::new()
         .route("/v1/agents", post(create).get(|| async { Json(json!({ "agents": [agent("a1")] })) }))
         .route("/v1/agents/{agent}", delete(remove))
+        .route("/v1/owners/{owner}", get(owner).put(set_quota).delete(|| async { StatusCode::NO_CONTENT }))
+        .route("/v1/owners", get(|| async { Json(json!({ "owners": [owner_of("team", &json!({}))] })) }))
+        .route("/v1/queue", get(|| async { Json(json!({ "capacity": 9, "waiting": [] })) }))
         .route("/v1/agents/{agent}/logs", get(|| async { "line one\nline two\n" }))
         .route(
             "/v1/agents/{agent}/exec/stream",
@@ -148,6 +164,21 @@ fn lists_and_errors_come_for_people_and_for_machines() {
     assert_eq!((code, serde_json::from_str::<Problem>(&err).unwrap().kind), (125, ProblemKind::BadRequest));
     assert_eq!(host.run(&["run"], "").0, 125, "a program is needed");
     assert_eq!(host.run(&["--version"], "").0, 0);
+}
+
+#[test]
+fn quotas_are_listed_shown_set_and_cleared() {
+    let host = Host::start(routes());
+    let plain = "OWNER  AGENTS  MEMORY   VCPUS  WAITING\nteam   1       256 MiB  1      1\n";
+    for line in [&["quota"][..], &["quota", "team"], &["quota", "team", "--clear"]] {
+        assert_eq!(host.run(line, ""), (0, plain.into(), String::new()), "{line:?}");
+    }
+    let (code, out, _) = host.run(&["quota", "team", "--agents", "3", "--memory", "1G", "--json"], "");
+    let told: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &told["quota"]), (0, &json!({ "agents": 3, "memory_mib": 1024 })));
+    assert_eq!(host.run(&["quota", "--clear"], "").0, 125, "whose?");
+    let (code, out, _) = host.run(&["queue"], "");
+    assert!(code == 0 && out.starts_with("POSITION  NAME") && out.lines().count() == 1, "{out}");
 }
 
 #[test]

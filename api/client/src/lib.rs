@@ -19,6 +19,7 @@ mod exec;
 mod files;
 mod operate;
 mod rest;
+mod scheduling;
 mod uri;
 
 pub use connect::Endpoint;

@@ -77,7 +77,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn shut_down(&self, agents: AgentsFate) -> Result<(), Error> {
-        self.send_json("/v1/shutdown", &Shutdown { agents }).await.map(drop)
+        self.send_json(Method::POST, "/v1/shutdown", &Shutdown { agents }).await.map(drop)
     }
 
     /// `GET /v1/openapi.json`.
@@ -238,15 +238,30 @@ impl Client {
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let response = self.send_json(target, body).await?;
+        let response = self.send_json(Method::POST, target, body).await?;
         self.parse(response).await
     }
 
-    async fn send_json(&self, target: &str, body: &impl Serialize) -> Result<Response<Incoming>, Error> {
+    /// Puts a value in the place of another.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let response = self.send_json(Method::PUT, target, body).await?;
+        self.parse(response).await
+    }
+
+    async fn send_json(
+        &self,
+        method: Method,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<Response<Incoming>, Error> {
         let json = serde_json::to_vec(body).map_err(|e| Error::Request(e.to_string()))?;
         let headers = [(CONTENT_TYPE, "application/json")];
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
-        self.send(Method::POST, target, &headers, body).await
+        self.send(method, target, &headers, body).await
     }
 
     /// `POST` without a body: the path says all there is.

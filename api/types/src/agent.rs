@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
+use crate::scheduling::Spread;
 use crate::vmm::ExitRecord;
 
 /// Fewest and most virtual processors of an agent.
@@ -110,9 +111,27 @@ pub struct CreateAgent {
     /// Labels, to select agents by.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    /// Who it belongs to.
+    /// Who it belongs to: quotas and fairness go by owners.
     #[serde(default, skip_serializing_if = "Owner::is_default")]
     pub owner: Owner,
+    /// Among those that wait for room the highest goes first; -100 to 100.
+    #[serde(default, skip_serializing_if = "is_normal")]
+    pub priority: i32,
+    /// How long to wait for room, milliseconds, at most 600000; 30000 when absent; 0 does not wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_timeout_ms: Option<u64>,
+    /// Agents of the same group are spread across hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anti_affinity: Option<AgentName>,
+    /// How strictly that is done.
+    #[serde(default, skip_serializing_if = "Spread::is_soft")]
+    pub spread: Spread,
+}
+
+/// Whether a priority is that of a request that names none.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_normal(priority: &i32) -> bool {
+    *priority == 0
 }
 
 /// Where an agent comes from.

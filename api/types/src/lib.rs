@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
@@ -26,6 +26,7 @@ pub mod layout;
 pub mod plain;
 pub mod problem;
 pub mod receipt;
+pub mod scheduling;
 pub mod shutdown;
 pub mod snapshot;
 pub mod stats;

@@ -101,6 +101,8 @@ problem_kinds! {
     UnknownUser = "/problems/unknown-user", 422, "No such user in the agent";
     /// A file operation failed in the guest.
     FileError = "/problems/file-error", 422, "The file operation failed in the agent";
+    /// The owner has as much as it may have.
+    QuotaExceeded = "/problems/quota-exceeded", 429, "The owner's quota is used up";
     /// The agent's guest ended, or its connection broke, while the request ran.
     AgentGone = "/problems/agent-gone", 502, "The agent ended while the request ran";
     /// The agent did not come up.
@@ -113,6 +115,12 @@ problem_kinds! {
     HostUnable = "/problems/host-unable", 503, "The host cannot do this now";
     /// The log of events takes nothing in, so nothing that must be remembered can be done.
     LogUnavailable = "/problems/log-unavailable", 503, "The log of events cannot be written";
+    /// No host has room, and the request does not wait for it.
+    HostFull = "/problems/host-full", 503, "No host has room";
+    /// No host has room, and as many requests as may wait for it do.
+    QueueFull = "/problems/queue-full", 503, "Too many requests wait for room";
+    /// No host had room for as long as the request waited.
+    QueueTimeout = "/problems/queue-timeout", 503, "No host had room in time";
     /// A deadline of `arkd` passed.
     DeadlinePassed = "/problems/deadline-passed", 504, "The deadline passed";
     /// No room on disk.
@@ -121,6 +129,19 @@ problem_kinds! {
     LogFull = "/problems/log-full", 507, "There is no room for the log of events";
     /// A defect of `arkd`.
     Internal = "/problems/internal", 500, "arkd failed";
+}
+
+impl ProblemKind {
+    /// After how many seconds the same request may find room (`Retry-After`); none where waiting alone does not help.
+    #[must_use]
+    pub const fn retry_after_s(self) -> Option<u32> {
+        match self {
+            Self::QuotaExceeded | Self::HostFull | Self::QueueFull => Some(5),
+            // It has waited already.
+            Self::QueueTimeout => Some(1),
+            _ => None,
+        }
+    }
 }
 
 impl From<ErrorCode> for ProblemKind {

@@ -3,6 +3,7 @@
 use ark_types::agent::AgentName;
 use ark_types::exec::ExitStatus;
 use ark_types::image::ImageName;
+use ark_types::scheduling::Resources;
 use ark_types::vmm::{
     ConfigError, DiskConfig, Generation, MAX_CMDLINE, MAX_DISKS, RunConfig, SnapshotManifest, VmConfig,
     VsockConfig, check_size,
@@ -87,4 +88,22 @@ fn shell_codes_never_overflow() {
     assert_eq!(ExitStatus::Signaled { signal: 9 }.shell_code(), 137);
     assert_eq!(ExitStatus::Signaled { signal: 255 }.shell_code(), 255);
     assert_eq!(ExitStatus::TimedOut.shell_code(), 124);
+}
+
+fn amount() -> impl Strategy<Value = Resources> {
+    (any::<u64>(), 0..1000_u64, 0..1000_u64).prop_map(|(agents, memory_mib, vcpus)| Resources {
+        agents,
+        memory_mib,
+        vcpus,
+    })
+}
+
+proptest! {
+    #[test]
+    fn amounts_add_up(a in amount(), b in amount()) {
+        let (sum, rest) = (a.plus(b), a.minus(b));
+        prop_assert!(a.is_within(&sum) && b.is_within(&sum) && rest.is_within(&a));
+        prop_assert_eq!(b.is_within(&a), rest.plus(b) == a);
+        prop_assert_eq!(a.times(2), a.plus(a));
+    }
 }

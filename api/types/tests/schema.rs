@@ -17,6 +17,9 @@ use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, Pro
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::label::{Labels, Owner};
 use ark_types::problem::{Problem, ProblemKind};
+use ark_types::scheduling::{
+    Host, HostList, Overcommit, OwnerList, OwnerQuota, Quota, RequestQueue, Resources, Spread, WaitingRequest,
+};
 use ark_types::shutdown::{AgentsFate, Shutdown};
 use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, Generation, SnapshotId,
@@ -311,6 +314,10 @@ fn agents() {
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        priority: 0,
+        queue_timeout_ms: None,
+        anti_affinity: None,
+        spread: Spread::Soft,
     };
     let booted = CreateAgent {
         name: Some("a1".parse().unwrap()),
@@ -325,6 +332,14 @@ fn agents() {
         ..create.clone()
     };
     let forked = CreateAgent { template: Some("py".parse().unwrap()), ..create.clone() };
+    let queued = CreateAgent {
+        owner: "team".parse().unwrap(),
+        priority: -5,
+        queue_timeout_ms: Some(0),
+        anti_affinity: Some("web".parse().unwrap()),
+        spread: Spread::Hard,
+        ..booted.clone()
+    };
     let agent = Agent {
         id: "0123456789abcdef".to_owned(),
         name: "a1".parse().unwrap(),
@@ -355,6 +370,7 @@ fn agents() {
         .with("create least", &create)
         .with("create booted", &booted)
         .with("create from a template", &forked)
+        .with("create with wishes for its room", &queued)
         .with("list", &AgentList { agents: vec![agent.clone()], next_cursor: None })
         .with(
             "page",
@@ -475,4 +491,42 @@ fn matrix<S: Copy + std::fmt::Display>(
         let cell = |to: &S| if may(*from, *to) { "yes".to_owned() } else { "-".to_owned() };
         line(&from.to_string(), &states.iter().map(cell).collect::<Vec<_>>());
     }
+}
+
+/// Some of everything.
+const SOME: Resources = Resources { agents: 1, memory_mib: 256, vcpus: 2 };
+
+#[test]
+fn scheduling() {
+    let request = WaitingRequest {
+        position: 1,
+        name: None,
+        owner: "default".parse().unwrap(),
+        priority: 0,
+        needs: SOME,
+        missing: "1 agent is asked for and 0 of 9 may still be had".to_owned(),
+        waited_ms: 1500,
+        timeout_ms: 30_000,
+    };
+    let named = WaitingRequest { position: 2, name: Some("a1".parse().unwrap()), ..request.clone() };
+    let host = Host {
+        name: "local".to_owned(),
+        capacity: SOME.times(4),
+        overcommit: Overcommit { memory: 2.0, cpu: 512.0, forks: 8.0 },
+        limit: SOME.times(8),
+        reserved: SOME,
+        free: SOME.times(7),
+        used_memory_mib: 500,
+    };
+    let quota = Quota { agents: Some(9), memory_mib: Some(4096), vcpus: Some(0) };
+    let owner =
+        OwnerQuota { owner: "team".parse().unwrap(), quota, reserved: SOME, waiting: Resources::default() };
+    Frozen::default()
+        .with("queue", &RequestQueue { capacity: 256, waiting: vec![request, named] })
+        .with("hosts", &HostList { hosts: vec![host] })
+        .with("quota", &quota)
+        .with("no quota", &Quota::default())
+        .with("owners", &OwnerList { owners: vec![owner] })
+        .check("scheduling");
+    assert!(serde_json::from_str::<Quota>(r#"{"agent":1}"#).is_err(), "unknown fields are refused");
 }

@@ -28,6 +28,7 @@ use crate::images::Image;
 use crate::pool::Den;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
+use crate::scheduler::Grant;
 use crate::snapshots::{Hold, SnapshotError};
 use crate::supervisor::Vmm;
 use crate::telemetry::{Ahead, Phase};
@@ -42,6 +43,8 @@ pub struct Birth {
     pub origin: Origin,
     /// What its creator says of it.
     pub wishes: Wishes,
+    /// What is reserved for it.
+    pub grant: Grant,
 }
 
 /// What its creator says of an agent, beside what it is made of.
@@ -75,6 +78,8 @@ pub struct HiddenSpec {
     pub vcpus: u32,
     /// Memory, MiB.
     pub memory_mib: u64,
+    /// What is reserved for it.
+    pub grant: Grant,
 }
 
 /// A fork that is restored, renewed and warm, and waits to become somebody. Dropping it ends it.
@@ -100,7 +105,7 @@ impl Standby {
     }
 }
 
-/// Begins an agent and waits until its guest said hello. When the caller stops waiting, the agent is removed.
+/// Begins an agent for which `grant` is reserved, and waits until its guest said hello. When the caller stops waiting, the agent is removed.
 ///
 /// # Errors
 /// [`AdmitError`], or [`BootError`] within; nothing is left then.
@@ -108,14 +113,15 @@ pub async fn create(
     core: &Arc<Core>,
     request: CreateAgent,
     image: Image,
+    grant: Grant,
 ) -> Result<Result<Agent, BootError>, AdmitError> {
     let (up, came_up) = oneshot::channel();
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let wishes = Wishes::from(request);
     let (_, mut owner) = core.registry.admit(wishes.name.clone(), None, |id, name| {
-        let agent = newborn(id, name, Origin::Boot, &image, (vcpus, memory_mib), &wishes);
-        begin(core, agent, wishes.env, Some(image.path), Begun::Boot)
+        let agent = newborn((id, name), Origin::Boot, &image, (vcpus, memory_mib), &wishes);
+        begin(core, agent, wishes.env, Some(image.path), Begun::Boot, Some(grant))
     })?;
     owner.known = true;
     tokio::spawn(owner.live(up));
@@ -129,9 +135,9 @@ pub async fn create(
 pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, BootError> {
     let (up, came_up) = oneshot::channel();
     let (id, name) = hidden('t')?;
-    let size = (spec.vcpus, spec.memory_mib);
-    let agent = newborn(id, name, Origin::Boot, &spec.image, size, &Wishes::default());
-    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(spec.image.path), Begun::Boot);
+    let HiddenSpec { image, vcpus, memory_mib, grant } = spec;
+    let agent = newborn((id, name), Origin::Boot, &image, (vcpus, memory_mib), &Wishes::default());
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Boot, Some(grant));
     tokio::spawn(owner.live(up));
     came_up.await.unwrap_or(Err(BootError::Removed)).map(|_| handle)
 }
@@ -160,16 +166,16 @@ pub(super) fn begin_restore(
     birth: Birth,
     image: Image,
 ) -> Result<impl Future<Output = Result<Agent, BootError>> + use<>, AdmitError> {
-    let Birth { hold, origin, wishes } = birth;
+    let Birth { hold, origin, wishes, grant } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
     let mut den = core.pool.take_den(size.0);
     core.telemetry.claimed(Ahead::Prepared, den.is_some());
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
     let admitted = core.registry.admit(wishes.name.clone(), id, |id, name| {
-        let agent = newborn(id, name, origin, &image, size, &wishes);
-        let base = Base::lived_in(&hold);
-        begin(core, agent, wishes.env, Some(image.path), Begun::Restore(base, den.take().map(Box::new)))
+        let agent = newborn((id, name), origin, &image, size, &wishes);
+        let begun = Begun::Restore(Base::lived_in(&hold), den.take().map(Box::new));
+        begin(core, agent, wishes.env, Some(image.path), begun, Some(grant))
     });
     // Of use to the next one.
     den.into_iter().for_each(|den| core.pool.return_den(den));
@@ -237,7 +243,8 @@ async fn claim(
         ..AgentSpec::from(&handle.agent())
     };
     let base = Base::lived_in(&birth.hold);
-    let claim = Request::Claim { spec: Box::new(spec), env, base, cause: Span::current(), up };
+    let (grant, cause) = (birth.grant.clone(), Span::current());
+    let claim = Request::Claim { spec: Box::new(spec), env, base, grant, cause, up };
     let _ = shared.requests.send(claim);
     let agent = came_up.await.ok();
     if agent.is_none() {
@@ -255,9 +262,9 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
     let image = prove(core, &hold).await?;
     let (id, name) = hidden('s')?;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let agent = newborn(id, name, Origin::Boot, &image, size, &Wishes::default());
-    let (handle, owner) =
-        begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Restore(Base::Held(hold), None));
+    let agent = newborn((id, name), Origin::Boot, &image, size, &Wishes::default());
+    let begun = Begun::Restore(Base::Held(hold), None);
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(image.path), begun, None);
     let (ready, is_ready) = oneshot::channel();
     tokio::spawn(owner.stand_by(ready));
     is_ready.await.unwrap_or(Err(BootError::Removed))?;
@@ -274,7 +281,8 @@ pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Resu
     (agent.vmm_pid, agent.heartbeat) = (None, None);
     let record = Record { agent, ..record };
     record_paused(core, &record.agent, &record.env, hold);
-    let (_, owner) = known(core, record, Base::lived_in(hold), true)?;
+    // It has no VMM, so nothing is reserved for it.
+    let (_, owner) = known(core, record, Base::lived_in(hold), true, None)?;
     tokio::spawn(owner.sleep());
     Ok(())
 }
@@ -294,9 +302,22 @@ pub(crate) fn take_in(
     // What it said to another is no sign of life.
     record.agent.heartbeat = None;
     record_survivor(core, &record.agent, &record.env);
-    let (handle, owner) = known(core, record, hold.map_or(Base::None, Base::lived_in), false)?;
+    let grant = vmm.is_some().then(|| claim_for(core, &record.agent));
+    let base = hold.map_or(Base::None, Base::lived_in);
+    let (handle, owner) = known(core, record, base, false, grant)?;
     tokio::spawn(owner.come_back(vmm));
     Ok(handle)
+}
+
+/// What an agent that runs already needs, whether or not there is room for it.
+fn claim_for(core: &Core, agent: &Agent) -> Grant {
+    let size = (agent.vcpus, agent.memory_mib);
+    let config = core.scheduler.config();
+    let needs = match agent.origin {
+        Origin::Boot => config.booted(size),
+        Origin::Template { .. } | Origin::Snapshot { .. } | Origin::Fork { .. } => config.forked(size),
+    };
+    core.scheduler.claim(&agent.owner, needs)
 }
 
 /// An agent that began with an earlier `arkd`, in the registry.
@@ -305,12 +326,13 @@ fn known(
     record: Record,
     base: Base,
     is_recorded: bool,
+    grant: Option<Grant>,
 ) -> Result<(Handle, Owner), AdmitError> {
     let Record { agent, env, machine_id, receipt, renewals } = record;
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
-        let (handle, mut owner) = begin(core, agent, env, None, Begun::Earlier);
+        let (handle, mut owner) = begin(core, agent, env, None, Begun::Earlier, grant);
         owner.known = true;
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
@@ -340,8 +362,7 @@ fn hidden(what: char) -> Result<(String, AgentName), BootError> {
 }
 
 fn newborn(
-    id: String,
-    name: AgentName,
+    (id, name): (String, AgentName),
     origin: Origin,
     image: &Image,
     (vcpus, memory_mib): (u32, u64),
@@ -375,6 +396,7 @@ pub(super) fn begin(
     env: BTreeMap<String, String>,
     disk: Option<PathBuf>,
     begun: Begun,
+    grant: Option<Grant>,
 ) -> (Handle, Owner) {
     let dir = core.config.run.agent(&agent.id);
     let (requests, inbox) = mpsc::unbounded_channel();
@@ -382,6 +404,7 @@ pub(super) fn begin(
     let (publish, state) = watch::channel(agent);
     let guest = Address { socket: dir.vsock(), port: Some(CONTROL_PORT), idle: Idle::default() };
     let body = Arc::new(Body::new(identity::machine_id()));
+    body.set_grant(grant);
     let shared = Shared {
         id,
         name,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ark_types::receipt::Receipt;
 
+use crate::scheduler::Grant;
 use crate::snapshots::{Hold, Tenant};
 
 /// The snapshot that an agent's memory is read from, kept on disk while this lives.
@@ -39,6 +40,8 @@ pub(super) struct Body {
     base: Mutex<Base>,
     machine_id: Mutex<String>,
     receipt: Mutex<Option<Receipt>>,
+    /// What is reserved for it; none when it has no VMM, or is a standby.
+    grant: Mutex<Option<Grant>>,
     /// How often its guest was renewed, parents included.
     renewals: AtomicU64,
     /// Whether the paused agent is on disk whole, so that it outlasts its VMM.
@@ -57,6 +60,7 @@ impl Body {
             base: Mutex::new(Base::None),
             machine_id: Mutex::new(machine_id),
             receipt: Mutex::default(),
+            grant: Mutex::default(),
             renewals: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
@@ -88,6 +92,21 @@ impl Body {
 
     pub(super) fn set_receipt(&self, receipt: Option<Receipt>) {
         *lock(&self.receipt) = receipt;
+    }
+
+    /// Keeps `grant` from now on instead of what was kept.
+    pub(super) fn set_grant(&self, grant: Option<Grant>) {
+        // What is free then goes to others without the lock.
+        let old = std::mem::replace(&mut *lock(&self.grant), grant);
+        drop(old);
+    }
+
+    /// The agent's memory is on disk: the rest of what was reserved for it is given back.
+    pub(super) fn keep_what_is_needed_on_disk(&self) {
+        let mut grant = lock(&self.grant);
+        let old = grant.as_ref().map(Grant::on_disk).and_then(|kept| grant.replace(kept));
+        drop(grant);
+        drop(old);
     }
 
     pub(super) fn renewals(&self) -> u64 {

@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::images::Image;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
+use crate::scheduler::{Ask, Grant};
 use crate::snapshots::Hold;
 
 /// Where an agent branches.
@@ -42,13 +43,14 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
     }
     core.ledger.ready()?;
+    let grants = room_for(core, handle, count).await?;
     check_host(core).await?;
     let branch = branch(core, handle).await?;
     let image = birth::prove(core, &branch.hold).await?;
     let mut forks = Vec::new();
     let mut number = 0;
-    for _ in 0..count {
-        let (name, fork) = begin(core, handle, &branch.hold, &image, &mut number)?;
+    for grant in grants {
+        let (name, fork) = begin(core, handle, &branch.hold, &image, &mut number, &grant)?;
         forks.push(async move { (name, fork.await) });
     }
     let mut forked = Forked {
@@ -75,6 +77,14 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
         Some(error) if forked.agents.is_empty() => Err(none_came_to_be(count, &error)),
         _ => Ok(forked),
     }
+}
+
+/// What the forks need, for who the agent belongs to: for all of them, before the agent stands still.
+async fn room_for(core: &Core, handle: &Handle, count: u32) -> Result<Vec<Grant>, Refusal> {
+    let agent = handle.agent();
+    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
+    let ask = Ask { name: Some(agent.name), ..Ask::new(agent.owner, needs) };
+    Ok(core.admit_many(ask, count).await?)
 }
 
 fn none_came_to_be(count: u32, error: &BootError) -> Refusal {
@@ -104,6 +114,7 @@ fn begin(
     hold: &Hold,
     image: &Image,
     number: &mut u64,
+    grant: &Grant,
 ) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
     let parent = handle.agent();
     loop {
@@ -122,6 +133,7 @@ fn begin(
                 labels: parent.labels.clone(),
                 owner: parent.owner.clone(),
             },
+            grant: grant.clone(),
         };
         match birth::begin_restore(core, birth, image.clone()) {
             Ok(fork) => return Ok((name, fork)),

@@ -172,7 +172,7 @@ pub(crate) async fn settle(core: &Arc<Core>) {
     // What the log does not take in now stays owed to it.
     join_all(recordings).await;
     for agent in ended {
-        let (handle, mut owner) = begin(core, agent, BTreeMap::new(), None, Begun::Earlier);
+        let (handle, mut owner) = begin(core, agent, BTreeMap::new(), None, Begun::Earlier, None);
         owner.known = true;
         core.registry.take_in(handle);
         tokio::spawn(owner.rest());

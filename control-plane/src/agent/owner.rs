@@ -111,12 +111,13 @@ impl Owner {
                 biased;
                 _ = ended(&mut life.vmm) => return,
                 request = self.requests.recv() => match request {
-                    Some(Request::Claim { spec, env, base, cause, up }) => {
+                    Some(Request::Claim { spec, env, base, grant, cause, up }) => {
                         self.state.send_modify(|agent| {
                             let vmm_pid = agent.vmm_pid;
                             *agent = Agent { vmm_pid, ..spec.newborn() };
                         });
                         self.body.set_base(base);
+                        self.body.set_grant(Some(grant));
                         (self.env, self.known, self.cause) = (env, true, cause);
                         return self.be_claimed(life, up).await;
                     }
@@ -211,6 +212,7 @@ impl Owner {
         let (id, name) = self.who();
         tracing::warn!(%id, %name, %error, "the agent did not start");
         self.enter(AgentState::Failed, Some(error.to_string()), None);
+        self.body.set_grant(None);
         self.record_removal(vec![stillborn(&error)]).await;
         // By now every guard has run, so who is told finds nothing left.
         let _ = up.send(Err(error));
@@ -382,6 +384,7 @@ impl Owner {
                 reason = sentence(&record),
                 "the VMM of a paused agent ended; its memory is on disk"
             );
+            self.body.set_grant(None);
             self.state.send_modify(|agent| agent.vmm_pid = None);
         } else {
             let end = self.conclude(record, false);
@@ -434,6 +437,7 @@ impl Owner {
             }
             Err(error) => {
                 life.kill().await;
+                self.body.set_grant(None);
                 self.state.send_modify(|agent| agent.vmm_pid = None);
                 let (next, why, base) = if is_on_disk {
                     (AgentState::Paused, None, before)
@@ -526,6 +530,7 @@ impl Owner {
         self.state.send_modify(|agent| agent.exit.clone_from(&exit));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
+        self.body.set_grant(None);
         self.enter(outcome.into(), Some(reason.clone()), None);
         Event::AgentEnded { outcome, reason, exit }
     }
@@ -552,6 +557,13 @@ impl Owner {
     /// The agent's entry in the registry, to be forgotten with its life.
     pub(super) fn seat(&self) -> Seat {
         Seat::new(Arc::clone(&self.core), self.state.borrow().id.clone())
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Handles may outlive the agent; what was reserved for it does not. Its VMM is gone by now, or another arkd's.
+        self.body.set_grant(None);
     }
 }
 

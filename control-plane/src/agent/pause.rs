@@ -30,6 +30,7 @@ use crate::cleanup::make_private_dir;
 use crate::core::Core;
 use crate::guest::set_clock;
 use crate::problems::Refusal;
+use crate::scheduler::{Ask, Grant};
 use crate::snapshots::{Hold, tells_of_full_disk};
 use crate::supervisor::{ControlError, ask_for};
 
@@ -76,6 +77,7 @@ impl Handle {
     /// # Errors
     /// A [`Refusal`]; when the snapshot could not be restored the agent has failed with that reason.
     pub async fn rewind(&self, core: &Arc<Core>, hold: Hold, origin: Origin) -> Result<Agent, Refusal> {
+        let grant = room_to_go_on(core, self).await?;
         let (core, handle) = (Arc::clone(core), self.clone());
         in_full(async move {
             let _turn = handle.0.body.turn.lock().await;
@@ -83,8 +85,10 @@ impl Handle {
                 return Err(handle.not_running().into());
             }
             core.ledger.ready()?;
+            let grant = needed(&core, &handle, grant);
             let image = birth::prove(&core, &hold).await?;
             let agent = restart(&handle, hold, image, Some(origin.clone())).await?;
+            keep(&handle, grant);
             let recorded = remember(&core, &handle, Event::AgentRewound { origin }).await;
             forget_record(&core, &handle).await;
             Ok(recorded.map(|()| agent)?)
@@ -235,6 +239,7 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<SnapshotId, Snapsh
             return Err(failure);
         }
         handle.0.body.set_recorded(true);
+        handle.0.body.keep_what_is_needed_on_disk();
         Ok(hold.id())
     };
     let result = result.await;
@@ -263,6 +268,7 @@ fn record_of(handle: &Handle, hold: &Hold) -> Paused {
 /// # Errors
 /// A [`Refusal`]; the agent stays paused then.
 pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal> {
+    let grant = room_to_go_on(core, handle).await?;
     let (core, handle) = (Arc::clone(core), handle.clone());
     in_full(async move {
         let _turn = handle.0.body.turn.lock().await;
@@ -273,6 +279,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             state if is_ended(state) => return Err(handle.not_running().into()),
             state => return Err(PauseError::NotPaused { name: agent.name, state }.into()),
         }
+        let grant = needed(&core, &handle, grant);
         if agent.vmm_pid.is_some() {
             go_on(&handle).await?;
         } else {
@@ -280,6 +287,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             let image = birth::prove(&core, &hold).await?;
             restart(&handle, hold, image, None).await?;
         }
+        keep(&handle, grant);
         let recorded = remember(&core, &handle, Event::AgentResumed {}).await;
         forget_record(&core, &handle).await;
         recorded?;
@@ -293,6 +301,34 @@ impl Handle {
     pub fn set_clock_soon(&self) {
         let handle = self.clone();
         tokio::spawn(async move { set_clock_of(&handle).await });
+    }
+}
+
+/// What an agent that stands still on disk needs besides, to go on; one that does not has all that it needs. Waited for without
+/// the turn, by who asks: who leaves waits no longer.
+async fn room_to_go_on(core: &Core, handle: &Handle) -> Result<Option<Grant>, Refusal> {
+    core.ledger.ready()?;
+    if !handle.0.body.is_recorded() {
+        return Ok(None);
+    }
+    let agent = handle.agent();
+    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
+    let ask = Ask { name: Some(agent.name), ..Ask::new(agent.owner, needs) };
+    Ok(Some(core.admit(ask).await?))
+}
+
+/// The grant to go on with, now that it is this one's turn. An agent that came to disk only meanwhile goes on where it was.
+fn needed(core: &Core, handle: &Handle, grant: Option<Grant>) -> Option<Grant> {
+    let agent = handle.agent();
+    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
+    let claim = || core.scheduler.claim(&agent.owner, needs);
+    handle.0.body.is_recorded().then(|| grant.unwrap_or_else(claim))
+}
+
+/// The agent goes on: what it needs for that is its own.
+fn keep(handle: &Handle, grant: Option<Grant>) {
+    if grant.is_some() {
+        handle.0.body.set_grant(grant);
     }
 }
 

@@ -11,6 +11,7 @@ use tracing::Span;
 use super::BootError;
 use super::body::Base;
 use crate::images::Image;
+use crate::scheduler::Grant;
 use crate::snapshots::Hold;
 
 /// Who waits for an agent; who no longer does has given it up.
@@ -65,6 +66,8 @@ pub(super) enum Request {
         env: BTreeMap<String, String>,
         /// The snapshot, lived in.
         base: Base,
+        /// What is reserved for it.
+        grant: Grant,
         /// What asks.
         cause: Span,
         /// Told when it runs, or why it does not.

@@ -335,7 +335,7 @@ impl Owner {
                 request = self.requests.recv() => self.unless_removed(request.as_ref())?,
             }
         };
-        core.telemetry.phase(Phase::Queue, waits.elapsed());
+        core.telemetry.phase(Phase::Turn, waits.elapsed());
         let mut attempts = boot::attempts();
         loop {
             let started = Instant::now();

@@ -21,10 +21,11 @@ use utoipa::IntoParams;
 use super::Shared;
 use crate::admission::{self, Source, admit};
 use crate::agent::{self, Birth};
+use crate::images::Image;
 use crate::problems::Refusal;
 use crate::projection::{AgentFilter, Place, place};
 use crate::telemetry::Source as Made;
-use crate::templates::{self, Found};
+use crate::templates::{self, Found, TemplateError};
 use crate::traces::step;
 
 /// Grace of a deletion that names none.
@@ -36,6 +37,8 @@ const MAX_GRACE_MS: u64 = 600_000;
 ///
 /// It is forked from the template that is named, or from the image's own one when it is of default size and not `cold`;
 /// else it is booted.
+///
+/// Where there is no room for it the request waits, as long as it says; `GET /v1/queue` shows where it stands.
 ///
 /// A client that disconnects before the reply takes its request back: the agent is removed.
 #[utoipa::path(
@@ -66,29 +69,42 @@ pub(super) async fn create_agent(
 /// The agent that is asked for, forked or booted.
 async fn make(core: &Shared, request: CreateAgent) -> Result<Agent, Refusal> {
     Ok(match admit(core, &request).instrument(step("admission")).await? {
-        Source::Image(image) => agent::create(core, request, image).await??,
+        Source::Image(image) => boot(core, request, image).await?,
         Source::Template(name) => {
             let found = templates::by_name(core, &name).await?;
             fork_of(core, request, found).await?
         }
         Source::Default(image) => match templates::default_for(core, &image.manifest.name).await {
             Ok(found) => fork_of(core, request, found).await?,
+            // For want of room there is no boot either.
+            Err(TemplateError::Agent(refusal)) if refusal.0.kind.retry_after_s().is_some() => {
+                return Err(refusal);
+            }
             // An agent that can be had by a boot is not refused for want of a template.
             Err(error) => {
                 tracing::warn!(image = %image.manifest.name, %error, "the image's template cannot be built; the agent is booted");
-                admission::admit_size(core, DEFAULT_VCPUS, DEFAULT_MEMORY_MIB).await?;
-                agent::create(core, request, image).await??
+                boot(core, request, image).await?
             }
         },
     })
 }
 
+async fn boot(core: &Shared, request: CreateAgent, image: Image) -> Result<Agent, Refusal> {
+    let size = (request.vcpus.unwrap_or(DEFAULT_VCPUS), request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB));
+    let ask = admission::ask(&request, core.scheduler.config().booted(size));
+    let grant = admission::room_to_boot(core, ask, size).await?;
+    Ok(agent::create(core, request, image, grant).await??)
+}
+
 async fn fork_of(core: &Shared, request: CreateAgent, found: Found) -> Result<Agent, Refusal> {
     let Found { hold, template, .. } = found;
+    let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
+    let ask = admission::ask(&request, core.scheduler.config().forked(size));
+    let grant = core.admit(ask).await?;
     core.templates.used(&hold);
     core.pool.used(&hold);
     let origin = Origin::Template { name: template.name };
-    agent::from_template(core, Birth { hold, origin, wishes: request.into() }).await
+    agent::from_template(core, Birth { hold, origin, wishes: request.into(), grant }).await
 }
 
 /// Which agents.

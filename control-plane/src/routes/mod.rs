@@ -11,6 +11,7 @@ mod host;
 mod images;
 mod logs;
 mod openapi;
+mod scheduling;
 mod shutdown;
 mod snapshots;
 mod stats;
@@ -69,6 +70,10 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(logs::list_consoles))
         .routes(routes!(stats::all_stats))
         .routes(routes!(stats::agent_stats))
+        .routes(routes!(scheduling::list_waiting))
+        .routes(routes!(scheduling::list_hosts))
+        .routes(routes!(scheduling::list_owners))
+        .routes(routes!(scheduling::inspect_owner, scheduling::set_quota, scheduling::delete_quota))
         .routes(routes!(host::host_exec_stream))
         .routes(routes!(shutdown::shut_down));
     openapi::frame().nest("/v1", v1)

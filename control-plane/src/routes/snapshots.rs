@@ -14,6 +14,7 @@ use super::Shared;
 use crate::agent::{self, Birth, Handle, Wishes};
 use crate::core::Core;
 use crate::problems::Refusal;
+use crate::scheduler::Ask;
 use crate::snapshots::{Record, SnapshotError};
 use crate::telemetry::Source;
 use ark_types::agent::{AgentName, Origin};
@@ -143,15 +144,25 @@ pub(super) async fn restore_snapshot(
     Json(RestoreSnapshot { name }): Json<RestoreSnapshot>,
 ) -> Result<impl IntoResponse, Refusal> {
     let _busy = core.pool.busy();
-    let (hold, record) = core.snapshots.find(&snapshot)?;
-    let origin = Origin::Snapshot { name: record.name };
-    let birth = Birth { hold, origin, wishes: Wishes { name, ..Wishes::default() } };
     let attempt = core.telemetry.attempt(Source::Snapshot);
-    let restored = agent::restore(&core, birth).await;
+    let restored = restore(&core, &snapshot, name).await;
     attempt.end(&restored);
     let agent = restored?;
     let location = format!("/v1/agents/{}", agent.id);
     Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))
+}
+
+/// An agent from the snapshot `snapshot`. It belongs to whom the agent belonged that the snapshot was taken of.
+async fn restore(core: &Shared, snapshot: &str, name: Option<AgentName>) -> Result<Agent, Refusal> {
+    let (hold, record) = core.snapshots.find(snapshot)?;
+    core.ledger.ready()?;
+    let owner = core.ledger.projection().agents().get(&record.agent_id).map(|agent| agent.owner.clone());
+    let wishes = Wishes { name, owner: owner.unwrap_or_default(), ..Wishes::default() };
+    let needs = core.scheduler.config().forked((hold.manifest().vcpus, hold.manifest().memory_mib));
+    let ask = Ask { name: wishes.name.clone(), ..Ask::new(wishes.owner.clone(), needs) };
+    let grant = core.admit(ask).await?;
+    let origin = Origin::Snapshot { name: record.name };
+    agent::restore(core, Birth { hold, origin, wishes, grant }).await
 }
 
 /// Puts an agent back to where it was at a snapshot of itself; what happened since is lost.

@@ -189,6 +189,12 @@ fn put_flags(settings: &mut Settings, args: &Args) -> Result<(), SettingsError> 
     settings.pool.prepared = args.pool.unwrap_or(settings.pool.prepared);
     settings.pool.standby = args.standby.unwrap_or(settings.pool.standby);
     settings.log.format = args.log_format.or(settings.log.format);
+    let (scheduler, chosen) = (&mut settings.scheduler, &args.scheduler);
+    scheduler.overcommit_memory = chosen.overcommit_memory.unwrap_or(scheduler.overcommit_memory);
+    scheduler.overcommit_cpu = chosen.overcommit_cpu.unwrap_or(scheduler.overcommit_cpu);
+    scheduler.overcommit_forks = chosen.overcommit_forks.unwrap_or(scheduler.overcommit_forks);
+    scheduler.max_agents = chosen.max_agents.unwrap_or(scheduler.max_agents);
+    scheduler.queue = chosen.queue.unwrap_or(scheduler.queue);
     if let (None, Some(file)) = (&settings.log.file, &args.fallback_log_file) {
         settings.log.file = Some(path("--fallback-log-file", file)?);
         // Whoever reads a file that nobody configured is a person.
@@ -233,8 +239,14 @@ mod tests {
             ("ARK_RUN", "/run"),
             ("ARK_LISTEN", "0.0.0.0:1"),
             ("ARK_LOGS_KEEP", "none of ours"),
+            ("ARK_SCHEDULER_OVERCOMMIT_CPU", "3"),
+            ("ARK_SCHEDULER_MAX_AGENTS", "70"),
         ];
-        let settings = load_from(file, &variables, &["--pool", "3", "--log-format", "text"]).unwrap();
+        let flags = ["--pool", "3", "--log-format", "text", "--max-agents", "7", "--overcommit-forks", "4"];
+        let settings = load_from(file, &variables, &flags).unwrap();
+        let scheduler = settings.scheduler;
+        assert_eq!((scheduler.overcommit_cpu.get(), scheduler.overcommit_forks.get()), (3.0, 4.0));
+        assert_eq!((scheduler.max_agents, scheduler.queue.get()), (7, 256));
         assert_eq!((settings.pool.prepared, settings.pool.standby), (3, 8));
         assert_eq!(settings.log.level.to_string(), "info,arkd=debug");
         assert_eq!(settings.listen.tcp, Some("127.0.0.1:1".parse().unwrap()));
@@ -273,6 +285,12 @@ mod tests {
             ("[log]\nfile = \"arkd.log\"\n", "line 2, column 8", "not absolute"),
             ("[listen]\ntcp = \"nowhere\"\n", "line 2, column 7", "socket address"),
             ("[pool]\nprepared = -1\n", "line 2, column 12", "-1"),
+            (
+                "[scheduler]\novercommit_forks = 0.5\n",
+                "line 2, column 20",
+                "0.5 is no ratio: choose a number from 1",
+            ),
+            ("[scheduler]\nqueue = 0\n", "line 2, column 9", "nonzero"),
             ("[pool\n", "line 1, column 6", "table"),
         ] {
             let why = why(file, &[]);

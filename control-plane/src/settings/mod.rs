@@ -18,9 +18,11 @@ use std::net::SocketAddr;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::scheduler::SchedulerConfig;
+
 pub use load::{SettingsError, default_path, load};
 pub use reload::{Change, RELOADABLE, changes};
-pub use values::{AbsolutePath, Bounded, Endpoint, LabelName, Level, Ratio};
+pub use values::{AbsolutePath, Bounded, Endpoint, Factor, LabelName, Level, Ratio};
 
 /// The file that explains every key and says its default.
 pub const DEFAULT_FILE: &str = include_str!("../../dist/arkd.toml");
@@ -39,6 +41,8 @@ pub struct Settings {
     pub timing: TimeLimits,
     /// What is measured.
     pub telemetry: Telemetry,
+    /// How much of the host is given away.
+    pub scheduler: SchedulerConfig,
 }
 
 /// `[listen]`.
@@ -201,7 +205,7 @@ mod tests {
                 assert!(values.as_table().unwrap().contains_key(&key), "{section}.{key} is not explained");
             }
         }
-        assert!(count >= 19, "{count}");
+        assert!(count >= 24, "{count}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
@@ -185,6 +186,67 @@ impl From<Ratio> for f64 {
     }
 }
 
+/// How many times over something is had: a number from `LEAST` hundredths to 10000.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Factor<const LEAST: u32>(f64);
+
+// It never is NaN.
+impl<const LEAST: u32> Eq for Factor<LEAST> {}
+
+/// A text or a number that is no factor.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{text} is no ratio: choose a number from {least} to {MAX_FACTOR}")]
+pub struct NoFactor {
+    text: String,
+    least: f64,
+}
+
+/// Largest [`Factor`].
+const MAX_FACTOR: f64 = 10_000.0;
+
+impl<const LEAST: u32> Factor<LEAST> {
+    const LEAST: f64 = LEAST as f64 / 100.0;
+
+    /// The default `number`, which has to be in bounds: checked when this is compiled in a constant.
+    #[must_use]
+    pub(crate) const fn new(number: f64) -> Self {
+        assert!(Self::LEAST <= number && number <= MAX_FACTOR);
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<const LEAST: u32> TryFrom<f64> for Factor<LEAST> {
+    type Error = NoFactor;
+    fn try_from(number: f64) -> Result<Self, NoFactor> {
+        if (Self::LEAST..=MAX_FACTOR).contains(&number) {
+            Ok(Self(number))
+        } else {
+            Err(NoFactor { text: number.to_string(), least: Self::LEAST })
+        }
+    }
+}
+
+impl<const LEAST: u32> FromStr for Factor<LEAST> {
+    type Err = NoFactor;
+    fn from_str(text: &str) -> Result<Self, NoFactor> {
+        let wrong = |_| NoFactor { text: format!("{text:?}"), least: Self::LEAST };
+        Self::try_from(text.parse::<f64>().map_err(wrong)?)
+    }
+}
+
+impl<const LEAST: u32> From<Factor<LEAST>> for f64 {
+    fn from(factor: Factor<LEAST>) -> Self {
+        factor.0
+    }
+}
+
 /// Address of a collector: `http://host:port`, with a path before `/v1/traces` where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -289,6 +351,14 @@ mod tests {
         for number in [-0.1, 1.1, f64::NAN] {
             assert!(Ratio::try_from(number).is_err(), "{number}");
         }
+        for text in ["0.01", "8", "10000"] {
+            assert!(text.parse::<Factor<1>>().is_ok(), "{text}");
+        }
+        for wrong in ["0", "-1", "NaN", "inf", "10001", "x", ""] {
+            let why = wrong.parse::<Factor<1>>().unwrap_err().to_string();
+            assert!(why.contains("is no ratio: choose a number from 0.01 to 10000"), "{wrong}: {why}");
+        }
+        assert!(Factor::<100>::try_from(0.5).is_err());
         for name in ["host", "_zone2"] {
             assert!(LabelName::try_from(name.to_owned()).is_ok(), "{name}");
         }

@@ -45,8 +45,10 @@ fn histogram() -> Histogram {
 /// A step whose time is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// A restore waits for its turn.
+    /// A wish for agents waits for room.
     Queue,
+    /// A restore waits for its turn.
+    Turn,
     /// A standby becomes an agent: renewal and every check.
     Claim,
     /// From the start of a VMM to its booted guest's hello.
@@ -65,8 +67,9 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Queue,
+        Self::Turn,
         Self::Claim,
         Self::Boot,
         Self::Restore,
@@ -79,6 +82,7 @@ impl Phase {
     const fn label(self) -> &'static str {
         match self {
             Self::Queue => "queue",
+            Self::Turn => "turn",
             Self::Claim => "claim",
             Self::Boot => "boot",
             Self::Restore => "restore",

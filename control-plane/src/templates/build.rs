@@ -12,11 +12,12 @@ use ark_types::template::CreateTemplate;
 use super::TemplateError;
 use super::inputs::Inputs;
 use super::shelf::{Built, Record};
-use crate::admission::admit_size;
+use crate::admission::{check_size_here, room_to_boot};
 use crate::agent::{self, CallError, Handle, HiddenSpec};
 use crate::core::Core;
 use crate::guest::{GuestFailure, capture};
 use crate::host::{millis, unix_ms};
+use crate::scheduler::Ask;
 use crate::snapshots::{Draft, Hold};
 
 /// Time that starting the interpreter may take where there is no warm-up, milliseconds.
@@ -62,8 +63,11 @@ pub(super) async fn build(
     let started = Instant::now();
     let CreateTemplate { name, vcpus, memory_mib, .. } = request;
     tracing::info!(%name, digest = inputs.digest, "a template is built");
-    admit_size(core, *vcpus, *memory_mib).await.map_err(TemplateError::Agent)?;
-    let spec = HiddenSpec { image: inputs.image.clone(), vcpus: *vcpus, memory_mib: *memory_mib };
+    let size = (*vcpus, *memory_mib);
+    check_size_here(size).map_err(TemplateError::Agent)?;
+    let ask = Ask { name: Some(name.clone()), ..Ask::system(core.scheduler.config().booted(size)) };
+    let grant = room_to_boot(core, ask, size).await.map_err(TemplateError::Agent)?;
+    let spec = HiddenSpec { image: inputs.image.clone(), vcpus: *vcpus, memory_mib: *memory_mib, grant };
     let agent = agent::boot_hidden(core, spec).await.map_err(|error| TemplateError::Agent(error.into()))?;
     let dir = core.templates.dir_for(inputs.digits());
     let draft = core.templates.store().draft_at(dir.clone());

@@ -11,6 +11,7 @@ use ark_types::layout::{Assets, RunDir, StateDir};
 use ark_types::problem::{PROBLEM_JSON, Problem, ProblemKind};
 use arkd::config::{Config, ConsoleLimits, PoolSizes, Timing};
 use arkd::daemon::Daemon;
+use arkd::scheduler::SchedulerConfig;
 use arkd::supervisor::ProcessIdentity;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -126,6 +127,7 @@ impl Place {
             consoles: ConsoleLimits { agents: 3, bytes: 1 << 20 },
             telemetry: arkd::settings::Telemetry::default(),
             compaction: arkd::ledger::Compaction::default(),
+            scheduler: SchedulerConfig::default(),
         }
     }
 

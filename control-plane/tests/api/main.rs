@@ -14,6 +14,7 @@ mod metrics;
 mod openapi;
 mod pause;
 mod pool;
+mod scheduling;
 mod settings;
 mod snapshots;
 mod streams;

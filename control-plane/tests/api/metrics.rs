@@ -93,7 +93,8 @@ async fn what_happens_is_counted_under_names_that_stay() {
     is("ark_creates_total", &[("origin", "fork"), ("outcome", "ok")], 2.0);
     is("ark_vmm_exits_total", &[("reason", "guest_panic")], 1.0);
     for (phase, count) in [
-        ("queue", 2.0),
+        ("queue", 4.0),
+        ("turn", 2.0),
         ("boot", 1.0),
         ("restore", 2.0),
         ("renew", 2.0),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ark_client::{AgentQuery, Client, Error};
 use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent, Origin};
 use ark_types::problem::ProblemKind;
+use ark_types::scheduling::Spread;
 
 use crate::args::{AgentArgs, PsArgs, RmArgs};
 use crate::failure::{Failure, summed_up};
@@ -41,7 +42,11 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         env: args.env.iter().cloned().collect(),
         auto_remove: false,
         labels: args.labels()?,
-        owner: args.owner.clone().unwrap_or_default(),
+        owner: args.room.owner.clone().unwrap_or_default(),
+        priority: args.room.priority,
+        queue_timeout_ms: args.room.queue_timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        anti_affinity: None,
+        spread: Spread::Soft,
     })
 }
 

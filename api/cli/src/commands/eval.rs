@@ -9,6 +9,7 @@ use ark_types::agent::CreateAgent;
 use ark_types::eval::{EvalReply, EvalRequest, Language};
 use ark_types::label::{Labels, Owner};
 use ark_types::problem::ProblemKind;
+use ark_types::scheduling::Spread;
 use serde::Serialize;
 
 use super::agents::explain;
@@ -73,6 +74,10 @@ async fn in_a_temporary_agent(
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        priority: 0,
+        queue_timeout_ms: None,
+        anti_affinity: None,
+        spread: Spread::Soft,
     };
     tokio::select! {
         // Of one that could not be made nothing is left.

@@ -11,6 +11,7 @@ mod images;
 mod logs;
 mod machine;
 mod program;
+mod scheduling;
 mod snapshots;
 mod stop;
 mod templates;
@@ -48,6 +49,9 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Images => done(images::images(context).await),
         Verb::Template { action } => done(templates::perform(context, action).await),
         Verb::Templates => done(templates::ls(context).await),
+        Verb::Queue => done(scheduling::queue(context).await),
+        Verb::Hosts => done(scheduling::hosts(context).await),
+        Verb::Quota(args) => done(scheduling::quota(context, &args).await),
         Verb::Doctor => doctor::doctor(context).await,
         Verb::Stop => done(stop::stop(context).await),
         Verb::Machine { action } => machine::perform(context, action).await,
