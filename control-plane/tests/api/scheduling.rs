@@ -214,6 +214,10 @@ async fn quotas_are_set_kept_to_and_cleared() {
     // Forks belong to whom their agent belongs, others are not touched.
     let refused = client.post("/v1/agents/a1/fork", &json!({})).await;
     assert!(refused.problem(ProblemKind::QuotaExceeded).detail.contains("0 of the 1"));
+    // So does what goes on from a snapshot of it.
+    client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
+    let restore = async || client.post("/v1/snapshots/s1/restore", &json!({})).await;
+    restore().await.problem(ProblemKind::QuotaExceeded);
     client.create("b1", "base").await;
     let owners: OwnerList = client.get("/v1/owners").await.json();
     let seen: Vec<_> = owners.owners.iter().map(|o| (o.owner.as_ref(), o.reserved.agents)).collect();
@@ -222,6 +226,7 @@ async fn quotas_are_set_kept_to_and_cleared() {
     assert_eq!(client.delete("/v1/owners/team").await.status(), StatusCode::NO_CONTENT);
     assert_eq!(create("a2", 64).await.status(), StatusCode::CREATED);
     assert_eq!(client.get("/v1/owners/team").await.json::<OwnerQuota>().reserved.agents, 2);
+    assert_eq!(restore().await.json::<Agent>().owner.as_ref(), "team");
     client.get("/v1/owners/Team").await.problem(ProblemKind::InvalidValue);
     let wrong = client.ask(Method::PUT, "/v1/owners/team", r#"{"agent":1}"#).await;
     wrong.problem(ProblemKind::InvalidValue);
@@ -241,14 +246,19 @@ async fn quotas_outlast_a_killed_arkd() {
     assert_eq!(client.delete("/v1/owners/other").await.status(), StatusCode::NO_CONTENT);
     let team = json!({ "owner": "team", "cold": true, "queue_timeout_ms": 0 });
     assert_eq!(client.post("/v1/agents", &wanted("a1", &team)).await.status(), StatusCode::CREATED);
+    client.create("b1", "base").await;
+    client.post("/v1/agents/b1/fork", &json!({})).await;
+    client.create("b2", "base").await;
+    client.post("/v1/agents/b2/pause", &json!({})).await;
     first.end(nix::sys::signal::Signal::SIGKILL);
 
     let (mut second, client) = started(&place, &[]).await;
     let owners: OwnerList = client.get("/v1/owners").await.json();
     let seen: Vec<_> =
         owners.owners.iter().map(|o| (o.owner.as_ref(), o.quota.agents, o.reserved.agents)).collect();
-    assert_eq!(seen, [("team", Some(1), 1)], "the adopted agent counts");
-    assert_eq!(reserved(&client).await, Resources { agents: 1, memory_mib: 64, vcpus: 1 });
+    assert_eq!(seen, [("default", None, 2), ("team", Some(1), 1)], "adopted agents count");
+    // Two that were booted, and a fork; the paused one has no VMM any more.
+    assert_eq!(reserved(&client).await, Resources { agents: 3, memory_mib: 64 + 64 + 8, vcpus: 3 });
     client.post("/v1/agents", &wanted("a2", &team)).await.problem(ProblemKind::QuotaExceeded);
     let told: EventList = client.get("/v1/events?type=owner.quota_set").await.json();
     let told: Vec<_> = told.events.iter().map(|event| event.stream.as_ref()).collect();
