@@ -41,6 +41,8 @@ pub struct Core {
     pub registry: Registry,
     /// Room for agents, and who gets it.
     pub scheduler: Arc<Scheduler>,
+    /// Held by who changes what an owner may have.
+    pub quota_turn: tokio::sync::Mutex<()>,
     /// Snapshots.
     pub snapshots: Store,
     /// Templates.
@@ -91,6 +93,7 @@ impl Core {
         });
         let memory = host::Memory::read()?.total_mib;
         let scheduler = Scheduler::new(config.scheduler, memory, host::cpus());
+        ledger.projection().quotas().iter().for_each(|(owner, quota)| scheduler.set_quota(owner, quota));
         let images = Images::new(config.assets.images());
         templates.sweep_at_start(&images);
         let (registry, started) = (Registry::default(), Instant::now());
@@ -106,6 +109,7 @@ impl Core {
             ledger,
             registry,
             scheduler,
+            quota_turn: tokio::sync::Mutex::default(),
             snapshots,
             templates,
             consoles,

@@ -301,9 +301,9 @@ fn agent_states() -> [AgentState; 6] {
     ]
 }
 
-#[test]
-fn agents() {
-    let create = CreateAgent {
+/// A request for an agent that says nothing.
+fn create_least() -> CreateAgent {
+    CreateAgent {
         name: None,
         image: None,
         template: None,
@@ -318,7 +318,12 @@ fn agents() {
         queue_timeout_ms: None,
         anti_affinity: None,
         spread: Spread::Soft,
-    };
+    }
+}
+
+#[test]
+fn agents() {
+    let create = create_least();
     let booted = CreateAgent {
         name: Some("a1".parse().unwrap()),
         image: Some("base".parse().unwrap()),

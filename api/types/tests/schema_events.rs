@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::label::{Labels, Owner};
+use ark_types::scheduling::Quota;
 use ark_types::vmm::{ExitReason, ExitRecord};
 use frozen::{Frozen, digest};
 
@@ -32,7 +33,7 @@ fn spec() -> AgentSpec {
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 8] {
+fn events() -> [Event; 9] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -41,7 +42,8 @@ fn events() -> [Event; 8] {
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
         | Event::AgentEnded { .. }
-        | Event::AgentRemoved {} => {}
+        | Event::AgentRemoved {}
+        | Event::OwnerQuotaSet { .. } => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -57,22 +59,21 @@ fn events() -> [Event; 8] {
             exit: Some(exit),
         },
         Event::AgentRemoved {},
+        Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
     ]
 }
 
 #[test]
 fn every_event() {
     let mut frozen = Frozen::default();
-    let mut list = EventList { events: Vec::new(), next_after: 8, newest: 9 };
+    let mut list = EventList { events: Vec::new(), next_after: 9, newest: 10 };
     for (position, event) in (1..).zip(events()) {
         let kind = event.kind();
-        let recorded = Recorded {
-            position,
-            at_unix_ms: 1_700_000_000_000,
-            stream: Stream::agent("0123456789abcdef"),
-            version: position,
-            event,
+        let stream = match event {
+            Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
+            _ => Stream::agent("0123456789abcdef"),
         };
+        let recorded = Recorded { position, at_unix_ms: 1_700_000_000_000, stream, version: position, event };
         assert_eq!(serde_json::to_value(&recorded).unwrap()["event"]["type"], kind);
         frozen = frozen.with(kind, &recorded);
         list.events.push(recorded);

@@ -159,6 +159,7 @@ impl Agents {
                 agent.reason = Some(reason.clone());
                 agent.exit.clone_from(exit);
             }
+            Event::OwnerQuotaSet { .. } => {}
         }
     }
 

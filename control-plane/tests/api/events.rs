@@ -7,6 +7,7 @@ use ark_types::agent::{Agent, AgentList, AgentState};
 use ark_types::event::{Event, EventList, Recorded, Stream};
 use ark_types::health::{Health, HealthStatus, LogState};
 use ark_types::problem::{Problem, ProblemKind};
+use ark_types::scheduling::{OwnerQuota, Quota};
 use arkd::config::Config;
 use arkd::daemon::Daemon;
 use arkd::ledger::Compaction;
@@ -443,6 +444,11 @@ async fn a_full_disk_makes_arkd_read_only_until_there_is_room_again() {
         let detail = client.post(path, &body).await.problem(ProblemKind::LogFull).detail;
         assert!(detail.contains("make room on the disk of ARK_STATE"), "{detail}");
     }
+    let quota = async |agents: u64| {
+        client.ask(Method::PUT, "/v1/owners/team", json!({ "agents": agents }).to_string()).await
+    };
+    quota(3).await.problem(ProblemKind::LogFull);
+    assert_eq!(client.get("/v1/owners/team").await.json::<OwnerQuota>().quota, Quota::default());
     // What needs no record goes on; a removal happens, since it makes room, but is not acknowledged.
     assert_eq!(client.exec("a1", &json!({ "argv": ["true"] })).await.status(), StatusCode::OK);
     assert_eq!(agents(client, "").await.len(), 2);
@@ -463,6 +469,9 @@ async fn a_full_disk_makes_arkd_read_only_until_there_is_room_again() {
     .await;
     assert_eq!(life(client, &agent.id).await[2..], ["agent.stopping", "agent.ended", "agent.removed"]);
     assert_eq!(client.post("/v1/agents", &body).await.status(), StatusCode::CREATED);
+    assert_eq!(quota(4).await.json::<OwnerQuota>().quota.agents, Some(4));
+    let set = events(client, "stream=owner/team").await;
+    assert_eq!(set.events.len(), 1, "what was refused is not owed");
     assert_eq!(client.get("/v1/health").await.json::<Health>().status, HealthStatus::Ok);
     ark.daemon.shut_down().await;
 }
