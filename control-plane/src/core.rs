@@ -7,6 +7,7 @@ use ark_types::health::ProbeReport;
 use ark_types::shutdown::AgentsFate;
 use ark_types::vmm::SnapshotId;
 use tokio::sync::{Semaphore, watch};
+use tracing::Instrument as _;
 
 use crate::agent::Seen;
 use crate::config::Config;
@@ -22,6 +23,7 @@ use crate::stats::Stats;
 use crate::store::EventLog;
 use crate::telemetry::{Phase, Telemetry};
 use crate::templates::Templates;
+use crate::traces::step;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
 const RESTORES_PER_CPU: usize = 2;
@@ -155,7 +157,7 @@ impl Core {
 
     async fn in_queue<T>(&self, admission: impl Future<Output = T>) -> T {
         let began = Instant::now();
-        let answer = admission.await;
+        let answer = admission.instrument(step("queue")).await;
         self.telemetry.phase(Phase::Queue, began.elapsed());
         answer
     }
