@@ -43,8 +43,6 @@ pub struct Core {
     pub registry: Registry,
     /// Room for agents, and who gets it.
     pub scheduler: Arc<Scheduler>,
-    /// Held by who changes what an owner may have.
-    pub quota_turn: tokio::sync::Mutex<()>,
     /// Snapshots.
     pub snapshots: Store,
     /// Templates.
@@ -111,7 +109,6 @@ impl Core {
             ledger,
             registry,
             scheduler,
-            quota_turn: tokio::sync::Mutex::default(),
             snapshots,
             templates,
             consoles,

@@ -18,6 +18,12 @@ impl Quotas {
         self.0.iter().map(|(owner, quota)| (owner, *quota))
     }
 
+    /// What `owner` may have.
+    #[must_use]
+    pub fn of(&self, owner: &Owner) -> Quota {
+        self.0.get(owner).copied().unwrap_or_default()
+    }
+
     /// Takes in an event, if it is about a quota.
     pub(super) fn apply(&mut self, recorded: &Recorded) {
         let Event::OwnerQuotaSet { quota } = recorded.event else { return };

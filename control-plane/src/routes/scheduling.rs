@@ -100,12 +100,13 @@ pub(super) async fn delete_quota(
 /// Records what `owner` may have from now on, and then lets it be so. Whoever asked may leave: what is durable counts.
 async fn limit(core: Shared, owner: Owner, quota: Quota) -> Result<OwnerQuota, Refusal> {
     let limiting = tokio::spawn(async move {
-        // One at a time: what counts here is what was recorded last.
-        let _turn = core.quota_turn.lock().await;
         if core.scheduler.owner(&owner).quota != quota {
             let event = Event::OwnerQuotaSet { quota };
             core.log.append(Append::new(Stream::owner(&owner), event)).await?;
-            core.scheduler.set_quota(&owner, quota);
+            core.ledger.caught_up().await;
+            // Of those who set it at once, what was recorded last counts. The projection does not move on in between.
+            let projection = core.ledger.projection();
+            core.scheduler.set_quota(&owner, projection.quotas().of(&owner));
         }
         Ok(core.scheduler.owner(&owner))
     });
