@@ -81,7 +81,8 @@ impl Owner {
         loop {
             match self.requests.recv().await {
                 Some(Request::Remove { for_good: true, .. }) => return self.record_removal(Vec::new()).await,
-                Some(Request::Remove { for_good: false, .. }) | None => return,
+                // The log knows it, and so will the next arkd.
+                Some(Request::Remove { for_good: false, .. } | Request::Leave) | None => return,
                 // Nothing else can be had of it; dropping it tells who asked.
                 Some(_) => {}
             }

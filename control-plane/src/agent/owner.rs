@@ -485,8 +485,9 @@ impl Owner {
                         Some(Request::Remove { grace, .. }) => {
                             deadline = deadline.min(tokio::time::Instant::now() + grace);
                         }
+                        // arkd ends, and whoever asked for the removal with it.
+                        Some(Request::Leave) | None => break,
                         Some(_) => {}
-                        None => break,
                     },
                 }
             }

@@ -270,7 +270,7 @@ async fn a_record_that_cannot_be_read_costs_its_own_agent_only() {
     std::fs::write(record(&place, &torn), "{\"agent\":").unwrap();
     std::fs::copy(record(&place, &sound), record(&place, &anothers)).unwrap();
 
-    let (_second, client) = started(&place, &[]).await;
+    let (mut second, client) = started(&place, &[]).await;
     let found = [
         ("sound", AgentState::Running),
         // What was acknowledged is not silently gone.
@@ -281,6 +281,10 @@ async fn a_record_that_cannot_be_read_costs_its_own_agent_only() {
     assert!(!runs(torn.vmm_pid.unwrap()) && !runs(anothers.vmm_pid.unwrap()), "nothing unknown runs");
     assert_eq!(agent(&client, "sound").await.vmm_pid, sound.vmm_pid);
     assert_eq!(place.agent_dirs(), 1);
+    // An end in order waits for nobody, and leaves what is known as it is.
+    assert!(second.end(Signal::SIGTERM));
+    let (_third, client) = started(&place, &[]).await;
+    assert_eq!(agents(&client).await, found.map(|(name, state)| (name.to_owned(), state)));
 }
 
 #[tokio::test]
@@ -421,6 +425,25 @@ async fn a_vmm_that_dies_under_its_second_arkd_is_noticed() {
     // In order it can be ended, too.
     assert_eq!(client.delete("/v1/agents/a2").await.status(), StatusCode::NO_CONTENT);
     assert!(!runs(adopted[1].vmm_pid.unwrap()));
+}
+
+#[tokio::test]
+async fn a_removal_that_gives_a_long_grace_holds_up_no_end_of_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let slow = client.create("a1", "ignores-stop").await;
+    let removing = tokio::spawn({
+        let client = client.clone();
+        let path = "/v1/agents/a1?grace_ms=600000";
+        async move { client.try_send(client.request(hyper::Method::DELETE, path, "")).await }
+    });
+    eventually("it stops", async || agent(&client, "a1").await.state == AgentState::Stopping).await;
+    assert!(first.end(Signal::SIGTERM));
+    assert!(!runs(slow.vmm_pid.unwrap()), "its removal was begun");
+    drop(removing.await.unwrap());
+    let (_second, client) = started(&place, &[]).await;
+    assert!(agents(&client).await.is_empty());
+    assert_eq!(place.agent_dirs(), 0);
 }
 
 #[tokio::test]
