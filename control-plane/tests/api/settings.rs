@@ -88,6 +88,25 @@ async fn a_reload_takes_over_what_it_can_and_names_the_rest() {
 }
 
 #[tokio::test]
+async fn arkd_may_open_as_many_files_as_the_system_lets_it() {
+    let place = Place::new();
+    let envs: Vec<_> = arkd(&place, &[])
+        .get_envs()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
+        .collect();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 256 && exec \"$0\"", env!("CARGO_BIN_EXE_arkd")]).envs(envs);
+    let child = Process::start(&place, command.stderr(Stdio::null()));
+    eventually("it may open more", async || {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", child.child.id())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let (soft, hard) = (line.split_whitespace().nth(3), line.split_whitespace().nth(4));
+        soft == hard && soft != Some("256")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_log_that_is_standard_error_too_is_rotated_with_it() {
     let place = Place::new();
     let log = place.path("state/arkd.log");
