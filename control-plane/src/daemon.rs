@@ -135,7 +135,7 @@ impl Daemon {
             Some(listener) => Some((listener, Token::load_or_make(&config.token_file)?)),
             None => None,
         };
-        let survivors = survivors::look(&run, &config.state).await.map_err(unusable)?;
+        let mut survivors = survivors::look(&run, &config.state).await.map_err(unusable)?;
         if survivors.directories_removed > 0 {
             tracing::warn!(
                 vmms = survivors.vmms_ended,
@@ -150,11 +150,12 @@ impl Daemon {
         let ledger = Ledger::open(Arc::clone(&log), config.compaction).await?;
         let core = Core::new(config, &survivors.needed(), log, ledger);
         let (core, held) = core.map_err(|source| StartError::StateDir { path: state, source })?;
+        let untold = std::mem::take(&mut survivors.untold);
         take_in(&core, survivors);
         // Whoever was taken in holds what it needs itself by now.
         drop(held);
         agent::load_paused(&core);
-        agent::settle(&core).await;
+        agent::settle(&core, &untold).await;
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let open = telemetry::measured(routes.clone(), &core);
@@ -249,7 +250,10 @@ fn take_in(core: &Arc<Core>, survivors: Survivors) {
                 }
             }
             Ok(_) => tracing::info!(id, %name, %state, "an ended agent is known again"),
-            Err(error) => tracing::error!(id, %name, %error, "an agent cannot be taken in; it is ended"),
+            Err(error) => {
+                tracing::error!(id, %name, %error, "an agent cannot be taken in; it is ended");
+                cleanup::remove_agent_dir(&core.config.run.agent(&id).0);
+            }
         }
     }
 }

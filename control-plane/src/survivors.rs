@@ -15,6 +15,7 @@
 //! process has by now is never touched. A VMM that does not answer is adopted all the same: it may be stopped, busy or about to end,
 //! and ending it would lose what its agent was promised to keep.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -42,6 +43,8 @@ const ASKED_AT_ONCE: usize = 16;
 pub struct Survivors {
     /// Agents that go on or are known as ended, oldest first.
     pub(crate) agents: Vec<Survivor>,
+    /// Ids of agents that nobody was told of, of which nothing is left.
+    pub(crate) untold: HashSet<String>,
     /// VMMs that still ran and were ended.
     pub vmms_ended: usize,
     /// Directories that were removed.
@@ -136,18 +139,21 @@ pub async fn look(run: &RunDir, state: &StateDir) -> io::Result<Survivors> {
     for entry in entries {
         let entry = entry?;
         if let Some(id) = entry.file_name().to_str().filter(|name| is_id(name)) {
-            dirs.push((AgentDir(entry.path()), is_paused(state, id)));
+            dirs.push((id.to_owned(), AgentDir(entry.path()), is_paused(state, id)));
         }
     }
-    let examined = dirs.into_iter().map(|(dir, is_paused)| async move {
+    let examined = dirs.into_iter().map(|(id, dir, is_paused)| async move {
         let examined = examine(&dir, is_paused).await;
-        (dir, examined)
+        ((id, dir, is_paused), examined)
     });
     let mut examined = stream::iter(examined).buffer_unordered(ASKED_AT_ONCE);
-    while let Some((dir, examined)) = examined.next().await {
+    while let Some(((id, dir, is_paused), examined)) = examined.next().await {
         match examined {
-            Ok(Examined { survivor, vmms_ended }) => {
+            Ok(Examined { told, survivor, vmms_ended }) => {
                 survivors.vmms_ended += vmms_ended;
+                if told == Told::Nothing && !is_paused {
+                    survivors.untold.insert(id);
+                }
                 match survivor {
                     Some(survivor) => survivors.agents.push(*survivor),
                     None => {
@@ -168,6 +174,7 @@ pub async fn look(run: &RunDir, state: &StateDir) -> io::Result<Survivors> {
 
 /// What came of one directory.
 struct Examined {
+    told: Told,
     /// None when the directory is to go.
     survivor: Option<Box<Survivor>>,
     vmms_ended: usize,
@@ -209,7 +216,7 @@ async fn examine(dir: &AgentDir, is_paused: bool) -> io::Result<Examined> {
             })
         }
     };
-    Ok(Examined { survivor: survivor.map(Box::new), vmms_ended })
+    Ok(Examined { told, survivor: survivor.map(Box::new), vmms_ended })
 }
 
 /// What the record in `dir` says. One that cannot be read now is an error: whoever it is of, nothing is done to them.

@@ -152,7 +152,7 @@ impl Owner {
     /// The life of an agent that an earlier `arkd` left paused.
     pub(super) async fn sleep(self) {
         let (id, name) = self.who();
-        match Life::home(&self.core, &self.dir, id.clone(), None) {
+        match Life::home(&self.core, &self.dir, id.clone()) {
             Ok(life) => self.serve_and_end(life).await,
             Err(error) => {
                 tracing::error!(%id, %name, %error, "the paused agent cannot be taken in; it stays on disk");
@@ -165,14 +165,17 @@ impl Owner {
     /// The life of an agent that an earlier `arkd` left: with its VMM, or ended.
     pub(super) async fn come_back(self, vmm: Option<Vmm>) {
         let (id, name) = self.who();
-        match Life::home(&self.core, &self.dir, id.clone(), vmm) {
-            Ok(life) => {
+        match Life::home(&self.core, &self.dir, id.clone()) {
+            Ok(mut life) => {
+                life.vmm = vmm;
                 self.note(&life);
                 self.serve_and_end(life).await;
             }
             Err(error) => {
-                tracing::error!(%id, %name, %error, "the agent cannot be taken in; it is ended");
-                self.core.registry.forget(&id);
+                tracing::error!(%id, %name, %error, "the agent cannot be taken in; it is left to a later arkd");
+                vmm.into_iter().for_each(Vmm::leave);
+                // What it takes up and what its memory is read from are held here.
+                std::future::pending::<()>().await;
             }
         }
     }

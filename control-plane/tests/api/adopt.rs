@@ -12,6 +12,7 @@ use hyper::StatusCode;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::events::life;
 use crate::forks::eval;
 use crate::harness::{Client, Place, arkd, eventually, runs, signal, started};
 
@@ -257,6 +258,83 @@ async fn what_nobody_was_told_of_is_ended() {
     assert_eq!(agents(&client).await, [("told".to_owned(), AgentState::Running)]);
     assert!(runs(told.vmm_pid.unwrap()) && !runs(pid));
     assert_eq!(place.agent_dirs(), 1);
+}
+
+#[tokio::test]
+async fn an_agent_that_somebody_was_about_to_be_told_of_never_was() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let ready = client.create("a1", "base").await;
+    first.end(Signal::SIGKILL);
+    std::fs::remove_file(record(&place, &ready)).unwrap();
+
+    let (_second, client) = started(&place, &[]).await;
+    assert!(agents(&client).await.is_empty());
+    assert!(!runs(ready.vmm_pid.unwrap()));
+    assert_eq!(
+        life(&client, &ready.id).await,
+        ["agent.created", "agent.ready", "agent.ended", "agent.removed"]
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_be_looked_at_or_taken_in_is_left_to_a_later_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let left = [client.create("a1", "base").await, client.create("a2", "base").await];
+    first.end(Signal::SIGKILL);
+    let (unreadable, aside) = (record(&place, &left[0]), place.path("aside"));
+    std::fs::rename(&unreadable, &aside).unwrap();
+    let mut socket = place.run().agent(&left[1].id).vsock().into_os_string();
+    socket.push("_1024");
+    std::fs::remove_file(&socket).unwrap();
+    for in_the_way in [unreadable.as_os_str(), &socket] {
+        std::fs::create_dir(in_the_way).unwrap();
+    }
+
+    let (mut second, client) = started(&place, &[]).await;
+    eventually("neither is known", async || agents(&client).await.is_empty()).await;
+    for agent in &left {
+        assert!(runs(agent.vmm_pid.unwrap()));
+        assert_eq!(life(&client, &agent.id).await, ["agent.created", "agent.ready"]);
+    }
+    assert!(second.end(Signal::SIGTERM));
+    for in_the_way in [unreadable.as_os_str(), &socket] {
+        std::fs::remove_dir(in_the_way).unwrap();
+    }
+    std::fs::rename(&aside, &unreadable).unwrap();
+
+    let (_third, client) = started(&place, &[]).await;
+    for before in &left {
+        let back = agent(&client, before.name.as_ref()).await;
+        assert_eq!((back.state, back.vmm_pid), (AgentState::Running, before.vmm_pid));
+    }
+}
+
+#[tokio::test]
+async fn what_was_done_and_not_recorded_is_recorded_by_the_next_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let rewound = client.create("a1", "base").await;
+    let stopping = client.create("a2", "ignores-stop").await;
+    let removing = tokio::spawn({
+        let client = client.clone();
+        let path = "/v1/agents/a2?grace_ms=600000";
+        async move { client.try_send(client.request(hyper::Method::DELETE, path, "")).await }
+    });
+    eventually("it is said to stop", async || life(&client, &stopping.id).await.len() == 3).await;
+    first.end(Signal::SIGKILL);
+    drop(removing.await.unwrap());
+    rewrite(&place, &rewound, |known| known["agent"]["origin"] = json!({ "from": "snapshot", "name": "s1" }));
+
+    let (_second, client) = started(&place, &[]).await;
+    assert_eq!(life(&client, &rewound.id).await, ["agent.created", "agent.ready", "agent.rewound"]);
+    assert_eq!(
+        life(&client, &stopping.id).await,
+        ["agent.created", "agent.ready", "agent.stopping", "agent.resumed"]
+    );
+    assert_eq!(agent(&client, "a2").await.state, AgentState::Running);
+    assert_eq!(client.delete("/v1/agents/a2?grace_ms=0").await.status(), StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]

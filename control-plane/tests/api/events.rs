@@ -31,7 +31,7 @@ async fn events(client: &Client, query: &str) -> EventList {
 }
 
 /// Types of the events of an agent, in order.
-async fn life(client: &Client, id: &str) -> Vec<String> {
+pub(crate) async fn life(client: &Client, id: &str) -> Vec<String> {
     let list = events(client, &format!("stream={}&limit=1000", Stream::agent(id))).await;
     list.events.iter().map(|event| event.event.kind().to_owned()).collect()
 }
