@@ -395,11 +395,13 @@ impl Owner {
         }
     }
 
-    fn enter_if_legal(&self, life: &Life, state: AgentState, done: oneshot::Sender<()>) {
+    fn enter_if_legal(&self, life: &mut Life, state: AgentState, done: oneshot::Sender<()>) {
         let now = self.state.borrow().state;
         if now == state
             || !matches!(state, AgentState::Running | AgentState::Paused)
             || !now.may_become(state)
+            // It ended while it was asked to go on, or to stand still.
+            || life.vmm.as_mut().is_none_or(Vmm::has_ended)
         {
             return;
         }
@@ -534,8 +536,9 @@ impl Owner {
         self.state.send_modify(|agent| agent.exit.clone_from(&exit));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
-        self.body.set_grant(None);
         self.enter(outcome.into(), Some(reason.clone()), None);
+        // After that: who gives it one looks whether it has ended.
+        self.body.set_grant(None);
         Event::AgentEnded { outcome, reason, exit }
     }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentState, Origin};
 use ark_types::event::Event;
+use ark_types::scheduling::DEFAULT_QUEUE_TIMEOUT;
 use ark_types::vmm::{ControlReply, ControlRequest, SnapshotId, SnapshotReport};
 use tokio::sync::oneshot;
 
@@ -85,7 +86,7 @@ impl Handle {
                 return Err(handle.not_running().into());
             }
             core.ledger.ready()?;
-            let grant = needed(&core, &handle, grant);
+            let grant = needed(&core, &handle, grant).await?;
             let image = birth::prove(&core, &hold).await?;
             let agent = restart(&handle, hold, image, Some(origin.clone())).await?;
             keep(&handle, grant);
@@ -279,7 +280,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             state if is_ended(state) => return Err(handle.not_running().into()),
             state => return Err(PauseError::NotPaused { name: agent.name, state }.into()),
         }
-        let grant = needed(&core, &handle, grant);
+        let grant = needed(&core, &handle, grant).await?;
         if agent.vmm_pid.is_some() {
             go_on(&handle).await?;
         } else {
@@ -311,24 +312,36 @@ async fn room_to_go_on(core: &Core, handle: &Handle) -> Result<Option<Grant>, Re
     if !handle.0.body.is_recorded() {
         return Ok(None);
     }
-    let agent = handle.agent();
-    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
-    let ask = Ask { name: Some(agent.name), ..Ask::new(agent.owner, needs) };
-    Ok(Some(core.admit(ask).await?))
+    room(core, handle, DEFAULT_QUEUE_TIMEOUT).await.map(Some)
 }
 
-/// The grant to go on with, now that it is this one's turn. An agent that came to disk only meanwhile goes on where it was.
-fn needed(core: &Core, handle: &Handle, grant: Option<Grant>) -> Option<Grant> {
+async fn room(core: &Core, handle: &Handle, patience: Duration) -> Result<Grant, Refusal> {
     let agent = handle.agent();
     let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
-    let claim = || core.scheduler.claim(&agent.owner, needs);
-    handle.0.body.is_recorded().then(|| grant.unwrap_or_else(claim))
+    let ask = Ask { name: Some(agent.name), patience, ..Ask::new(agent.owner, needs) };
+    Ok(core.admit(ask).await?)
+}
+
+/// The grant to go on with, now that it is this one's turn.
+async fn needed(core: &Core, handle: &Handle, grant: Option<Grant>) -> Result<Option<Grant>, Refusal> {
+    if !handle.0.body.is_recorded() {
+        return Ok(None);
+    }
+    // It came to disk only meanwhile and gave its room back. Nobody waits for room with the turn.
+    match grant {
+        None => room(core, handle, Duration::ZERO).await.map(Some),
+        grant => Ok(grant),
+    }
 }
 
 /// The agent goes on: what it needs for that is its own.
 fn keep(handle: &Handle, grant: Option<Grant>) {
     if grant.is_some() {
         handle.0.body.set_grant(grant);
+        // Its owner, too, gives back what it has by then.
+        if handle.has_ended() {
+            handle.0.body.set_grant(None);
+        }
     }
 }
 

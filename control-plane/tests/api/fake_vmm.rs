@@ -318,6 +318,9 @@ fn obey(stream: UnixStream, machine: &Machine) {
             let now = if line.contains("pause") { VmState::Paused } else { VmState::Running };
             *machine.state.lock().unwrap() = now;
             answer(state(now));
+            if script == "dies-on-resume" && now == VmState::Running {
+                end(ExitReason::GuestPanic, Some("it woke up"));
+            }
         }
         ControlRequest::State => answer(state(*machine.state.lock().unwrap())),
         ControlRequest::Snapshot { dir } => {
