@@ -33,12 +33,14 @@ use crate::guest::set_clock;
 use crate::problems::Refusal;
 use crate::scheduler::{Ask, Grant};
 use crate::snapshots::{Hold, tells_of_full_disk};
-use crate::supervisor::{ControlError, ask_for};
+use crate::supervisor::{ControlError, ask_for, set_going};
 
 /// Time a VMM has to bring a guest's memory to disk: 64 GiB at 64 MiB/s.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1024);
 /// Time a VMM has to stop its processors and devices, or to let them go on, on a busy host.
 const STAND_STILL: Duration = Duration::from_secs(10);
+/// Time between two tries to set a VMM going that does not answer.
+const SET_GOING_AGAIN: Duration = Duration::from_secs(1);
 /// Time a resumed guest has to take the time.
 const SET_CLOCK: Duration = Duration::from_secs(10);
 
@@ -302,6 +304,30 @@ impl Handle {
     pub fn set_clock_soon(&self) {
         let handle = self.clone();
         tokio::spawn(async move { set_clock_of(&handle).await });
+    }
+
+    /// Asks the VMM of an agent that runs until it says that it goes on.
+    pub(crate) fn set_going_soon(&self) {
+        let handle = self.clone();
+        tokio::spawn(async move {
+            loop {
+                {
+                    // A pause that somebody asks for meanwhile is not undone.
+                    let _turn = handle.0.body.turn.lock().await;
+                    if handle.0.requests.is_closed() || handle.agent().state != AgentState::Running {
+                        return;
+                    }
+                    match set_going(&handle.control_socket(), STAND_STILL).await {
+                        Ok(true) => return set_clock_of(&handle).await,
+                        Ok(false) => return,
+                        Err(error) => {
+                            tracing::debug!(name = %handle.name(), %error, "an agent may yet stand still");
+                        }
+                    }
+                }
+                tokio::time::sleep(SET_GOING_AGAIN).await;
+            }
+        });
     }
 }
 

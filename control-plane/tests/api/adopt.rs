@@ -7,7 +7,8 @@ use ark_types::agent::{Agent, AgentList, AgentState};
 use ark_types::exec::ExecReply;
 use ark_types::problem::ProblemKind;
 use ark_types::receipt::Receipt;
-use ark_types::vmm::ExitReason;
+use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, VmState};
+use arkd::supervisor::ask;
 use hyper::StatusCode;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -201,7 +202,8 @@ async fn an_agent_that_ended_while_arkd_was_away_is_known_with_its_end() {
     let earlier = client.create("earlier", "base").await;
     signal(earlier.vmm_pid.unwrap(), Signal::SIGKILL);
     eventually("it fails", async || agent(&client, "earlier").await.state == AgentState::Failed).await;
-    let earlier = agent(&client, "earlier").await;
+    // What its guest still said may be heard after its end.
+    let earlier = Agent { heartbeat: None, ..agent(&client, "earlier").await };
     // Its guest panics under a program whose client does not wait for it, after arkd is gone.
     first.end(Signal::SIGKILL);
     signal(killed.vmm_pid.unwrap(), Signal::SIGKILL);
@@ -328,11 +330,12 @@ async fn what_was_done_and_not_recorded_is_recorded_by_the_next_arkd() {
     rewrite(&place, &rewound, |known| known["agent"]["origin"] = json!({ "from": "snapshot", "name": "s1" }));
 
     let (_second, client) = started(&place, &[]).await;
-    assert_eq!(life(&client, &rewound.id).await, ["agent.created", "agent.ready", "agent.rewound"]);
-    assert_eq!(
-        life(&client, &stopping.id).await,
-        ["agent.created", "agent.ready", "agent.stopping", "agent.resumed"]
-    );
+    for (agent, news) in
+        [(&rewound, &["agent.rewound"][..]), (&stopping, &["agent.stopping", "agent.resumed"])]
+    {
+        let told = [&["agent.created", "agent.ready"], news].concat();
+        eventually("it is made up for", async || life(&client, &agent.id).await == told).await;
+    }
     assert_eq!(agent(&client, "a2").await.state, AgentState::Running);
     assert_eq!(client.delete("/v1/agents/a2?grace_ms=0").await.status(), StatusCode::NO_CONTENT);
 }
@@ -448,7 +451,10 @@ async fn a_pause_that_was_cut_off_is_none() {
         assert_eq!((back.state, back.vmm_pid), (AgentState::Running, before.vmm_pid));
         assert_eq!(eval(&client, "a1", "x").await.as_deref(), Some("5"));
         // Wherever its memory is read from by now, that is there.
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        let said = if image == "slow-reclaim" { "reclaimed" } else { "given up" };
+        let log = place.run().agent(&before.id).vmm_log();
+        let is_said = async || std::fs::read_to_string(&log).unwrap().contains(said);
+        eventually("what was cut off has ended", is_said).await;
         assert_eq!(fork(&client, "a1").await.state, AgentState::Running);
         for name in ["a1-1", "a1"] {
             assert!(client.delete(&format!("/v1/agents/{name}")).await.status().is_success());
@@ -488,6 +494,28 @@ async fn a_vmm_that_is_stopped_is_adopted_and_can_be_deleted() {
     assert_eq!(agent(&client, "a1").await.state, AgentState::Running);
     assert_eq!(client.delete("/v1/agents/a1?grace_ms=100").await.status(), StatusCode::NO_CONTENT);
     assert!(!runs(stopped.vmm_pid.unwrap()));
+}
+
+#[tokio::test]
+async fn a_vmm_that_stands_still_and_is_silent_goes_on_once_it_answers() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let paused = client.create("a1", "base").await;
+    first.end(Signal::SIGKILL);
+    let control = place.run().agent(&paused.id).control_socket();
+    // As a pause that was cut off leaves it, on a host that swaps.
+    ask(&control, ControlRequest::Pause).await.unwrap();
+    signal(paused.vmm_pid.unwrap(), Signal::SIGSTOP);
+
+    let (_second, client) = started(&place, &[]).await;
+    assert_eq!(agent(&client, "a1").await.state, AgentState::Running);
+    signal(paused.vmm_pid.unwrap(), Signal::SIGCONT);
+    eventually("it goes on", async || {
+        let state = ask(&control, ControlRequest::State).await;
+        matches!(state, Ok(ControlReply::State { state: VmState::Running }))
+    })
+    .await;
+    assert_eq!(client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]

@@ -252,7 +252,7 @@ impl Client {
 
 /// Asks again and again until `check` says yes.
 pub(crate) async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if check().await {
             return;
         }
