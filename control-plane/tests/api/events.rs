@@ -9,6 +9,7 @@ use ark_types::health::{Health, HealthStatus, LogState};
 use ark_types::problem::{Problem, ProblemKind};
 use ark_types::scheduling::{OwnerQuota, Quota};
 use arkd::config::Config;
+use arkd::core::MAX_FOLLOWERS;
 use arkd::daemon::Daemon;
 use arkd::ledger::Compaction;
 use arkd::store::{
@@ -385,6 +386,34 @@ async fn ten_thousand_events_are_replayed_and_what_was_compacted_is_gone_with_a_
     let ark = place.start().await;
     assert_eq!(ark.client.get(&format!("/v1/agents/{}", agent.id)).await.json::<Agent>(), known);
     ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn who_follows_events_is_let_go_when_arkd_ends_and_only_so_many_may() {
+    let place = Place::new();
+    let (mut arkd, client) = started(&place, &[]).await;
+    let mut followers = Vec::new();
+    for _ in 0..MAX_FOLLOWERS {
+        followers.push(Sse::open(&client, "", None).await);
+    }
+    let follow = async || {
+        let mut request = client.request(Method::GET, "/v1/events", "");
+        request.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+        client.send(request).await.status()
+    };
+    assert_eq!(follow().await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(client.get("/v1/events").await.status(), StatusCode::OK, "pages are to be had");
+    followers.pop();
+    eventually("another may follow", async || follow().await == StatusCode::OK).await;
+
+    client.create("a1", "base").await;
+    let console = client.send(client.request(Method::GET, "/v1/agents/a1/logs?follow=true", "")).await;
+    assert!(arkd.end(Signal::SIGTERM));
+    // They end in order, which one that is cut does not.
+    for mut follower in followers {
+        while follower.next().await.is_some() {}
+    }
+    console.into_body().collect().await.unwrap();
 }
 
 /// A log whose disk fills up and is emptied when the test says so.
