@@ -24,16 +24,10 @@ const LOST: &str = "it was lost while arkd was away: the host was started anew, 
 /// Why an agent ended whose VMM was not there to say so.
 pub(super) const ON_REQUEST: &str = "it was stopped on request";
 
-/// The first event of an agent, with its environment, which no event tells.
-fn begin_record(
-    core: &Core,
-    agent: &Agent,
-    env: &BTreeMap<String, String>,
-) -> impl Future<Output = Result<(), AppendError>> + use<> {
-    // A map of strings always is JSON.
-    let secret = if env.is_empty() { None } else { serde_json::to_vec(env).ok() };
+/// The first event of an agent. Its environment, which may hold secrets, is in none.
+fn begin_record(core: &Core, agent: &Agent) -> impl Future<Output = Result<(), AppendError>> + use<> {
     let event = Event::AgentCreated { agent: AgentSpec::from(agent) };
-    core.ledger.begin(Stream::agent(&agent.id), event, secret)
+    core.ledger.begin(Stream::agent(&agent.id), event)
 }
 
 impl Handle {
@@ -56,7 +50,7 @@ impl Handle {
 impl Owner {
     /// Records that its agent begins, if it is one.
     pub(super) fn record_birth(&self) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        let recording = self.known.then(|| begin_record(&self.core, &self.state.borrow(), &self.env));
+        let recording = self.known.then(|| begin_record(&self.core, &self.state.borrow()));
         settled(recording)
     }
 
@@ -109,10 +103,10 @@ pub(super) fn stillborn(error: &BootError) -> Event {
 }
 
 /// Records what the log does not know yet of an agent that was found paused on disk.
-pub(super) fn record_paused(core: &Core, agent: &Agent, env: &BTreeMap<String, String>, hold: &Hold) {
+pub(super) fn record_paused(core: &Core, agent: &Agent, hold: &Hold) {
     let known = core.ledger.projection().agents().get(&agent.id).map(|agent| agent.state);
     if known.is_none() {
-        drop(begin_record(core, agent, env));
+        drop(begin_record(core, agent));
     }
     if known != Some(AgentState::Paused) {
         let paused = Event::AgentPaused { snapshot: hold.id().to_string() };
@@ -121,11 +115,11 @@ pub(super) fn record_paused(core: &Core, agent: &Agent, env: &BTreeMap<String, S
 }
 
 /// Records what the log does not know yet of an agent that an earlier `arkd` left in the run directory.
-pub(super) fn record_survivor(core: &Core, agent: &Agent, env: &BTreeMap<String, String>) {
+pub(super) fn record_survivor(core: &Core, agent: &Agent) {
     let told =
         core.ledger.projection().agents().get(&agent.id).map(|known| (known.state, known.origin.clone()));
     if told.is_none() {
-        drop(begin_record(core, agent, env));
+        drop(begin_record(core, agent));
     }
     let is_rewound = told.as_ref().is_some_and(|(_, origin)| *origin != agent.origin);
     let news = match (told.map(|(state, _)| state), agent.state) {
@@ -190,11 +184,12 @@ pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
 fn left_behind(core: &Core) -> Vec<Agent> {
     let here: HashSet<String> = core.registry.all().iter().map(|handle| handle.id().to_owned()).collect();
     let projection = core.ledger.projection();
-    let is_left = |agent: &&Agent| {
-        agent.removed_unix_ms.is_none()
-            && !here.contains(&agent.id)
-            && !core.config.run.agent(&agent.id).0.exists()
-            && !(agent.state == AgentState::Paused && core.config.state.paused().join(&agent.id).exists())
+    let is_on_disk = |agent: &Agent| {
+        let is_paused = agent.state == AgentState::Paused;
+        core.config.run.agent(&agent.id).0.exists()
+            || is_paused && core.config.state.paused().join(&agent.id).exists()
     };
+    let is_left =
+        |agent: &&Agent| agent.removed_unix_ms.is_none() && !here.contains(&agent.id) && !is_on_disk(agent);
     projection.agents().iter().filter(is_left).cloned().collect()
 }

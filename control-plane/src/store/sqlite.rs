@@ -206,17 +206,6 @@ impl EventLog for SqliteLog {
         self.shared.condition.subscribe()
     }
 
-    fn secret(&self, stream: &Stream) -> Pending<Result<Option<Vec<u8>>, ReadError>> {
-        let stream = stream.clone();
-        self.ask(move |database| {
-            let secret =
-                database.query_row("SELECT secret FROM stream WHERE stream = ?1", [stream.as_ref()], |row| {
-                    row.get(0)
-                });
-            Ok(secret.optional()?.flatten())
-        })
-    }
-
     fn snapshot(&self) -> Pending<Result<Option<Snapshot>, ReadError>> {
         self.ask(|database| {
             let snapshot = database.query_row("SELECT position, data FROM snapshot", [], |row| {

@@ -132,6 +132,11 @@ async fn a_life_is_told_in_order_and_tells_no_secret() {
     for reply in [&everything, &history] {
         assert!(!String::from_utf8_lossy(&reply.body).contains("hunter2"));
     }
+    let log = place.state().events();
+    for file in [log.clone(), log.with_extension("db-wal")] {
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(!bytes.windows(7).any(|window| window == b"hunter2"), "{}", file.display());
+    }
     // It is remembered by its id, and its name is free.
     let remembered: Agent = client.get(&format!("/v1/agents/{}", agent.id)).await.json();
     assert_eq!(remembered.state, AgentState::Stopped);
@@ -438,9 +443,6 @@ impl EventLog for Brittle {
     }
     fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.subscribe()
-    }
-    fn secret(&self, stream: &Stream) -> Pending<Result<Option<Vec<u8>>, ReadError>> {
-        self.log.secret(stream)
     }
     fn snapshot(&self) -> Pending<Result<Option<Snapshot>, ReadError>> {
         self.log.snapshot()
