@@ -7,6 +7,7 @@ use ark_types::health::ProbeReport;
 use ark_types::shutdown::AgentsFate;
 use ark_types::vmm::SnapshotId;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::agent::Seen;
@@ -27,6 +28,8 @@ use crate::traces::step;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
 const RESTORES_PER_CPU: usize = 2;
+/// Clients that read events along at a time.
+pub const MAX_FOLLOWERS: usize = 256;
 
 /// Shared by every route and every agent.
 #[derive(Debug)]
@@ -59,6 +62,10 @@ pub struct Core {
     pub seen: Seen,
     /// Bounds the guests that are restored at a time: beyond it a burst of forks only gets in its own way.
     pub restores: Semaphore,
+    /// Bounds the clients that read along as events are recorded: each costs memory and descriptors for as long as it likes.
+    pub followers: Arc<Semaphore>,
+    /// Cancelled once those who follow something without an end are to be let go: `arkd` ends.
+    pub closing: CancellationToken,
     /// When this `arkd` started.
     pub started: Instant,
     probe: watch::Receiver<Option<ProbeReport>>,
@@ -117,6 +124,8 @@ impl Core {
             pool,
             seen,
             restores,
+            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+            closing: CancellationToken::new(),
             started,
             probe,
             end,

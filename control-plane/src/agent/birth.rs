@@ -280,7 +280,7 @@ pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Resu
     agent.state = AgentState::Paused;
     (agent.vmm_pid, agent.heartbeat) = (None, None);
     let record = Record { agent, ..record };
-    record_paused(core, &record.agent, &record.env, hold);
+    record_paused(core, &record.agent, hold);
     // It has no VMM, so nothing is reserved for it.
     let (_, owner) = known(core, record, Base::lived_in(hold), true, None)?;
     tokio::spawn(owner.sleep());
@@ -301,7 +301,7 @@ pub(crate) fn take_in(
     record.agent.vmm_pid = vmm.as_ref().map(Vmm::pid);
     // What it said to another is no sign of life.
     record.agent.heartbeat = None;
-    record_survivor(core, &record.agent, &record.env);
+    record_survivor(core, &record.agent);
     let grant = vmm.is_some().then(|| claim_for(core, &record.agent));
     let base = hold.map_or(Base::None, Base::lived_in);
     let (handle, owner) = known(core, record, base, false, grant)?;

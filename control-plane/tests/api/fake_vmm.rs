@@ -299,7 +299,8 @@ fn obey(stream: UnixStream, machine: &Machine) {
     BufReader::new(&stream).read_line(&mut line).unwrap();
     let state = |state| ControlReply::State { state };
     let answer = |reply: ControlReply| {
-        writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
+        // Whoever asked may have left.
+        let _ = writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap());
     };
     let script = machine.memory.lock().unwrap().script.clone();
     if script.strip_prefix("slow-").is_some_and(|what| line.contains(&format!("\"do\":\"{what}\""))) {
@@ -318,18 +319,24 @@ fn obey(stream: UnixStream, machine: &Machine) {
             let now = if line.contains("pause") { VmState::Paused } else { VmState::Running };
             *machine.state.lock().unwrap() = now;
             answer(state(now));
+            if script == "dies-on-resume" && now == VmState::Running {
+                end(ExitReason::GuestPanic, Some("it woke up"));
+            }
         }
         ControlRequest::State => answer(state(*machine.state.lock().unwrap())),
         ControlRequest::Snapshot { dir } => {
             stream.set_nonblocking(true).unwrap();
             // Given up when nobody would know of it.
-            if !matches!((&stream).read(&mut [0]), Ok(0)) {
+            if matches!((&stream).read(&mut [0]), Ok(0)) {
+                eprintln!("a snapshot is given up");
+            } else {
                 answer(snapshot(machine, &dir));
             }
         }
         ControlRequest::Reclaim { dir } => {
             let id = manifest_of(&dir).id;
             *machine.base.lock().unwrap() = Some(SnapshotBase { id, path: dir });
+            eprintln!("memory is reclaimed");
             answer(state(VmState::Paused));
         }
         ControlRequest::Metrics => {

@@ -22,7 +22,7 @@ async fn start_with(place: &Place, scheduler: SchedulerConfig) -> Ark {
     place.start_with(config).await
 }
 
-async fn reserved(client: &Client) -> Resources {
+pub(crate) async fn reserved(client: &Client) -> Resources {
     client.get("/v1/hosts").await.json::<HostList>().hosts[0].reserved
 }
 
@@ -287,6 +287,29 @@ async fn a_paused_agent_keeps_little_and_needs_room_to_go_on() {
     assert_eq!(reserved(client).await, Resources { agents: 1, memory_mib: 8, vcpus: 1 });
     client.delete("/v1/agents/a1?grace_ms=0").await;
     assert_eq!(reserved(client).await, Resources::default());
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_resume_that_overtook_its_pause_takes_no_room_that_another_has() {
+    let place = Place::new();
+    let ark = start(&place, 1).await;
+    let client = &ark.client;
+    client.create("a1", "slow-snapshot").await;
+    let next = waiting(client, "a2", &json!({})).await;
+    let ask = |verb: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { client.post(&format!("/v1/agents/a1/{verb}"), &json!({})).await })
+    };
+    let pausing = ask("pause");
+    let now = async || client.get("/v1/agents/a1").await.json::<Agent>().state;
+    eventually("it stands still", async || now().await == AgentState::Paused).await;
+    let resuming = ask("resume");
+    assert_eq!(pausing.await.unwrap().status(), StatusCode::OK);
+    assert_eq!(next.await.unwrap().status(), StatusCode::CREATED);
+    resuming.await.unwrap().problem(ProblemKind::HostFull);
+    assert_eq!(now().await, AgentState::Paused);
+    assert_eq!(reserved(client).await.agents, 1);
     ark.daemon.shut_down().await;
 }
 
