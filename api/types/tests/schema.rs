@@ -13,6 +13,7 @@ use ark_types::guest::{
     ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
     SignalRequest, Started,
 };
+use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
 use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, ProbeReport};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::label::{Labels, Owner};
@@ -318,6 +319,9 @@ fn agents() {
         queue_timeout_ms: None,
         anti_affinity: None,
         spread: Spread::Soft,
+        restart: RestartPolicy::Never,
+        ttl_s: None,
+        idle_timeout_s: None,
     };
     let booted = CreateAgent {
         name: Some("a1".parse().unwrap()),
@@ -338,6 +342,9 @@ fn agents() {
         queue_timeout_ms: Some(0),
         anti_affinity: Some("web".parse().unwrap()),
         spread: Spread::Hard,
+        restart: RestartPolicy::Always { max_restarts: Some(3) },
+        ttl_s: Some(3600),
+        idle_timeout_s: Some(600),
         ..booted.clone()
     };
     let agent = Agent {
@@ -358,6 +365,12 @@ fn agents() {
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        restart: RestartPolicy::Never,
+        ttl_s: None,
+        idle_timeout_s: None,
+        health: AgentHealth::Healthy,
+        continuity: None,
+        backoff_until_unix_ms: None,
         removed_unix_ms: None,
     };
     let beat = AgentHeartbeat {
@@ -388,6 +401,18 @@ fn agents() {
             boot_ms: Some(870),
             heartbeat: Some(beat.clone()),
             labels: labels(),
+            restart: RestartPolicy::OnFailure { max_restarts: None },
+            ttl_s: Some(3600),
+            idle_timeout_s: Some(600),
+            health: AgentHealth::Unresponsive { since_unix_ms: 1_700_000_002_000 },
+            continuity: Some(Continuity {
+                restarts: 1,
+                cause: "the guest's kernel panicked".to_owned(),
+                restored_from: Origin::Boot,
+                lost_ms: 60_000,
+                at_unix_ms: 1_700_000_001_000,
+            }),
+            backoff_until_unix_ms: Some(1_700_000_010_000),
             removed_unix_ms: Some(1_700_000_009_000),
             ..agent.clone()
         };

@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 
 use super::birth::{Begun, begin};
 use super::owner::Owner;
+use super::record::Record;
 use super::request::Request;
 use super::{BootError, Handle, is_ended};
 use crate::core::Core;
@@ -120,7 +121,8 @@ pub(super) fn record_paused(core: &Core, agent: &Agent, env: &BTreeMap<String, S
 }
 
 /// Records what the log does not know yet of an agent that an earlier `arkd` left in the run directory.
-pub(super) fn record_survivor(core: &Core, agent: &Agent, env: &BTreeMap<String, String>) {
+pub(super) fn record_survivor(core: &Core, record: &Record) {
+    let Record { agent, env, .. } = record;
     let known = core.ledger.projection().agents().get(&agent.id).map(|agent| agent.state);
     if known.is_none() {
         drop(begin_record(core, agent, env));
@@ -136,7 +138,9 @@ pub(super) fn record_survivor(core: &Core, agent: &Agent, env: &BTreeMap<String,
         (Some(AgentState::Running | AgentState::Stopping), _) => None,
     };
     if let Some(event) = news {
-        drop(core.ledger.record(Stream::agent(&agent.id), vec![event]));
+        let restarting = is_ended(agent.state).then(|| record.restarting()).flatten();
+        let events = [event].into_iter().chain(restarting).collect();
+        drop(core.ledger.record(Stream::agent(&agent.id), events));
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ark_types::agent::{AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, Outcome, Stream};
+use ark_types::healing::RestartPolicy;
 use ark_types::label::{Labels, Selector};
 use proptest::prelude::*;
 
@@ -35,6 +36,9 @@ fn created(n: u64) -> Event {
             // Several at a time, and not quite in order.
             created_unix_ms: 1000 + (n ^ 1) / 3,
             auto_remove: false,
+            restart: RestartPolicy::Never,
+            ttl_s: None,
+            idle_timeout_s: None,
         },
     }
 }
