@@ -2,6 +2,7 @@
 
 use ark_client::{EventQuery, EventStream};
 use ark_types::event::{Event, Outcome, Recorded};
+use ark_types::healing::Continuity;
 
 use crate::args::EventsArgs;
 use crate::failure::Failure;
@@ -62,6 +63,14 @@ fn about(event: &Event) -> String {
         Event::AgentRewound { origin: ark_types::agent::Origin::Snapshot { name } } => format!("to {name}"),
         Event::AgentEnded { outcome: Outcome::Stopped, reason, .. } => reason.clone(),
         Event::AgentEnded { outcome: Outcome::Failed, reason, .. } => format!("failed: {reason}"),
+        Event::AgentRestarting { cause, attempt, after_ms } => {
+            format!("attempt {attempt} in {}: {cause}", span(*after_ms))
+        }
+        Event::AgentRestarted { continuity, boot_ms } => {
+            let Continuity { restarts, lost_ms, .. } = continuity;
+            format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
+        }
+        Event::AgentExpired { reason } => reason.clone(),
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
