@@ -132,7 +132,7 @@ fn begin(
                 auto_remove: false,
                 labels: parent.labels.clone(),
                 owner: parent.owner.clone(),
-                // Nor is what becomes of it: a fork is somebody's experiment until they say more.
+                // Policy and limits are wishes for the parent alone.
                 upkeep: Upkeep::default(),
             },
             grant: grant.clone(),
