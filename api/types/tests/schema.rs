@@ -302,9 +302,8 @@ fn agent_states() -> [AgentState; 6] {
     ]
 }
 
-#[test]
-fn agents() {
-    let create = CreateAgent {
+fn create_least() -> CreateAgent {
+    CreateAgent {
         name: None,
         image: None,
         template: None,
@@ -322,32 +321,11 @@ fn agents() {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
-    };
-    let booted = CreateAgent {
-        name: Some("a1".parse().unwrap()),
-        image: Some("base".parse().unwrap()),
-        cold: true,
-        vcpus: Some(2),
-        memory_mib: Some(512),
-        env: variables(),
-        auto_remove: true,
-        labels: labels(),
-        owner: "shop".parse().unwrap(),
-        ..create.clone()
-    };
-    let forked = CreateAgent { template: Some("py".parse().unwrap()), ..create.clone() };
-    let queued = CreateAgent {
-        owner: "team".parse().unwrap(),
-        priority: -5,
-        queue_timeout_ms: Some(0),
-        anti_affinity: Some("web".parse().unwrap()),
-        spread: Spread::Hard,
-        restart: RestartPolicy::Always { max_restarts: Some(3) },
-        ttl_s: Some(3600),
-        idle_timeout_s: Some(600),
-        ..booted.clone()
-    };
-    let agent = Agent {
+    }
+}
+
+fn newborn() -> Agent {
+    Agent {
         id: "0123456789abcdef".to_owned(),
         name: "a1".parse().unwrap(),
         origin: Origin::Boot,
@@ -372,7 +350,37 @@ fn agents() {
         continuity: None,
         backoff_until_unix_ms: None,
         removed_unix_ms: None,
+    }
+}
+
+#[test]
+fn agents() {
+    let create = create_least();
+    let booted = CreateAgent {
+        name: Some("a1".parse().unwrap()),
+        image: Some("base".parse().unwrap()),
+        cold: true,
+        vcpus: Some(2),
+        memory_mib: Some(512),
+        env: variables(),
+        auto_remove: true,
+        labels: labels(),
+        owner: "shop".parse().unwrap(),
+        ..create.clone()
     };
+    let forked = CreateAgent { template: Some("py".parse().unwrap()), ..create.clone() };
+    let queued = CreateAgent {
+        owner: "team".parse().unwrap(),
+        priority: -5,
+        queue_timeout_ms: Some(0),
+        anti_affinity: Some("web".parse().unwrap()),
+        spread: Spread::Hard,
+        restart: RestartPolicy::Always { max_restarts: Some(3) },
+        ttl_s: Some(3600),
+        idle_timeout_s: Some(600),
+        ..booted.clone()
+    };
+    let agent = newborn();
     let beat = AgentHeartbeat {
         at_unix_ms: 1_700_000_002_000,
         uptime_ms: 2000,

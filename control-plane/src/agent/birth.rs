@@ -321,6 +321,7 @@ pub(crate) fn take_in(
     record.agent.vmm_pid = vmm.as_ref().map(Vmm::pid);
     // What it said to another is no sign of life.
     record.agent.heartbeat = None;
+    record.bound_wait();
     record_survivor(core, &record);
     let grant = vmm.is_some().then(|| claim_for(core, &record.agent));
     let base = hold.map_or(Base::None, Base::lived_in);

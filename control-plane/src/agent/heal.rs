@@ -31,7 +31,7 @@ use crate::core::Core;
 use crate::host::{millis, unix_ms};
 use crate::images::Image;
 use crate::problems::Refusal;
-use crate::reconcile::{Action, Clock, Condition, Desired, History, Observed, decide};
+use crate::reconcile::{Action, Clock, Condition, Desired, History, LONGEST_WAIT_MS, Observed, decide};
 use crate::snapshots::Hold;
 use crate::templates::{self, Found};
 
@@ -193,6 +193,12 @@ impl Record {
         is_restarting
     }
 
+    /// Has its agent wait no longer than any does: the host's clock may have been set back since that was decided.
+    pub(super) fn bound_wait(&mut self) {
+        let latest = unix_ms().saturating_add(LONGEST_WAIT_MS);
+        self.agent.backoff_until_unix_ms = self.agent.backoff_until_unix_ms.map(|until| until.min(latest));
+    }
+
     /// The event that its agent waits for a restart, if it does.
     pub(super) fn restarting(&self) -> Option<Event> {
         let after_ms = self.agent.backoff_until_unix_ms?.saturating_sub(unix_ms());
@@ -253,9 +259,9 @@ impl Owner {
         // While a snapshot is taken the guest stands still.
         let may_speak = agent.state == AgentState::Running && self.body.turn.try_lock().is_ok();
         if may_speak {
-            self.healing.count(look)
+            self.healing.count(look);
         } else {
-            self.healing.heard()
+            self.healing.heard();
         }
         let condition = match agent.state {
             AgentState::Creating => Condition::ComingUp,

@@ -140,6 +140,7 @@ impl Agents {
                 self.removed.insert(place.clone());
                 self.forget_the_oldest();
             }
+            _ if agent.removed_unix_ms.is_some() => {}
             Event::AgentEnded { outcome, reason, exit } => {
                 agent.state = (*outcome).into();
                 agent.reason = Some(reason.clone());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ark_types::agent::{AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, Outcome, Stream};
-use ark_types::healing::RestartPolicy;
+use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Selector};
 use proptest::prelude::*;
 
@@ -43,6 +43,16 @@ fn created(n: u64) -> Event {
     }
 }
 
+fn continuity(n: u64) -> Continuity {
+    Continuity {
+        restarts: 1,
+        cause: "it broke".to_owned(),
+        restored_from: Origin::Boot,
+        lost_ms: n,
+        at_unix_ms: 2000,
+    }
+}
+
 /// What may happen to the agent `n`, whether or not it makes sense.
 fn event(n: u64, kind: u8) -> Event {
     match kind {
@@ -53,7 +63,9 @@ fn event(n: u64, kind: u8) -> Event {
         5 => Event::AgentRewound { origin: Origin::Snapshot { name: "s".parse().unwrap() } },
         6 => Event::AgentStopping {},
         7 => Event::AgentEnded { outcome: Outcome::Failed, reason: "it broke".to_owned(), exit: None },
-        _ => Event::AgentRemoved {},
+        8 => Event::AgentRemoved {},
+        9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
+        _ => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
     }
 }
 
@@ -87,6 +99,14 @@ fn the_end_is_the_end() {
     let reason = Some("it broke".to_owned());
     assert_eq!(told(5), (AgentState::Failed, reason.clone(), None), "what came late changes nothing");
     assert_eq!(told(7), (AgentState::Failed, reason, Some(1006)));
+}
+
+#[test]
+fn only_a_restart_leads_back_from_the_end() {
+    let projection = projection(&recorded([0, 2, 7, 9, 10].map(|kind| (1, kind))));
+    let agent = projection.agents().get(&id(1)).unwrap();
+    assert_eq!((agent.state, &agent.reason, &agent.exit), (AgentState::Running, &None, &None));
+    assert_eq!((&agent.continuity, &agent.origin), (&Some(continuity(1)), &Origin::Boot));
 }
 
 #[test]
@@ -142,7 +162,7 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..9_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..11_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {

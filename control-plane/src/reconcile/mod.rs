@@ -26,7 +26,7 @@ mod tests;
 /// Wait before the first restart; each further one waits twice as long.
 const FIRST_WAIT_MS: u64 = 1000;
 /// Longest wait before a restart.
-const LONGEST_WAIT_MS: u64 = 60_000;
+pub(crate) const LONGEST_WAIT_MS: u64 = 60_000;
 /// Who ran for this long without ending runs well: what was before counts no more.
 const RAN_WELL_MS: u64 = 10 * 60_000;
 /// Within this time an agent without a bound of its own is restarted [`MOST_RESTARTS`] times at most.

@@ -87,7 +87,7 @@ async fn a_killed_agent_begins_anew_and_says_what_it_lost() {
     let anew = ["agent.ended", "agent.restarting", "agent.restarted"];
     let all = [&["agent.created", "agent.ready"][..], &anew, &anew].concat();
     assert_eq!(kinds(client, &third).await, all);
-    let known: Value = client.get(&format!("/v1/agents?all=true&labels=app=x")).await.json();
+    let known: Value = client.get("/v1/agents?all=true&labels=app=x").await.json();
     assert_eq!(known["agents"][0]["continuity"]["restarts"], 2);
     assert_eq!(client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
     assert_eq!(place.agent_dirs(), 0);
