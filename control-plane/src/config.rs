@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ark_types::guest::HEARTBEAT_INTERVAL_MS;
 use ark_types::health::HostKind;
 use ark_types::layout::{Assets, RunDir, StateDir};
 
@@ -86,15 +87,18 @@ pub struct Timing {
     pub exec_slack: Duration,
     /// From a restored guest's challenge to its last answer.
     pub renewal: Duration,
+    /// How long a running guest may not be heard before it counts as unresponsive: three heartbeats, twelve where it is
+    /// emulated.
+    pub silence: Duration,
 }
 
 impl Timing {
     /// Limits for a host of `kind`: an emulated one is 10 to 100 times slower, so what waits for a guest waits longer.
     #[must_use]
     pub const fn of(kind: HostKind) -> Self {
-        let (boot, probe, exec_slack, renewal) = match kind {
-            HostKind::Native => (60, 10, 10, 30),
-            HostKind::Machine => (240, 60, 60, 120),
+        let (boot, probe, exec_slack, renewal, heartbeats) = match kind {
+            HostKind::Native => (60, 10, 10, 30, 3),
+            HostKind::Machine => (240, 60, 60, 120, 12),
         };
         Self {
             boot: Duration::from_secs(boot),
@@ -102,6 +106,7 @@ impl Timing {
             first_stream: Duration::from_secs(60),
             exec_slack: Duration::from_secs(exec_slack),
             renewal: Duration::from_secs(renewal),
+            silence: Duration::from_millis(heartbeats * HEARTBEAT_INTERVAL_MS),
         }
     }
 
@@ -117,6 +122,7 @@ impl Timing {
             first_stream: or(chosen.first_stream_s, self.first_stream),
             exec_slack: or(chosen.exec_slack_s, self.exec_slack),
             renewal: or(chosen.renewal_s, self.renewal),
+            silence: self.silence,
         }
     }
 }

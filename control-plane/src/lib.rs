@@ -22,6 +22,7 @@
 //! | [`routes`] | the REST API, one file per noun |
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
+//! | [`reconcile`] | what an agent needs to be as it is wanted: restarts, limits, hung guests |
 //! | [`pool`] | VMMs and forks made ahead of need |
 //! | [`supervisor`] | an `ark-vmm`, a child or adopted: start, identity, control socket, end |
 //! | [`guest`] | frames to and from a guest |
@@ -52,6 +53,7 @@ pub mod notify;
 pub mod pool;
 pub mod problems;
 pub mod projection;
+pub mod reconcile;
 pub mod registry;
 pub mod routes;
 pub mod scheduler;

@@ -7,8 +7,9 @@
 //! | any, but the agent is paused, on disk | any | ended, removed; the agent is taken in from there |
 //! | it goes with its first streamed exec | any | ended, removed: its one client left with the earlier `arkd` |
 //! | it runs | the very same process | adopted |
-//! | it runs | gone, or its id is another process's by now | stopped or failed, as its exit file says |
+//! | it runs | gone, or its id is another process's by now | stopped or failed, as its exit file says, and restarted if its policy says so |
 //! | half restored | any | ended; failed |
+//! | half restarted, or it waits for that | any | ended; it waits, and is restarted |
 //! | it ended | none | kept as it is, until somebody deletes it |
 //!
 //! A process is known by its id, start time and boot, and held by a descriptor before anything is done to it: an id that another
@@ -26,7 +27,7 @@ use ark_types::vmm::{ExitReason, ExitRecord, SnapshotId};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use crate::agent::{Known, is_paused, outcome_of, sentence};
+use crate::agent::{Known, is_paused};
 use crate::cleanup::remove_agent_dir;
 use crate::host::unix_ms;
 use crate::supervisor::{self, ProcessIdentity, Terminated, Vmm, record_left_in};
@@ -222,7 +223,7 @@ async fn examine(dir: &AgentDir, is_paused: bool) -> io::Result<Examined> {
                 Verdict::Conclude | Verdict::Adopt => {
                     Some(conclude(known, ended_meanwhile(dir, named.as_ref())))
                 }
-                Verdict::Abandon => Some(conclude(known, half_restored())),
+                Verdict::Abandon => Some(abandon(known)),
                 Verdict::Remove => None,
             })
         }
@@ -271,10 +272,18 @@ fn ended_before(known: Known) -> Survivor {
 
 /// The agent, ended by `record`.
 fn conclude(mut known: Known, record: ExitRecord) -> Survivor {
-    let agent = &mut known.record.agent;
-    (agent.state, agent.reason) = (outcome_of(&record).into(), Some(sentence(&record)));
+    known.record.ended(record);
+    let agent = &known.record.agent;
     tracing::warn!(id = agent.id, name = %agent.name, reason = agent.reason, "an agent ended while arkd was away");
-    agent.exit = Some(record);
+    (known.process, known.snapshot) = (None, None);
+    ended_before(known)
+}
+
+/// The agent, of which only half is there: one that was being restarted is restarted again, any other has failed.
+fn abandon(mut known: Known) -> Survivor {
+    if !known.record.wait_again() {
+        return conclude(known, half_restored());
+    }
     (known.process, known.snapshot) = (None, None);
     ended_before(known)
 }

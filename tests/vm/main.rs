@@ -11,6 +11,7 @@ mod faults;
 mod files;
 mod forks;
 mod hazards;
+mod healing;
 mod pause;
 mod refusals;
 mod rest;

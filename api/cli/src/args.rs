@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ark_types::agent::{AgentName, AgentState};
 use ark_types::event::Stream;
+use ark_types::healing::RestartPolicy;
 use ark_types::image::ImageName;
 use ark_types::label::{InvalidLabel, Labels, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -186,6 +187,16 @@ pub(crate) struct AgentArgs {
     /// Label, to select agents by
     #[arg(long = "label", short, value_parser = parse::label, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<(String, String)>,
+    /// Begin it anew when it ends by itself: never, on-failure or always; with `:N` at most N times until it ran well. What it
+    /// held is lost then
+    #[arg(long, value_parser = parse::restart, default_value = "never", hide_default_value = true, value_name = "POLICY")]
+    pub(crate) restart: RestartPolicy,
+    /// Remove it this long after its creation (90s, 30m, 1h)
+    #[arg(long, value_parser = parse::lifetime, value_name = "TIME")]
+    pub(crate) ttl: Option<u64>,
+    /// Remove it when nothing was asked of it for so long while it ran (90s, 10m)
+    #[arg(long, value_parser = parse::lifetime, value_name = "TIME")]
+    pub(crate) idle_timeout: Option<u64>,
     #[command(flatten)]
     pub(crate) room: RoomArgs,
 }

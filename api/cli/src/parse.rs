@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ark_types::agent::{AgentName, AgentState};
+use ark_types::healing::{MAX_RESTARTS, RestartPolicy};
 use ark_types::scheduling::MAX_QUEUE_TIMEOUT;
 use ark_types::snapshot::MAX_FORKS;
 
@@ -35,6 +36,31 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         return Err("the time must be at most a year".to_owned());
     }
     Ok(span)
+}
+
+/// A limit of an agent's life in whole seconds: as [`duration`], of which a part of a second counts as one.
+pub(crate) fn lifetime(text: &str) -> Result<u64, String> {
+    duration(text).map(|span| span.as_secs() + u64::from(span.subsec_nanos() > 0))
+}
+
+/// `never`, `on-failure`, `always`; the last two with a bound: `on-failure:3`.
+pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
+    let wrong = || format!("{text:?} is no restart policy: write never, on-failure[:N] or always[:N]");
+    let (policy, bound) = match text.split_once(':') {
+        Some((policy, bound)) => (policy, Some(bound)),
+        None => (text, None),
+    };
+    let max_restarts = bound.map(|bound| bound.parse::<u32>().map_err(|_| wrong())).transpose()?;
+    if max_restarts.is_some_and(|max| !MAX_RESTARTS.contains(&max)) {
+        let (least, most) = (MAX_RESTARTS.start(), MAX_RESTARTS.end());
+        return Err(format!("{text:?} is out of bounds: {least} to {most} restarts can be asked for"));
+    }
+    match (policy, max_restarts) {
+        ("never", None) => Ok(RestartPolicy::Never),
+        ("on-failure", max_restarts) => Ok(RestartPolicy::OnFailure { max_restarts }),
+        ("always", max_restarts) => Ok(RestartPolicy::Always { max_restarts }),
+        _ => Err(wrong()),
+    }
 }
 
 /// How long to wait for room: as [`duration`], or 0 for not at all.
@@ -157,6 +183,18 @@ mod tests {
         for text in ["", "s", "-1s", "1d", "1 s", "0", "0.0001s", "1e9", "..s", "9999999h", "inf", "nan"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_restart_policy_may_be_bounded() {
+        for text in ["never", "on-failure", "always", "on-failure:3", "always:10000"] {
+            assert_eq!(restart(text).unwrap().to_string(), text);
+        }
+        for text in ["", "never:1", "on_failure", "always:", "always:x", "always:-1"] {
+            assert!(restart(text).unwrap_err().contains("on-failure[:N]"), "{text}");
+        }
+        assert!(restart("always:0").unwrap_err().contains("1 to 10000"));
+        assert_eq!((lifetime("1h"), lifetime("1.5s"), lifetime("1ms")), (Ok(3600), Ok(2), Ok(1)));
     }
 
     #[test]

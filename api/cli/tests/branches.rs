@@ -377,6 +377,13 @@ fn agents_come_of_an_image_or_a_template() {
         created(&["--image", "python", "--cold", "--vcpus", "2", "-m", "512M"]),
         json!({ "image": "python", "cold": true, "vcpus": 2, "memory_mib": 512 })
     );
+    assert_eq!(
+        created(&["--restart", "on-failure:3", "--ttl", "1h", "--idle-timeout", "10m"]),
+        json!({ "image": "base", "cold": false, "restart": { "when": "on_failure", "max_restarts": 3 }, "ttl_s": 3600,
+                "idle_timeout_s": 600 })
+    );
+    let (code, _, err) = host.run(&["run", "--restart", "always", "--", "true"], "");
+    assert!(code == 125 && err.contains("add --keep"), "{err}");
     for (line, words) in [
         (&["--template", "py", "--vcpus", "2"][..], "leave --vcpus and --memory out"),
         (&["--template", "py", "--memory", "2G"], "leave --vcpus and --memory out"),

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::healing::{AgentHealth, Continuity, RestartPolicy};
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::scheduling::Spread;
@@ -126,6 +127,15 @@ pub struct CreateAgent {
     /// How strictly that is done.
     #[serde(default, skip_serializing_if = "Spread::is_soft")]
     pub spread: Spread,
+    /// Whether it begins anew when its VMM ends; `never` when absent.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
+    pub restart: RestartPolicy,
+    /// Remove it this long after its creation, seconds, at most a year; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+    /// Remove it when nothing was asked of it for so long while it ran, seconds, at most a year; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_s: Option<u64>,
 }
 
 /// Whether a priority is that of a request that names none.
@@ -203,6 +213,24 @@ pub struct Agent {
     pub heartbeat: Option<AgentHeartbeat>,
     /// Whether it goes away with its first streamed exec.
     pub auto_remove: bool,
+    /// Whether it begins anew when its VMM ends; `never` when absent.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
+    pub restart: RestartPolicy,
+    /// Remove it this long after its creation, seconds, at most a year; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+    /// Remove it when nothing was asked of it for so long while it ran, seconds, at most a year; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_s: Option<u64>,
+    /// Whether its guest is heard while it runs.
+    #[serde(default, skip_serializing_if = "AgentHealth::is_healthy")]
+    pub health: AgentHealth,
+    /// What its restarts cost it; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuity: Option<Continuity>,
+    /// It has ended and begins anew then, milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff_until_unix_ms: Option<u64>,
     /// When nothing of it was left on the host, milliseconds since the Unix epoch; from then on it is history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed_unix_ms: Option<u64>,
@@ -227,10 +255,13 @@ pub struct AgentHeartbeat {
 ///      ┌────────────── rewind ──────────────┐
 ///      ▼                                    │
 ///  creating ──► running ◄──► paused ────────┤
-///      │           │            │           │
-///      │           └──► stopping ◄┘──► stopped
-///      └───────────────────┴─────────► failed
+///      ▲  │        │            │           │
+///      │  │        └──► stopping ◄┘──► stopped ──┐
+///      │  └────────────────┴─────────► failed ───┤
+///      └───── restart, as its policy says ───────┘
 /// ```
+///
+/// An agent that has ended begins anew by nothing but its [`RestartPolicy`], and says until when it waits for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentState {
@@ -259,12 +290,16 @@ impl AgentState {
                 Self::Creating | Self::Paused | Self::Stopping | Self::Stopped | Self::Failed,
             )
             | (Self::Paused, Self::Creating | Self::Running | Self::Stopping | Self::Failed)
-            | (Self::Stopping, Self::Stopped | Self::Failed) => true,
+            | (Self::Stopping, Self::Stopped | Self::Failed)
+            | (Self::Stopped | Self::Failed, Self::Creating) => true,
             (Self::Creating, Self::Creating | Self::Stopped)
             | (Self::Running, Self::Running)
             | (Self::Paused, Self::Paused | Self::Stopped)
             | (Self::Stopping, Self::Creating | Self::Running | Self::Paused | Self::Stopping)
-            | (Self::Stopped | Self::Failed, _) => false,
+            | (
+                Self::Stopped | Self::Failed,
+                Self::Running | Self::Paused | Self::Stopping | Self::Stopped | Self::Failed,
+            ) => false,
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::agent::{Agent, AgentName, AgentState, Origin};
+use crate::healing::{AgentHealth, Continuity, RestartPolicy};
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::scheduling::Quota;
@@ -141,6 +142,15 @@ pub struct AgentSpec {
     pub created_unix_ms: u64,
     /// Whether it goes away with its first streamed exec.
     pub auto_remove: bool,
+    /// Whether it begins anew when its VMM ends; `never` when absent.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
+    pub restart: RestartPolicy,
+    /// Remove it this long after its creation, seconds, at most a year; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+    /// Remove it when nothing was asked of it for so long while it ran, seconds, at most a year; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_s: Option<u64>,
 }
 
 impl From<&Agent> for AgentSpec {
@@ -157,6 +167,9 @@ impl From<&Agent> for AgentSpec {
             memory_mib: agent.memory_mib,
             created_unix_ms: agent.created_unix_ms,
             auto_remove: agent.auto_remove,
+            restart: agent.restart,
+            ttl_s: agent.ttl_s,
+            idle_timeout_s: agent.idle_timeout_s,
         }
     }
 }
@@ -183,6 +196,12 @@ impl AgentSpec {
             boot_ms: None,
             heartbeat: None,
             auto_remove: self.auto_remove,
+            restart: self.restart,
+            ttl_s: self.ttl_s,
+            idle_timeout_s: self.idle_timeout_s,
+            health: AgentHealth::Healthy,
+            continuity: None,
+            backoff_until_unix_ms: None,
             removed_unix_ms: None,
         }
     }
@@ -252,6 +271,30 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         exit: Option<ExitRecord>,
     },
+    /// Its VMM ended, and it will begin anew.
+    #[serde(rename = "agent.restarting")]
+    AgentRestarting {
+        /// Why, as a sentence.
+        cause: String,
+        /// Which restart that is since it last ran well, from 1.
+        attempt: u32,
+        /// How long it waits first, milliseconds.
+        after_ms: u64,
+    },
+    /// It began anew, and its guest takes commands.
+    #[serde(rename = "agent.restarted")]
+    AgentRestarted {
+        /// What that cost it.
+        continuity: Continuity,
+        /// Time that it took, milliseconds.
+        boot_ms: u64,
+    },
+    /// It is removed because it was told to go by itself.
+    #[serde(rename = "agent.expired")]
+    AgentExpired {
+        /// Which of its limits is over, as a sentence.
+        reason: String,
+    },
     /// Nothing of it is left on the host.
     #[serde(rename = "agent.removed")]
     AgentRemoved {},
@@ -275,6 +318,9 @@ impl Event {
             Self::AgentRewound { .. } => "agent.rewound",
             Self::AgentStopping {} => "agent.stopping",
             Self::AgentEnded { .. } => "agent.ended",
+            Self::AgentRestarting { .. } => "agent.restarting",
+            Self::AgentRestarted { .. } => "agent.restarted",
+            Self::AgentExpired { .. } => "agent.expired",
             Self::AgentRemoved {} => "agent.removed",
             Self::OwnerQuotaSet { .. } => "owner.quota_set",
         }
@@ -292,6 +338,9 @@ impl Event {
             | Self::AgentRewound { .. }
             | Self::AgentStopping {}
             | Self::AgentEnded { .. }
+            | Self::AgentRestarting { .. }
+            | Self::AgentRestarted { .. }
+            | Self::AgentExpired { .. }
             | Self::OwnerQuotaSet { .. } => false,
         }
     }

@@ -13,6 +13,7 @@ use ark_types::guest::{
     ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
     SignalRequest, Started,
 };
+use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
 use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, ProbeReport};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::label::{Labels, Owner};
@@ -318,6 +319,38 @@ fn create_least() -> CreateAgent {
         queue_timeout_ms: None,
         anti_affinity: None,
         spread: Spread::Soft,
+        restart: RestartPolicy::Never,
+        ttl_s: None,
+        idle_timeout_s: None,
+    }
+}
+
+fn newborn() -> Agent {
+    Agent {
+        id: "0123456789abcdef".to_owned(),
+        name: "a1".parse().unwrap(),
+        origin: Origin::Boot,
+        image: "base".parse().unwrap(),
+        image_digest: digest(),
+        vcpus: 2,
+        memory_mib: 256,
+        state: AgentState::Creating,
+        reason: None,
+        exit: None,
+        vmm_pid: None,
+        created_unix_ms: 1_700_000_000_000,
+        boot_ms: None,
+        heartbeat: None,
+        auto_remove: false,
+        labels: Labels::default(),
+        owner: Owner::default(),
+        restart: RestartPolicy::Never,
+        ttl_s: None,
+        idle_timeout_s: None,
+        health: AgentHealth::Healthy,
+        continuity: None,
+        backoff_until_unix_ms: None,
+        removed_unix_ms: None,
     }
 }
 
@@ -343,28 +376,12 @@ fn agents() {
         queue_timeout_ms: Some(0),
         anti_affinity: Some("web".parse().unwrap()),
         spread: Spread::Hard,
+        restart: RestartPolicy::Always { max_restarts: Some(3) },
+        ttl_s: Some(3600),
+        idle_timeout_s: Some(600),
         ..booted.clone()
     };
-    let agent = Agent {
-        id: "0123456789abcdef".to_owned(),
-        name: "a1".parse().unwrap(),
-        origin: Origin::Boot,
-        image: "base".parse().unwrap(),
-        image_digest: digest(),
-        vcpus: 2,
-        memory_mib: 256,
-        state: AgentState::Creating,
-        reason: None,
-        exit: None,
-        vmm_pid: None,
-        created_unix_ms: 1_700_000_000_000,
-        boot_ms: None,
-        heartbeat: None,
-        auto_remove: false,
-        labels: Labels::default(),
-        owner: Owner::default(),
-        removed_unix_ms: None,
-    };
+    let agent = newborn();
     let beat = AgentHeartbeat {
         at_unix_ms: 1_700_000_002_000,
         uptime_ms: 2000,
@@ -393,6 +410,18 @@ fn agents() {
             boot_ms: Some(870),
             heartbeat: Some(beat.clone()),
             labels: labels(),
+            restart: RestartPolicy::OnFailure { max_restarts: None },
+            ttl_s: Some(3600),
+            idle_timeout_s: Some(600),
+            health: AgentHealth::Unresponsive { since_unix_ms: 1_700_000_002_000 },
+            continuity: Some(Continuity {
+                restarts: 1,
+                cause: "the guest's kernel panicked".to_owned(),
+                restored_from: Origin::Boot,
+                lost_ms: 60_000,
+                at_unix_ms: 1_700_000_001_000,
+            }),
+            backoff_until_unix_ms: Some(1_700_000_010_000),
             removed_unix_ms: Some(1_700_000_009_000),
             ..agent.clone()
         };

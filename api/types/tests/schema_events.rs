@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
+use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Owner};
 use ark_types::scheduling::Quota;
 use ark_types::vmm::{ExitReason, ExitRecord};
@@ -29,11 +30,24 @@ fn spec() -> AgentSpec {
         memory_mib: 256,
         created_unix_ms: 1_700_000_000_000,
         auto_remove: true,
+        restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
+        ttl_s: Some(3600),
+        idle_timeout_s: Some(600),
+    }
+}
+
+fn continuity() -> Continuity {
+    Continuity {
+        restarts: 2,
+        cause: "it was killed".to_owned(),
+        restored_from: Origin::Template { name: name("py") },
+        lost_ms: 90_000,
+        at_unix_ms: 1_700_000_090_000,
     }
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 9] {
+fn events() -> [Event; 12] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -42,6 +56,9 @@ fn events() -> [Event; 9] {
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
         | Event::AgentEnded { .. }
+        | Event::AgentRestarting { .. }
+        | Event::AgentRestarted { .. }
+        | Event::AgentExpired { .. }
         | Event::AgentRemoved {}
         | Event::OwnerQuotaSet { .. } => {}
     }
@@ -58,6 +75,9 @@ fn events() -> [Event; 9] {
             reason: "the guest's kernel panicked".to_owned(),
             exit: Some(exit),
         },
+        Event::AgentRestarting { cause: "it was killed".to_owned(), attempt: 2, after_ms: 2000 },
+        Event::AgentRestarted { continuity: continuity(), boot_ms: 40 },
+        Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
     ]
@@ -89,7 +109,11 @@ fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
     let newborn: Agent = spec().newborn();
     assert_eq!((newborn.state, AgentSpec::from(&newborn)), (AgentState::Creating, spec()));
     let mut older = serde_json::to_value(spec()).unwrap();
-    older.as_object_mut().unwrap().retain(|key, _| key != "owner" && key != "labels");
+    older
+        .as_object_mut()
+        .unwrap()
+        .retain(|key, _| !["owner", "labels", "restart", "ttl_s", "idle_timeout_s"].contains(&key.as_str()));
     let older: AgentSpec = serde_json::from_value(older).unwrap();
     assert_eq!((older.owner, older.labels), (Owner::default(), Labels::default()));
+    assert_eq!((older.restart, older.ttl_s, older.idle_timeout_s), (RestartPolicy::Never, None, None));
 }

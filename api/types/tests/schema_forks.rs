@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::console::{KeptConsole, KeptConsoleList};
 use ark_types::eval::{EvalEnd, EvalException, EvalReply, EvalRequest, Language};
+use ark_types::healing::{AgentHealth, RestartPolicy};
 use ark_types::label::{Labels, Owner};
 use ark_types::receipt::{Check, CheckKind, Evidence, Receipt};
 use ark_types::snapshot::{
@@ -150,6 +151,12 @@ fn forks() {
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        restart: RestartPolicy::Never,
+        ttl_s: None,
+        idle_timeout_s: None,
+        health: AgentHealth::Healthy,
+        continuity: None,
+        backoff_until_unix_ms: None,
         removed_unix_ms: None,
     };
     let forked = Forked {

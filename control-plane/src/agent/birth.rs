@@ -10,11 +10,13 @@ use ark_types::agent::{
 };
 use ark_types::event::AgentSpec;
 use ark_types::guest::CONTROL_PORT;
+use ark_types::healing::{AgentHealth, RestartPolicy};
 use ark_types::label::Labels;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span};
 
 use super::body::{Base, Body};
+use super::heal::{Healing, Kept};
 use super::history::{record_paused, record_survivor};
 use super::owner::Owner;
 use super::record::Record;
@@ -60,12 +62,27 @@ pub struct Wishes {
     pub labels: Labels,
     /// Who it belongs to.
     pub owner: ark_types::label::Owner,
+    /// What becomes of it when it ends, or when nobody uses it.
+    pub upkeep: Upkeep,
+}
+
+/// What becomes of an agent when it ends, or when nobody uses it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Upkeep {
+    /// Whether it begins anew.
+    pub restart: RestartPolicy,
+    /// Seconds from its creation to its removal.
+    pub ttl_s: Option<u64>,
+    /// Seconds without use to its removal.
+    pub idle_timeout_s: Option<u64>,
 }
 
 impl From<CreateAgent> for Wishes {
     fn from(request: CreateAgent) -> Self {
-        let CreateAgent { name, env, auto_remove, labels, owner, .. } = request;
-        Self { name, env, auto_remove, labels, owner }
+        let CreateAgent { name, env, auto_remove, labels, owner, restart, ttl_s, idle_timeout_s, .. } =
+            request;
+        let upkeep = Upkeep { restart, ttl_s, idle_timeout_s };
+        Self { name, env, auto_remove, labels, owner, upkeep }
     }
 }
 
@@ -222,7 +239,7 @@ async fn claim(
 ) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = &standby.handle.0;
     let (up, came_up) = oneshot::channel();
-    let Wishes { name, env, auto_remove, labels, owner } = birth.wishes.clone();
+    let Wishes { name, env, auto_remove, labels, owner, upkeep } = birth.wishes.clone();
     let admitted = core
         .registry
         .admit(name, Some(shared.id.clone()), |id, name| (standby.handle.renamed(id, name, env.clone()), ()));
@@ -240,6 +257,9 @@ async fn claim(
         labels,
         owner,
         created_unix_ms: unix_ms(),
+        restart: upkeep.restart,
+        ttl_s: upkeep.ttl_s,
+        idle_timeout_s: upkeep.idle_timeout_s,
         ..AgentSpec::from(&handle.agent())
     };
     let base = Base::lived_in(&birth.hold);
@@ -301,7 +321,8 @@ pub(crate) fn take_in(
     record.agent.vmm_pid = vmm.as_ref().map(Vmm::pid);
     // What it said to another is no sign of life.
     record.agent.heartbeat = None;
-    record_survivor(core, &record.agent);
+    record.bound_wait();
+    record_survivor(core, &record);
     let grant = vmm.is_some().then(|| claim_for(core, &record.agent));
     let base = hold.map_or(Base::None, Base::lived_in);
     let (handle, owner) = known(core, record, base, false, grant)?;
@@ -328,12 +349,13 @@ fn known(
     is_recorded: bool,
     grant: Option<Grant>,
 ) -> Result<(Handle, Owner), AdmitError> {
-    let Record { agent, env, machine_id, receipt, renewals } = record;
+    let Record { agent, env, machine_id, receipt, renewals, healing } = record;
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
         let (handle, mut owner) = begin(core, agent, env, None, Begun::Earlier, grant);
         owner.known = true;
+        owner.healing = Healing::new(healing);
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);
@@ -386,6 +408,12 @@ fn newborn(
         auto_remove: wishes.auto_remove,
         labels: wishes.labels.clone(),
         owner: wishes.owner.clone(),
+        restart: wishes.upkeep.restart,
+        ttl_s: wishes.upkeep.ttl_s,
+        idle_timeout_s: wishes.upkeep.idle_timeout_s,
+        health: AgentHealth::Healthy,
+        continuity: None,
+        backoff_until_unix_ms: None,
         removed_unix_ms: None,
     }
 }
@@ -430,6 +458,7 @@ pub(super) fn begin(
         state: publish,
         requests: inbox,
         parting: None,
+        healing: Healing::new(Kept::default()),
     };
     (Handle(Arc::new(shared)), owner)
 }

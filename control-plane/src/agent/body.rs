@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ark_types::receipt::Receipt;
+use ark_types::scheduling::Resources;
 
 use crate::scheduler::Grant;
 use crate::snapshots::{Hold, Tenant};
@@ -99,6 +100,11 @@ impl Body {
         // What is free then goes to others without the lock.
         let old = std::mem::replace(&mut *lock(&self.grant), grant);
         drop(old);
+    }
+
+    /// What is reserved for it.
+    pub(super) fn reserved(&self) -> Option<Resources> {
+        lock(&self.grant).as_ref().map(Grant::needs)
     }
 
     /// The agent's memory is on disk: the rest of what was reserved for it is given back.

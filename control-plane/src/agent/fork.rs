@@ -8,7 +8,7 @@ use ark_types::problem::ProblemKind;
 use ark_types::snapshot::{FailedFork, Forked, MAX_FORKS};
 use futures_util::future::join_all;
 
-use super::{Birth, BootError, Handle, SnapshotFailure, Wishes, birth};
+use super::{Birth, BootError, Handle, SnapshotFailure, Upkeep, Wishes, birth};
 use crate::admission::check_host;
 use crate::core::Core;
 use crate::images::Image;
@@ -132,6 +132,8 @@ fn begin(
                 auto_remove: false,
                 labels: parent.labels.clone(),
                 owner: parent.owner.clone(),
+                // Policy and limits are wishes for the parent alone.
+                upkeep: Upkeep::default(),
             },
             grant: grant.clone(),
         };

@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 
 use super::birth::{Begun, begin};
 use super::owner::Owner;
+use super::record::Record;
 use super::request::Request;
 use super::{BootError, Handle, is_ended};
 use crate::core::Core;
@@ -115,7 +116,8 @@ pub(super) fn record_paused(core: &Core, agent: &Agent, hold: &Hold) {
 }
 
 /// Records what the log does not know yet of an agent that an earlier `arkd` left in the run directory.
-pub(super) fn record_survivor(core: &Core, agent: &Agent) {
+pub(super) fn record_survivor(core: &Core, record: &Record) {
+    let agent = &record.agent;
     let told =
         core.ledger.projection().agents().get(&agent.id).map(|known| (known.state, known.origin.clone()));
     if told.is_none() {
@@ -135,7 +137,9 @@ pub(super) fn record_survivor(core: &Core, agent: &Agent) {
         (Some(AgentState::Running), _) => None,
     };
     if let Some(event) = news {
-        drop(core.ledger.record(Stream::agent(&agent.id), vec![event]));
+        let restarting = is_ended(agent.state).then(|| record.restarting()).flatten();
+        let events = [event].into_iter().chain(restarting).collect();
+        drop(core.ledger.record(Stream::agent(&agent.id), events));
     }
 }
 

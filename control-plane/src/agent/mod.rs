@@ -11,6 +11,7 @@
 //! | [`birth`] | an agent begins: booted, restored, claimed from the pool, or taken over from an earlier `arkd` |
 //! | [`owner`], [`request`], [`start`], [`boot`] | its life, and what may be asked of it; how its VMM and guest come up |
 //! | [`renewal`] | what a restored guest has to prove, and the receipt |
+//! | [`heal`] | it begins anew, is ended or removed, as its policy says |
 //! | [`pause`] | snapshots of it, pausing it |
 //! | [`record`] | what of it is on disk, for a later `arkd` |
 //! | [`fork`] | many from one |
@@ -21,6 +22,7 @@ mod body;
 mod boot;
 mod error;
 mod fork;
+mod heal;
 mod history;
 mod identity;
 mod owner;
@@ -44,13 +46,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::guest::{Address, GuestFailure, evaluate};
 use crate::snapshots::Hold;
 
-pub use birth::{Birth, HiddenSpec, Wishes, boot_hidden, create, from_template, restore};
+pub use birth::{Birth, HiddenSpec, Upkeep, Wishes, boot_hidden, create, from_template, restore};
 pub(crate) use birth::{Standby, stand_by, take_in, wake_paused};
 pub(crate) use error::sentence;
 pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 pub use fork::fork;
 pub(crate) use history::settle;
-pub(crate) use owner::outcome_of;
 pub use pause::{Taken, pause, resume};
 pub(crate) use record::{Known, is_paused, load as load_paused};
 pub use renewal::{FailedCheck, RENEWALS_FILE, Seen};
@@ -82,6 +83,11 @@ struct Shared {
 
 const fn is_ended(state: AgentState) -> bool {
     matches!(state, AgentState::Stopped | AgentState::Failed)
+}
+
+/// Whether an agent has ended and does not begin anew.
+const fn is_over(agent: &Agent) -> bool {
+    is_ended(agent.state) && agent.backoff_until_unix_ms.is_none()
 }
 
 impl Handle {
@@ -140,10 +146,10 @@ impl Handle {
         self.0.body.base().hold()
     }
 
-    /// Whether its VMM is no more.
+    /// Whether it has ended, and not to begin anew.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        is_ended(self.0.state.borrow().state)
+        is_over(&self.0.state.borrow())
     }
 
     /// Where its guest takes operations.
@@ -200,10 +206,10 @@ impl Handle {
         }
     }
 
-    /// Waits until its VMM is no more.
+    /// Waits until it has ended, and not to begin anew.
     pub async fn ended(&self) {
         // An error means that the owner is gone, and the VMM with it.
-        let _ = self.0.state.clone().wait_for(|agent| is_ended(agent.state)).await;
+        let _ = self.0.state.clone().wait_for(is_over).await;
     }
 
     /// Asks its owner to remove it, given `grace` to end in order, and does not wait.

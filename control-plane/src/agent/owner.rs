@@ -4,6 +4,7 @@
 //!                    hello, or every check                     Remove, or the first stream ended (auto_remove)
 //!  live: come_up() ────────────────────────► serve() ──────────────────────────────────────► stop() ──► gone
 //!     │                                        │  ▲ heartbeats, pause, resume, rewind          ▲
+//!     │                                        │  │ VMM ended: begun anew (super::heal)        │
 //!     │ neither (1)                            └──┘ VMM ended: Stopped or Failed, or paused ───┘
 //!     ▼                                         ▲                still known until removed
 //!   gone (directory, sockets, process           │
@@ -25,6 +26,7 @@ use ark_types::agent::{Agent, AgentHeartbeat, AgentName, AgentState, Origin};
 use ark_types::event::{Event, Outcome};
 use ark_types::exec::ExecRequest;
 use ark_types::guest::{Frame, Heartbeat, Kind};
+use ark_types::healing::AgentHealth;
 use ark_types::layout::AgentDir;
 use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,7 +35,7 @@ use tracing::{Instrument as _, Span};
 
 use super::birth::Begun;
 use super::body::{Base, Body};
-use super::error::sentence;
+use super::heal::{Healing, after};
 use super::history::{ON_REQUEST, stillborn};
 use super::record::{self, Known, Record};
 use super::request::{Parting, Removal, Request, Up};
@@ -76,6 +78,7 @@ pub(super) struct Owner {
     pub(super) requests: mpsc::UnboundedReceiver<Request>,
     /// What was asked for while something else was waited for.
     pub(super) parting: Option<Parting>,
+    pub(super) healing: Healing,
 }
 
 impl Owner {
@@ -191,6 +194,7 @@ impl Owner {
             machine_id: self.body.machine_id(),
             renewals: self.body.renewals(),
             receipt: self.body.receipt(),
+            healing: self.healing.kept.clone(),
         };
         let process = life.vmm.as_ref().map(|vmm| vmm.identity().clone());
         let snapshot = self.body.base().hold().map(|hold| hold.id());
@@ -199,14 +203,14 @@ impl Owner {
     }
 
     /// As [`Self::remember`], of an agent that goes on even so.
-    fn note(&self, life: &Life) {
+    pub(super) fn note(&self, life: &Life) {
         if let Err(error) = self.remember(life) {
             let (id, name) = self.who();
             tracing::error!(%id, %name, %error, "the agent's record cannot be written: should arkd be killed, the next one may lose it");
         }
     }
 
-    fn who(&self) -> (String, AgentName) {
+    pub(super) fn who(&self) -> (String, AgentName) {
         let agent = self.state.borrow();
         (agent.id.clone(), agent.name.clone())
     }
@@ -259,17 +263,17 @@ impl Owner {
             }
         };
         let dirs = self.body.base().hold().as_ref().map(chain).unwrap_or_default();
-        let was = self.state.borrow().state;
+        let is_over = super::is_over(&self.state.borrow());
         // One that stays on disk has not ended, and one that had ended is known until it is deleted.
-        let goes = for_good || !(self.body.is_recorded() || super::is_ended(was));
+        let goes = for_good || !(self.body.is_recorded() || is_over);
         let mut last = Vec::new();
         if let Some(mut vmm) = life.vmm.take() {
             if goes {
                 drop(self.record(vec![Event::AgentStopping {}]));
             }
             let record = self.stop(&mut vmm, grace).await;
-            last.push(self.conclude(record, true));
-        } else if !super::is_ended(was) {
+            last.push(self.conclude(record));
+        } else if !is_over {
             let (outcome, reason) = (Outcome::Stopped, ON_REQUEST.to_owned());
             last.push(Event::AgentEnded { outcome, reason, exit: None });
         }
@@ -307,13 +311,14 @@ impl Owner {
             if let Some(parting) = self.parting.take() {
                 return parting;
             }
+            let look = self.next_look();
             // Nobody can begin one while it stands still.
             let waits = auto_remove && !streamed && self.state.borrow().state != AgentState::Paused;
             tokio::select! {
                 biased;
                 record = ended(&mut life.vmm) => {
                     life.vmm = None;
-                    self.lose_vmm(record);
+                    self.lose_vmm(record).await;
                     self.note(life);
                 }
                 request = self.requests.recv() => {
@@ -329,6 +334,11 @@ impl Owner {
                     }
                 }
                 event = life.greeter.next() => self.hear(event),
+                () = after(look) => {
+                    if let Some(parting) = self.look(life).await {
+                        return parting;
+                    }
+                }
                 () = &mut first_stream, if waits => {
                     tracing::info!("no streamed exec began in time");
                     return Parting::Removal(Removal::NOW);
@@ -379,22 +389,6 @@ impl Owner {
         }
     }
 
-    /// The VMM ended by itself. A paused agent that is on disk outlasts it.
-    fn lose_vmm(&self, record: ExitRecord) {
-        if self.state.borrow().state == AgentState::Paused && self.body.is_recorded() {
-            self.core.telemetry.vmm_ended(record.reason);
-            tracing::warn!(
-                reason = sentence(&record),
-                "the VMM of a paused agent ended; its memory is on disk"
-            );
-            self.body.set_grant(None);
-            self.state.send_modify(|agent| agent.vmm_pid = None);
-        } else {
-            let end = self.conclude(record, false);
-            drop(self.record(vec![end]));
-        }
-    }
-
     fn enter_if_legal(&self, life: &mut Life, state: AgentState, done: oneshot::Sender<()>) {
         let now = self.state.borrow().state;
         if now == state
@@ -417,7 +411,7 @@ impl Owner {
     async fn restart(&mut self, life: &mut Life, from: (Hold, Image, Option<Origin>), up: Up) {
         let (hold, image, origin) = from;
         let was = self.state.borrow().state;
-        if !was.may_become(AgentState::Creating) {
+        if super::is_ended(was) || !was.may_become(AgentState::Creating) {
             return;
         }
         // What is on disk stays whole, so it can be tried again; what a running agent was is lost with its VMM.
@@ -463,11 +457,12 @@ impl Owner {
         }
     }
 
-    pub(super) fn hear(&self, event: Sign) {
+    pub(super) fn hear(&mut self, event: Sign) {
         match event {
             Sign::Heartbeat(Heartbeat { uptime_ms, mem_available_kib, load1_x100, .. }) => {
                 let heartbeat =
                     AgentHeartbeat { at_unix_ms: unix_ms(), uptime_ms, mem_available_kib, load1_x100 };
+                self.healing.heard();
                 self.state.send_modify(|agent| agent.heartbeat = Some(heartbeat));
             }
             Sign::Hello(hello) => tracing::debug!(?hello, "hello again"),
@@ -516,23 +511,10 @@ impl Owner {
         }
     }
 
-    /// Publishes the VMM's end, and tells what to record of it.
-    fn conclude(&self, record: ExitRecord, on_request: bool) -> Event {
+    /// Publishes the VMM's end, which was asked for, and tells what to record of it.
+    fn conclude(&self, record: ExitRecord) -> Event {
         self.core.telemetry.vmm_ended(record.reason);
-        let was_paused = self.state.borrow().state == AgentState::Paused;
-        let (outcome, reason) = if on_request {
-            (Outcome::Stopped, ON_REQUEST.to_owned())
-        } else {
-            (if was_paused { Outcome::Failed } else { outcome_of(&record) }, sentence(&record))
-        };
-        if outcome == Outcome::Failed {
-            let agent = self.state.borrow();
-            tracing::warn!(id = agent.id, name = %agent.name, reason, "the agent ended");
-        }
-        if !on_request {
-            self.keep_console(&reason);
-        }
-        let exit = Some(record);
+        let (outcome, reason, exit) = (Outcome::Stopped, ON_REQUEST.to_owned(), Some(record));
         self.state.send_modify(|agent| agent.exit.clone_from(&exit));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
@@ -552,7 +534,7 @@ impl Owner {
     pub(super) fn enter(&self, next: AgentState, reason: Option<String>, boot_ms: Option<u64>) {
         self.state.send_modify(|agent| {
             debug_assert!(agent.state.may_become(next), "{} may not become {next}", agent.state);
-            agent.state = next;
+            (agent.state, agent.health) = (next, AgentHealth::Healthy);
             agent.reason = reason.or_else(|| agent.reason.take());
             agent.boot_ms = boot_ms.or(agent.boot_ms);
             if super::is_ended(next) {

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 
 use super::body::Base;
 use super::error::sentence;
+use super::heal::Kept;
 use super::record::{self, Paused, Record};
 use super::request::Request;
 use super::{
@@ -262,6 +263,8 @@ fn record_of(handle: &Handle, hold: &Hold) -> Paused {
         machine_id: body.machine_id(),
         renewals: body.renewals(),
         receipt: body.receipt(),
+        // Who stands still on disk does not end.
+        healing: Kept::default(),
     };
     Paused { record, snapshot: hold.id() }
 }

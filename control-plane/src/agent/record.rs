@@ -23,6 +23,7 @@ use ark_types::vmm::SnapshotId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::heal::Kept;
 use super::wake_paused;
 use crate::core::Core;
 use crate::snapshots::{MANIFEST, remove_file, write_file};
@@ -46,6 +47,9 @@ pub(crate) struct Record {
     pub(super) renewals: u64,
     /// Its last receipt.
     pub(super) receipt: Option<Receipt>,
+    /// What is known of its health.
+    #[serde(default)]
+    pub(super) healing: Kept,
 }
 
 /// An agent that somebody was told of.

@@ -302,7 +302,7 @@ impl Owner {
         }
     }
 
-    fn unless_removed(&mut self, request: Option<&Request>) -> Result<(), BootError> {
+    pub(super) fn unless_removed(&mut self, request: Option<&Request>) -> Result<(), BootError> {
         // A restart cuts off what runs in the guest.
         let is_over = matches!(request, Some(Request::StreamEnded)) && self.state.borrow().auto_remove;
         match Request::parting(request) {
@@ -315,6 +315,17 @@ impl Owner {
             removal => self.parting = removal,
         }
         Err(BootError::Removed)
+    }
+
+    /// Boots a guest in the agent's directory, where an earlier VMM was.
+    pub(super) async fn boot_again<T>(
+        &mut self,
+        life: &mut Life,
+        up: &mut oneshot::Sender<T>,
+    ) -> Result<(), BootError> {
+        life.clear(&self.dir)?;
+        life.restored = None;
+        self.boot_well(life, up).await
     }
 
     /// Restores the guest of `hold` into the agent's directory, where an earlier VMM may have been.

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use super::idle::InUse;
 use super::{Address, GuestFailure};
 
 /// Bytes asked of the socket at a time, to begin with: little memory for the many small operations.
@@ -37,6 +38,7 @@ impl Connection {
         let stream = UnixStream::connect(&address.socket).await.map_err(GuestFailure::Unreachable)?;
         let (reader, writer) = stream.into_split();
         let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter { socket: writer });
+        reader.in_use = Some(address.idle.begin());
         // The VMM leaves what comes behind its line to the guest, so both go out at once: the frame is on its way as soon
         // as the guest accepts, without a round trip through here.
         let line = address.port.map(|port| format!("CONNECT {port}\n")).unwrap_or_default();
@@ -73,13 +75,15 @@ pub struct FrameReader {
     buffer: BytesMut,
     /// Bytes to ask for next.
     room: usize,
+    /// Has the guest count as used while an operation runs here.
+    pub(super) in_use: Option<InUse>,
 }
 
 impl FrameReader {
     /// Reads frames from `socket`.
     #[must_use]
     pub fn new(socket: OwnedReadHalf) -> Self {
-        Self { socket, buffer: BytesMut::new(), room: READ_FIRST }
+        Self { socket, buffer: BytesMut::new(), room: READ_FIRST, in_use: None }
     }
 
     /// Reads once; the number of bytes, 0 at the end of the stream. Cancel-safe.

@@ -1,9 +1,9 @@
-//! Connections kept for the next operation.
+//! Connections kept for the next operation, and how long a guest has had none.
 //!
 //! A connection costs the guest an accept, a thread's wake-up and a close: as much as the operation itself where that is
 //! small. guestd takes one operation after another on a connection, so one whose operation is complete is kept here.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Connection;
@@ -15,22 +15,75 @@ const FRESH: Duration = Duration::from_secs(5);
 
 /// Idle connections to one guest.
 #[derive(Clone, Debug, Default)]
-pub struct Idle(Arc<Mutex<Vec<(Instant, Connection)>>>);
+pub struct Idle(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    kept: Vec<(Instant, Connection)>,
+    /// Operations under way.
+    running: usize,
+    /// When the last one ended.
+    used: Instant,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self { kept: Vec::new(), running: 0, used: Instant::now() }
+    }
+}
+
+/// An operation, while this lives.
+#[derive(Debug)]
+pub(super) struct InUse(Idle);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        inner.running = inner.running.saturating_sub(1);
+        inner.used = Instant::now();
+    }
+}
 
 impl Idle {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An operation begins.
+    pub(super) fn begin(&self) -> InUse {
+        self.lock().running += 1;
+        InUse(self.clone())
+    }
+
+    /// How long there has been no operation; nothing while there is one.
+    pub(crate) fn unused_for(&self) -> Duration {
+        let inner = self.lock();
+        if inner.running > 0 { Duration::ZERO } else { inner.used.elapsed() }
+    }
+
+    /// From now on there is none, as if one had just ended.
+    pub(crate) fn touch(&self) {
+        self.lock().used = Instant::now();
+    }
+
     /// The connection used last, if one is still fresh.
     pub(super) fn take(&self) -> Option<Connection> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(since, _)| since.elapsed() < FRESH);
-        kept.pop().map(|(_, connection)| connection)
+        let mut inner = self.lock();
+        inner.kept.retain(|(since, _)| since.elapsed() < FRESH);
+        let (_, mut connection) = inner.kept.pop()?;
+        inner.running += 1;
+        connection.reader.in_use = Some(InUse(self.clone()));
+        Some(connection)
     }
 
     /// Keeps a connection whose operation is complete: nothing is left to be read or written.
-    pub(super) fn keep(&self, connection: Connection) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(since, _)| since.elapsed() < FRESH);
-        if kept.len() < MOST {
-            kept.push((Instant::now(), connection));
+    pub(super) fn keep(&self, mut connection: Connection) {
+        // It ends its operation without the lock.
+        drop(connection.reader.in_use.take());
+        let mut inner = self.lock();
+        inner.kept.retain(|(since, _)| since.elapsed() < FRESH);
+        if inner.kept.len() < MOST {
+            inner.kept.push((Instant::now(), connection));
         }
     }
 }

@@ -140,6 +140,18 @@ impl Agents {
                 self.removed.insert(place.clone());
                 self.forget_the_oldest();
             }
+            _ if agent.removed_unix_ms.is_some() => {}
+            Event::AgentEnded { outcome, reason, exit } => {
+                agent.state = (*outcome).into();
+                agent.reason = Some(reason.clone());
+                agent.exit.clone_from(exit);
+            }
+            Event::AgentRestarted { continuity, boot_ms } => {
+                (agent.state, agent.boot_ms) = (AgentState::Running, Some(*boot_ms));
+                (agent.reason, agent.exit) = (None, None);
+                agent.origin = continuity.restored_from.clone();
+                agent.continuity = Some(continuity.clone());
+            }
             // A pause and the end of what is being paused are told by different tasks: the end is what counts.
             _ if has_ended => {}
             Event::AgentCreated { .. } => {}
@@ -154,12 +166,8 @@ impl Agents {
                 agent.origin = origin.clone();
             }
             Event::AgentStopping {} => agent.state = AgentState::Stopping,
-            Event::AgentEnded { outcome, reason, exit } => {
-                agent.state = (*outcome).into();
-                agent.reason = Some(reason.clone());
-                agent.exit.clone_from(exit);
-            }
-            Event::OwnerQuotaSet { .. } => {}
+            // Until it runs again it has ended; what its limits lead to is told by what follows.
+            Event::AgentRestarting { .. } | Event::AgentExpired { .. } | Event::OwnerQuotaSet { .. } => {}
         }
     }
 

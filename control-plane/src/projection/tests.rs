@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ark_types::agent::{AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, Outcome, Stream};
+use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Selector};
 use ark_types::scheduling::Quota;
 use proptest::prelude::*;
@@ -36,7 +37,20 @@ fn created(n: u64) -> Event {
             // Several at a time, and not quite in order.
             created_unix_ms: 1000 + (n ^ 1) / 3,
             auto_remove: false,
+            restart: RestartPolicy::Never,
+            ttl_s: None,
+            idle_timeout_s: None,
         },
+    }
+}
+
+fn continuity(n: u64) -> Continuity {
+    Continuity {
+        restarts: 1,
+        cause: "it broke".to_owned(),
+        restored_from: Origin::Boot,
+        lost_ms: n,
+        at_unix_ms: 2000,
     }
 }
 
@@ -51,6 +65,8 @@ fn event(n: u64, kind: u8) -> Event {
         6 => Event::AgentStopping {},
         7 => Event::AgentEnded { outcome: Outcome::Failed, reason: "it broke".to_owned(), exit: None },
         8 => Event::AgentRemoved {},
+        9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
+        10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
         _ => Event::OwnerQuotaSet {
             quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
         },
@@ -91,6 +107,14 @@ fn the_end_is_the_end() {
 }
 
 #[test]
+fn only_a_restart_leads_back_from_the_end() {
+    let projection = projection(&recorded([0, 2, 7, 9, 10].map(|kind| (1, kind))));
+    let agent = projection.agents().get(&id(1)).unwrap();
+    assert_eq!((agent.state, &agent.reason, &agent.exit), (AgentState::Running, &None, &None));
+    assert_eq!((&agent.continuity, &agent.origin), (&Some(continuity(1)), &Origin::Boot));
+}
+
+#[test]
 fn the_oldest_history_is_forgotten_whole() {
     let count = agents::MAX_HISTORY as u64 + 10;
     let lives = (0..count).flat_map(|n| [(n, 0), (n, 2), (n, 8)]);
@@ -120,8 +144,8 @@ fn the_last_quota_of_an_owner_counts() {
         let quotas = projection.quotas().iter();
         quotas.map(|(owner, quota)| (owner.to_string(), quota.agents.unwrap())).collect::<Vec<_>>()
     };
-    assert_eq!(quotas(&[(1, 9), (2, 9), (5, 9)]), [("o0".to_owned(), 2), ("o1".to_owned(), 5)]);
-    assert_eq!(quotas(&[(1, 9), (2, 9), (3, 9)]), [("o0".to_owned(), 2)], "the third has no bound");
+    assert_eq!(quotas(&[(1, 11), (2, 11), (5, 11)]), [("o0".to_owned(), 2), ("o1".to_owned(), 5)]);
+    assert_eq!(quotas(&[(1, 11), (2, 11), (3, 11)]), [("o0".to_owned(), 2)], "the third has no bound");
 }
 
 #[test]
@@ -160,7 +184,7 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..10_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..12_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {

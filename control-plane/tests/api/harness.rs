@@ -122,6 +122,8 @@ impl Place {
                 first_stream: Duration::from_millis(700),
                 exec_slack: Duration::from_millis(300),
                 renewal: Duration::from_secs(5),
+                // Fakes beat ten times a second.
+                silence: Duration::from_secs(2),
             },
             // What is made ahead would be counted among the agents' directories.
             pool: PoolSizes::default(),

@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod forks;
 mod harness;
+mod healing;
 mod metrics;
 mod openapi;
 mod pause;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ark_client::{AgentQuery, Client, Error};
 use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent, Origin};
+use ark_types::healing::{AgentHealth, Continuity};
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::Spread;
 
@@ -47,6 +48,9 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         queue_timeout_ms: args.room.queue_timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         anti_affinity: None,
         spread: Spread::Soft,
+        restart: args.restart,
+        ttl_s: args.ttl,
+        idle_timeout_s: args.idle_timeout,
     })
 }
 
@@ -68,7 +72,7 @@ pub(crate) async fn ps(context: &Context, args: &PsArgs) -> Result<(), Failure> 
     let mut list = context.client().await?.agents_where(&query).await?;
     // Who asks for a state that is over wants to see those.
     let all = all || state.is_some();
-    list.agents.retain(|agent| all || is_living(agent.state));
+    list.agents.retain(|agent| all || is_living(agent));
     context.ui.show(&list, |list| agent_table(context.ui, list, all))
 }
 
@@ -117,15 +121,30 @@ fn listed(names: &[String]) -> String {
 }
 
 /// Whether an agent is not over.
-const fn is_living(state: AgentState) -> bool {
-    match state {
+const fn is_living(agent: &Agent) -> bool {
+    match agent.state {
         AgentState::Creating | AgentState::Running | AgentState::Paused | AgentState::Stopping => true,
-        AgentState::Stopped | AgentState::Failed => false,
+        AgentState::Stopped | AgentState::Failed => agent.backoff_until_unix_ms.is_some(),
     }
 }
 
-const fn colour(state: AgentState) -> Colour {
-    match state {
+/// An agent's state, and what else there is to say of it in a word.
+fn state(agent: &Agent) -> String {
+    match (agent.health, agent.backoff_until_unix_ms) {
+        (AgentHealth::Unresponsive { .. }, _) => format!("{} (unresponsive)", agent.state),
+        (AgentHealth::Healthy, Some(_)) => format!("{} (restarting)", agent.state),
+        (AgentHealth::Healthy, None) => agent.state.to_string(),
+    }
+}
+
+/// How often an agent began anew.
+fn restarts(agent: &Agent) -> u32 {
+    agent.continuity.as_ref().map_or(0, |continuity| continuity.restarts)
+}
+
+const fn colour(agent: &Agent) -> Colour {
+    match agent.state {
+        AgentState::Running if !agent.health.is_healthy() => Colour::Red,
         AgentState::Running => Colour::Green,
         AgentState::Creating | AgentState::Paused | AgentState::Stopping | AgentState::Stopped => {
             Colour::Yellow
@@ -151,14 +170,15 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
             agent.id.clone(),
             agent.image.to_string(),
             origin(agent),
-            ui.paint(colour(agent.state), &agent.state.to_string()),
+            ui.paint(colour(agent), &state(agent)),
+            restarts(agent).to_string(),
             agent.vcpus.to_string(),
             size(agent.memory_mib << 20),
             age(agent.created_unix_ms),
             agent.boot_ms.map(span).unwrap_or_default(),
         ]
     };
-    let headings = ["NAME", "ID", "IMAGE", "ORIGIN", "STATE", "VCPUS", "MEMORY", "AGE", "START"];
+    let headings = ["NAME", "ID", "IMAGE", "ORIGIN", "STATE", "RESTARTS", "VCPUS", "MEMORY", "AGE", "START"];
     let rows: Vec<_> = list.agents.iter().map(row).collect();
     if !all {
         return table(headings, &rows);
@@ -168,13 +188,13 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
         let text: String = text.chars().take(REASON_WIDTH).collect();
         if agent.removed_unix_ms.is_some() { format!("removed: {text}") } else { text }
     };
-    let [a, b, c, d, e, f, g, h, i] = headings;
+    let [a, b, c, d, e, f, g, h, i, j] = headings;
     let rows: Vec<_> = rows
         .into_iter()
         .zip(&list.agents)
-        .map(|([a, b, c, d, e, f, g, h, i], agent)| [a, b, c, d, e, f, g, h, i, reason(agent)])
+        .map(|([a, b, c, d, e, f, g, h, i, j], agent)| [a, b, c, d, e, f, g, h, i, j, reason(agent)])
         .collect();
-    table([a, b, c, d, e, f, g, h, i, "REASON"], &rows)
+    table([a, b, c, d, e, f, g, h, i, j, "REASON"], &rows)
 }
 
 fn details(ui: Ui, agent: &Agent) -> String {
@@ -185,7 +205,7 @@ fn details(ui: Ui, agent: &Agent) -> String {
     let mut rows = vec![
         ("name", agent.name.to_string()),
         ("id", agent.id.clone()),
-        ("state", ui.paint(colour(agent.state), &agent.state.to_string())),
+        ("state", ui.paint(colour(agent), &state(agent))),
         ("origin", from),
         ("image", format!("{} ({})", agent.image, agent.image_digest)),
         ("vcpus", agent.vcpus.to_string()),
@@ -222,11 +242,41 @@ fn details(ui: Ui, agent: &Agent) -> String {
     if agent.auto_remove {
         rows.push(("removal", "with the end of its first program".to_owned()));
     }
+    rows.extend(upkeep(agent));
     rows.iter().map(|(key, value)| format!("{key:<10} {value}\n")).collect()
+}
+
+/// What becomes of an agent by itself, and what its restarts cost it.
+fn upkeep(agent: &Agent) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if !agent.restart.is_never() {
+        rows.push(("restart", agent.restart.to_string()));
+    }
+    if let Some(seconds) = agent.ttl_s {
+        rows.push(("ttl", format!("{} after its creation", span(seconds.saturating_mul(1000)))));
+    }
+    if let Some(seconds) = agent.idle_timeout_s {
+        rows.push(("idle", format!("removed when unused for {}", span(seconds.saturating_mul(1000)))));
+    }
+    if let AgentHealth::Unresponsive { since_unix_ms } = agent.health {
+        rows.push(("health", format!("its guest was not heard for {}", age(since_unix_ms))));
+    }
+    if let Some(Continuity { restarts, cause, restored_from, lost_ms, at_unix_ms }) = &agent.continuity {
+        let begun = match restored_from {
+            Origin::Boot => "booted anew".to_owned(),
+            Origin::Template { name } => format!("forked anew from the template {name}"),
+            Origin::Snapshot { name } | Origin::Fork { name, .. } => format!("restored from {name}"),
+        };
+        let (when, lost, cause) = (age(*at_unix_ms), span(*lost_ms), printable(cause));
+        rows.push(("restarts", format!("{restarts}, the last {when} ago: {cause}")));
+        rows.push(("continuity", format!("{begun}; what it did in the {lost} before that is lost")));
+    }
+    rows
 }
 
 #[cfg(test)]
 mod tests {
+    use ark_types::healing::RestartPolicy;
     use serde_json::json;
 
     use super::*;
@@ -247,14 +297,47 @@ mod tests {
         let years = age(0);
         let short = agent_table(ui, &list, false);
         assert!(
-            short.starts_with("NAME  ID                IMAGE  ORIGIN      STATE   VCPUS  MEMORY   AGE"),
+            short.starts_with(
+                "NAME  ID                IMAGE  ORIGIN      STATE   RESTARTS  VCPUS  MEMORY   AGE"
+            ),
             "{short}"
         );
-        let line =
-            format!("a1    00112233aabbccdd  base   fork of a0  failed  2      256 MiB  {years}  870 ms\n");
+        let line = format!(
+            "a1    00112233aabbccdd  base   fork of a0  failed  0         2      256 MiB  {years}  870 ms\n"
+        );
         assert!(short.ends_with(&line), "{short}");
         let long = agent_table(ui, &list, true);
         assert!(long.contains("REASON") && long.contains("the guest\\u{1b}[2J panicked"), "{long}");
+    }
+
+    #[test]
+    fn restarts_and_what_they_cost_are_told() {
+        let mut agent = agent();
+        agent.restart = RestartPolicy::OnFailure { max_restarts: Some(3) };
+        agent.continuity = Some(Continuity {
+            restarts: 2,
+            cause: "it was\u{1b} killed".to_owned(),
+            restored_from: Origin::Template { name: "py".parse().unwrap() },
+            lost_ms: 1500,
+            at_unix_ms: 0,
+        });
+        assert!(!is_living(&agent));
+        agent.backoff_until_unix_ms = Some(1);
+        assert!(is_living(&agent));
+        let text = details(Ui::new(true), &agent);
+        for part in [
+            "failed (restarting)",
+            "on-failure:3",
+            "restarts   2",
+            "it was\\u{1b} killed",
+            "template py; what it did in the",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        (agent.state, agent.health) = (AgentState::Running, AgentHealth::Unresponsive { since_unix_ms: 0 });
+        let list = AgentList { agents: vec![agent], next_cursor: None };
+        let table = agent_table(Ui::new(true), &list, false);
+        assert!(table.contains("running (unresponsive)  2 "), "{table}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ark_client::Client;
 use ark_types::agent::CreateAgent;
 use ark_types::eval::{EvalReply, EvalRequest, Language};
+use ark_types::healing::RestartPolicy;
 use ark_types::label::{Labels, Owner};
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::Spread;
@@ -78,6 +79,9 @@ async fn in_a_temporary_agent(
         queue_timeout_ms: None,
         anti_affinity: None,
         spread: Spread::Soft,
+        restart: RestartPolicy::Never,
+        ttl_s: None,
+        idle_timeout_s: None,
     };
     tokio::select! {
         // Of one that could not be made nothing is left.

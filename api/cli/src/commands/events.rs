@@ -2,6 +2,7 @@
 
 use ark_client::{EventQuery, EventStream};
 use ark_types::event::{Event, Outcome, Recorded};
+use ark_types::healing::Continuity;
 use ark_types::scheduling::Quota;
 
 use crate::args::EventsArgs;
@@ -69,6 +70,14 @@ fn about(event: &Event) -> String {
             let bounds = bounds.collect::<Vec<_>>().join(", ");
             if bounds.is_empty() { "may have everything".to_owned() } else { format!("may have {bounds}") }
         }
+        Event::AgentRestarting { cause, attempt, after_ms } => {
+            format!("attempt {attempt} in {}: {cause}", span(*after_ms))
+        }
+        Event::AgentRestarted { continuity, boot_ms } => {
+            let Continuity { restarts, lost_ms, .. } = continuity;
+            format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
+        }
+        Event::AgentExpired { reason } => reason.clone(),
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}

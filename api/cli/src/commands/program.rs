@@ -42,6 +42,10 @@ pub(crate) async fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure
         signal = signals.next() => return Ok(interrupted(signal)),
     };
     request.auto_remove = !args.keep;
+    if request.auto_remove && !request.restart.is_never() {
+        let why = "an agent that is removed with its program cannot be restarted: add --keep, or leave --restart out";
+        return Err(Failure::Usage(why.to_owned()));
+    }
     // Named here, so that an agent whose creation is interrupted can be removed.
     let name = match request.name.clone() {
         Some(name) => name,

@@ -1,0 +1,105 @@
+//! What becomes of an agent whose VMM ends, or that nobody uses: its policy, and what is told of it afterwards.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::agent::Origin;
+
+/// Bounds of `max_restarts`.
+pub const MAX_RESTARTS: std::ops::RangeInclusive<u32> = 1..=10_000;
+/// Bounds of `ttl_s` and `idle_timeout_s`, seconds: a second to a year.
+pub const LIFETIME_S: std::ops::RangeInclusive<u64> = 1..=365 * 86_400;
+
+/// Whether an agent begins anew when its VMM ends without having been asked to.
+///
+/// It begins as what it was made of; what it did since is lost, and [`Continuity`] says so. Before each restart it waits, 1 s at
+/// first and twice as long each time, 60 s at most, until it ran for 10 minutes without ending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "when", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RestartPolicy {
+    /// It stays as it ended.
+    #[default]
+    Never,
+    /// When it failed; not when its guest powered itself off.
+    OnFailure {
+        /// Restarts until it ran for 10 minutes without ending, 1 to 10000; when absent, at most 5 within 10 minutes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_restarts: Option<u32>,
+    },
+    /// However it ended.
+    Always {
+        /// As of `on_failure`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_restarts: Option<u32>,
+    },
+}
+
+impl RestartPolicy {
+    /// Whether it is the policy of a request that names none.
+    #[must_use]
+    pub const fn is_never(&self) -> bool {
+        matches!(self, Self::Never)
+    }
+
+    /// Its bound on restarts, if it has one.
+    #[must_use]
+    pub const fn max_restarts(self) -> Option<u32> {
+        match self {
+            Self::Never => None,
+            Self::OnFailure { max_restarts } | Self::Always { max_restarts } => max_restarts,
+        }
+    }
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Never => "never",
+            Self::OnFailure { .. } => "on-failure",
+            Self::Always { .. } => "always",
+        })?;
+        match self.max_restarts() {
+            Some(max) => write!(f, ":{max}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a running agent's guest is heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum AgentHealth {
+    /// It is.
+    #[default]
+    Healthy,
+    /// No heartbeat came for longer than three of them take, though its VMM is there.
+    Unresponsive {
+        /// When it was heard last, milliseconds since the Unix epoch.
+        since_unix_ms: u64,
+    },
+}
+
+impl AgentHealth {
+    /// Whether its guest is heard.
+    #[must_use]
+    pub const fn is_healthy(&self) -> bool {
+        matches!(self, Self::Healthy)
+    }
+}
+
+/// What an agent's restarts cost it. It never claims state that was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Continuity {
+    /// Restarts in its whole life.
+    pub restarts: u32,
+    /// Why the last one was due, as a sentence.
+    pub cause: String,
+    /// What it began as then: a template or a boot, neither of which holds anything that it did before.
+    pub restored_from: Origin,
+    /// What it did in this time before it ended is lost, milliseconds: since it first ran, or since the restart before.
+    pub lost_ms: u64,
+    /// When it ran again, milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+}

@@ -1,0 +1,241 @@
+//! What an agent needs now: its desired and its observed state, compared. Nothing here looks, waits or acts.
+//!
+//! ```text
+//!             ended, and its policy says so             until is over
+//!  running ───────────────────────────────► Wait ────────────────────► Restart ──► running
+//!     │ ▲                                     ▲                           │
+//!     │ └── Recovered ◄── Unresponsive        └───────────────────────────┤ it did not come up
+//!     │                       │ with a policy                             ▼
+//!     │                       └──► Kill ──► ended        too many ──► Stay, with the reason
+//!     └── ttl or idle timeout is over ──► Remove (the ttl: whatever state it is in)
+//! ```
+//!
+//! Times are milliseconds on one clock that is never set, [`Clock`].
+
+use std::time::{Duration, Instant};
+
+use ark_types::event::Outcome;
+use ark_types::healing::RestartPolicy;
+use serde::{Deserialize, Serialize};
+
+use crate::host::{millis, unix_ms};
+
+#[cfg(test)]
+mod tests;
+
+/// Wait before the first restart; each further one waits twice as long.
+const FIRST_WAIT_MS: u64 = 1000;
+/// Longest wait before a restart.
+pub(crate) const LONGEST_WAIT_MS: u64 = 60_000;
+/// Who ran for this long without ending runs well: what was before counts no more.
+const RAN_WELL_MS: u64 = 10 * 60_000;
+/// Within this time an agent without a bound of its own is restarted [`MOST_RESTARTS`] times at most.
+const WINDOW_MS: u64 = 10 * 60_000;
+/// See [`WINDOW_MS`].
+const MOST_RESTARTS: usize = 5;
+
+/// Wall-clock time as it was when this was made, and on from there without any step that the host's clock makes meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    began_unix_ms: u64,
+    began: Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self { began_unix_ms: unix_ms(), began: Instant::now() }
+    }
+
+    /// Milliseconds since about the Unix epoch.
+    pub(crate) fn now(&self) -> u64 {
+        self.began_unix_ms.saturating_add(millis(self.began.elapsed()))
+    }
+
+    /// How long it is until `at`.
+    pub(crate) fn until(&self, at: u64) -> Duration {
+        Duration::from_millis(at.saturating_sub(self.now()))
+    }
+}
+
+/// What an agent's creator wants of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Desired {
+    pub(crate) restart: RestartPolicy,
+    pub(crate) ttl_ms: Option<u64>,
+    pub(crate) idle_timeout_ms: Option<u64>,
+    /// Somebody asked for its removal.
+    pub(crate) is_removal_asked: bool,
+}
+
+/// What is seen of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Observed {
+    pub(crate) created_ms: u64,
+    pub(crate) condition: Condition,
+}
+
+/// Where an agent is, as far as this matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// Its guest comes up.
+    ComingUp,
+    /// Its guest takes commands.
+    Running {
+        /// How long its guest was not heard, milliseconds.
+        silent_ms: u64,
+        /// From when on that is too long, milliseconds.
+        patience_ms: u64,
+        /// Whether that was told.
+        is_told: bool,
+        /// How long nothing was asked of it, milliseconds.
+        unused_ms: u64,
+    },
+    /// Its processors stand still, as somebody asked.
+    Paused,
+    /// Its VMM is being ended.
+    Ending,
+    /// It ended, or did not come up again, and nothing was decided yet.
+    Ended {
+        outcome: Outcome,
+        /// How long it ran, milliseconds; none when it did not come up.
+        ran_ms: Option<u64>,
+        history: History,
+    },
+    /// It is to begin anew then.
+    Waiting { until_ms: u64 },
+    /// It stays as it ended.
+    Over,
+}
+
+/// Restarts of an agent since it last ran well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct History {
+    /// How many.
+    pub(crate) streak: u32,
+    /// When those of the last [`WINDOW_MS`] were decided.
+    recent_ms: Vec<u64>,
+}
+
+impl History {
+    /// The history with what the end of one that ran for `ran_ms` makes of it.
+    fn after(&self, ran_ms: Option<u64>) -> Self {
+        if ran_ms.is_some_and(|ran| ran >= RAN_WELL_MS) { Self::default() } else { self.clone() }
+    }
+
+    /// Takes note of a restart that is decided at `now`.
+    pub(crate) fn note(&mut self, ran_ms: Option<u64>, now: u64) {
+        *self = self.after(ran_ms);
+        self.streak = self.streak.saturating_add(1);
+        self.recent_ms.retain(|at| now.saturating_sub(*at) < WINDOW_MS);
+        self.recent_ms.push(now);
+    }
+
+    fn recent(&self, now: u64) -> usize {
+        self.recent_ms.iter().filter(|at| now.saturating_sub(**at) < WINDOW_MS).count()
+    }
+}
+
+/// What an agent's owner is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Let it begin anew after this time.
+    Wait { attempt: u32, after_ms: u64 },
+    /// Leave it as it ended; `why` where its policy alone would have it begin anew.
+    Stay { why: Option<String> },
+    /// Let it begin anew now.
+    Restart,
+    /// Tell that its guest is not heard.
+    Unresponsive,
+    /// Tell that its guest is heard again.
+    Recovered,
+    /// End its VMM: the guest was not heard for this long.
+    Kill { silent_ms: u64 },
+    /// Remove it, for this reason.
+    Remove { why: String },
+}
+
+/// What `observed` needs at `now` to be as `desired`.
+pub(crate) fn decide(desired: &Desired, observed: &Observed, now: u64) -> Vec<Action> {
+    if desired.is_removal_asked {
+        return Vec::new();
+    }
+    if let Some(why) = expired(desired, observed, now) {
+        return vec![Action::Remove { why }];
+    }
+    match &observed.condition {
+        Condition::Running { silent_ms, patience_ms, is_told, .. } => {
+            listen(desired.restart, (*silent_ms, *patience_ms), *is_told)
+        }
+        Condition::Ended { outcome, ran_ms, history } => {
+            vec![after_end(desired.restart, *outcome, &history.after(*ran_ms), now)]
+        }
+        Condition::Waiting { until_ms } if *until_ms <= now => vec![Action::Restart],
+        Condition::ComingUp
+        | Condition::Paused
+        | Condition::Ending
+        | Condition::Waiting { .. }
+        | Condition::Over => Vec::new(),
+    }
+}
+
+/// Which of its limits an agent is over.
+fn expired(desired: &Desired, observed: &Observed, now: u64) -> Option<String> {
+    let age = now.saturating_sub(observed.created_ms);
+    if let Some(ttl) = desired.ttl_ms.filter(|ttl| age >= *ttl) {
+        return Some(format!("its ttl of {} s is over", ttl / 1000));
+    }
+    match &observed.condition {
+        Condition::Running { unused_ms, .. } => desired
+            .idle_timeout_ms
+            .filter(|limit| unused_ms >= limit)
+            .map(|limit| format!("nothing was asked of it for {} s, its idle timeout", limit / 1000)),
+        Condition::ComingUp
+        | Condition::Paused
+        | Condition::Ending
+        | Condition::Ended { .. }
+        | Condition::Waiting { .. }
+        | Condition::Over => None,
+    }
+}
+
+fn listen(policy: RestartPolicy, (silent_ms, patience_ms): (u64, u64), is_told: bool) -> Vec<Action> {
+    let is_silent = silent_ms >= patience_ms;
+    match (is_silent, is_told) {
+        (false, false) => Vec::new(),
+        (false, true) => vec![Action::Recovered],
+        (true, _) => {
+            let told = (!is_told).then_some(Action::Unresponsive);
+            let kill = (!policy.is_never()).then_some(Action::Kill { silent_ms });
+            told.into_iter().chain(kill).collect()
+        }
+    }
+}
+
+fn after_end(policy: RestartPolicy, outcome: Outcome, history: &History, now: u64) -> Action {
+    let is_due = match policy {
+        RestartPolicy::Never => false,
+        RestartPolicy::OnFailure { .. } => outcome == Outcome::Failed,
+        RestartPolicy::Always { .. } => true,
+    };
+    if !is_due {
+        return Action::Stay { why: None };
+    }
+    let spent = match policy.max_restarts() {
+        Some(most) => (history.streak >= most).then(|| format!("it was restarted {} times", history.streak)),
+        None => {
+            let recent = history.recent(now);
+            (recent >= MOST_RESTARTS)
+                .then(|| format!("it was restarted {recent} times within {} minutes", WINDOW_MS / 60_000))
+        }
+    };
+    match spent {
+        Some(spent) => Action::Stay { why: Some(format!("{spent}, so it is not restarted any more")) },
+        None => Action::Wait { attempt: history.streak.saturating_add(1), after_ms: wait(history.streak) },
+    }
+}
+
+/// How long a restart waits that comes after `streak` others.
+fn wait(streak: u32) -> u64 {
+    let doubled = 1u64.checked_shl(streak).map_or(u64::MAX, |factor| FIRST_WAIT_MS.saturating_mul(factor));
+    doubled.min(LONGEST_WAIT_MS)
+}

@@ -1,0 +1,188 @@
+//! What holds of every decision.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const STEPS: std::ops::Range<u64> = 0..2_000_000;
+
+fn policy() -> impl Strategy<Value = RestartPolicy> {
+    let max = prop::option::of(1u32..8);
+    prop_oneof![
+        Just(RestartPolicy::Never),
+        max.clone().prop_map(|max_restarts| RestartPolicy::OnFailure { max_restarts }),
+        max.prop_map(|max_restarts| RestartPolicy::Always { max_restarts }),
+    ]
+}
+
+fn desired() -> impl Strategy<Value = Desired> {
+    let limit = || prop::option::of(1000u64..1_000_000);
+    (policy(), limit(), limit(), any::<bool>()).prop_map(
+        |(restart, ttl_ms, idle_timeout_ms, is_removal_asked)| Desired {
+            restart,
+            ttl_ms,
+            idle_timeout_ms,
+            is_removal_asked,
+        },
+    )
+}
+
+fn history() -> impl Strategy<Value = History> {
+    (0u32..80, prop::collection::vec(STEPS, 0..8))
+        .prop_map(|(streak, recent_ms)| History { streak, recent_ms })
+}
+
+fn condition() -> impl Strategy<Value = Condition> {
+    let running = (STEPS, 1u64..100_000, any::<bool>(), STEPS).prop_map(
+        |(silent_ms, patience_ms, is_told, unused_ms)| Condition::Running {
+            silent_ms,
+            patience_ms,
+            is_told,
+            unused_ms,
+        },
+    );
+    let ended = (any::<bool>(), prop::option::of(STEPS), history()).prop_map(|(failed, ran_ms, history)| {
+        let outcome = if failed { Outcome::Failed } else { Outcome::Stopped };
+        Condition::Ended { outcome, ran_ms, history }
+    });
+    prop_oneof![
+        Just(Condition::ComingUp),
+        Just(Condition::Paused),
+        Just(Condition::Ending),
+        Just(Condition::Over),
+        STEPS.prop_map(|until_ms| Condition::Waiting { until_ms }),
+        running,
+        ended,
+    ]
+}
+
+fn observed() -> impl Strategy<Value = Observed> {
+    (STEPS, condition()).prop_map(|(created_ms, condition)| Observed { created_ms, condition })
+}
+
+/// What an agent is once its owner did `action`.
+fn apply(desired: &mut Desired, observed: &mut Observed, action: &Action, now: u64) {
+    let next = match (action, &observed.condition) {
+        (Action::Remove { .. }, _) => {
+            desired.is_removal_asked = true;
+            return;
+        }
+        (Action::Wait { after_ms, .. }, _) => Condition::Waiting { until_ms: now + after_ms },
+        (Action::Stay { .. }, _) => Condition::Over,
+        (Action::Restart, _) => Condition::ComingUp,
+        (Action::Kill { .. }, _) => Condition::Ending,
+        (told, Condition::Running { silent_ms, patience_ms, unused_ms, .. }) => Condition::Running {
+            silent_ms: *silent_ms,
+            patience_ms: *patience_ms,
+            unused_ms: *unused_ms,
+            is_told: *told == Action::Unresponsive,
+        },
+        (other, condition) => panic!("{other:?} of {condition:?}"),
+    };
+    observed.condition = next;
+}
+
+proptest! {
+    #[test]
+    fn who_has_no_policy_is_never_restarted_nor_killed(mut desired in desired(), observed in observed(), now in STEPS) {
+        desired.restart = RestartPolicy::Never;
+        if matches!(observed.condition, Condition::Waiting { .. }) {
+            return Ok(());
+        }
+        let begins = |action: &Action| matches!(action, Action::Wait { .. } | Action::Restart | Action::Kill { .. });
+        prop_assert!(!decide(&desired, &observed, now).iter().any(begins));
+    }
+
+    #[test]
+    fn nothing_is_done_once_removal_was_asked_for(mut desired in desired(), observed in observed(), now in STEPS) {
+        desired.is_removal_asked = true;
+        prop_assert_eq!(decide(&desired, &observed, now), []);
+    }
+
+    #[test]
+    fn the_ttl_removes_whatever_else_is_wanted(mut desired in desired(), observed in observed(), over in 0u64..1000) {
+        desired.is_removal_asked = false;
+        let ttl = desired.ttl_ms.unwrap_or(5000);
+        desired.ttl_ms = Some(ttl);
+        let actions = decide(&desired, &observed, observed.created_ms + ttl + over);
+        prop_assert!(matches!(actions.as_slice(), [Action::Remove { why }] if why.contains("ttl")), "{actions:?}");
+    }
+
+    #[test]
+    fn only_a_running_agent_is_idle(mut desired in desired(), observed in observed(), now in STEPS) {
+        desired.ttl_ms = None;
+        let actions = decide(&desired, &observed, now);
+        if actions.iter().any(|action| matches!(action, Action::Remove { .. })) {
+            let is_running = matches!(observed.condition, Condition::Running { .. });
+            prop_assert!(is_running);
+        }
+    }
+
+    #[test]
+    fn what_was_done_is_not_decided_again(mut desired in desired(), mut observed in observed(), now in STEPS) {
+        for action in decide(&desired, &observed, now) {
+            apply(&mut desired, &mut observed, &action, now);
+        }
+        prop_assert_eq!(decide(&desired, &observed, now), []);
+    }
+
+    #[test]
+    fn waits_grow_and_are_bounded(streak: u32) {
+        prop_assert!((FIRST_WAIT_MS..=LONGEST_WAIT_MS).contains(&wait(streak)));
+        prop_assert!(wait(streak) <= wait(streak.saturating_add(1)));
+    }
+
+    #[test]
+    fn a_crash_loop_ends_with_a_reason(policy in policy(), start in STEPS, runs in prop::collection::vec(0u64..5000, 20)) {
+        let desired = Desired { restart: policy, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+        let (mut now, mut history, mut restarts) = (start, History::default(), 0usize);
+        for ran in runs {
+            now += ran;
+            let condition = Condition::Ended { outcome: Outcome::Failed, ran_ms: Some(ran), history: history.clone() };
+            let actions = decide(&desired, &Observed { created_ms: start, condition }, now);
+            match actions.as_slice() {
+                [Action::Wait { attempt, after_ms }] => {
+                    restarts += 1;
+                    prop_assert_eq!(*attempt as usize, restarts);
+                    history.note(Some(ran), now);
+                    now += after_ms;
+                }
+                [Action::Stay { why }] => {
+                    let most = policy.max_restarts().map_or(MOST_RESTARTS, |most| most as usize);
+                    prop_assert_eq!(restarts, if policy.is_never() { 0 } else { most });
+                    prop_assert_eq!(why.is_some(), !policy.is_never());
+                    return Ok(());
+                }
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+        prop_assert!(false, "it went on and on");
+    }
+}
+
+#[test]
+fn who_ran_well_begins_with_a_clean_slate() {
+    let restart = RestartPolicy::Always { max_restarts: Some(2) };
+    let desired = Desired { restart, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+    let spent = History { streak: 2, recent_ms: vec![1, 2] };
+    let after = |ran_ms| {
+        let condition = Condition::Ended { outcome: Outcome::Stopped, ran_ms, history: spent.clone() };
+        decide(&desired, &Observed { created_ms: 0, condition }, RAN_WELL_MS * 2)
+    };
+    assert_eq!(after(Some(RAN_WELL_MS)), [Action::Wait { attempt: 1, after_ms: FIRST_WAIT_MS }]);
+    for ran in [Some(RAN_WELL_MS - 1), None] {
+        assert!(matches!(after(ran).as_slice(), [Action::Stay { why: Some(_) }]));
+    }
+}
+
+#[test]
+fn only_a_failure_is_one() {
+    let restart = RestartPolicy::OnFailure { max_restarts: None };
+    let desired = Desired { restart, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+    let after = |outcome| {
+        let condition = Condition::Ended { outcome, ran_ms: Some(1), history: History::default() };
+        decide(&desired, &Observed { created_ms: 0, condition }, 1)
+    };
+    assert_eq!(after(Outcome::Stopped), [Action::Stay { why: None }]);
+    assert_eq!(after(Outcome::Failed), [Action::Wait { attempt: 1, after_ms: FIRST_WAIT_MS }]);
+}
