@@ -394,8 +394,8 @@ impl Owner {
         if now == state
             || !matches!(state, AgentState::Running | AgentState::Paused)
             || !now.may_become(state)
-            // It ended while it was asked to go on, or to stand still.
-            || life.vmm.as_mut().is_none_or(Vmm::has_ended)
+            // It ended while it was asked to go on.
+            || state == AgentState::Running && life.vmm.as_mut().is_none_or(Vmm::has_ended)
         {
             return;
         }
