@@ -24,8 +24,8 @@ grep '^{' "$out/vm.txt" > "$out/vm.json" || { echo "bench.sh: the VM figures did
 echo "── figures of the emulated host"
 ARK_ASSETS="$root/build" target/x86_64-unknown-linux-gnu/release/ark-bench machine > "$out/machine.json"
 
-echo "── figures of decisions"
-target/x86_64-unknown-linux-gnu/release/ark-bench decisions > "$out/decisions.json"
+echo "── figures of the control plane alone"
+ARK_ASSETS="$root/build" target/x86_64-unknown-linux-gnu/release/ark-bench control-plane > "$out/control-plane.json"
 
 # The last complete `make run` from an empty clone, step by step: each step's time until the first program's output.
 echo "── fresh clone to the first program's output (the longest run of each step in build/steps.tsv)"
@@ -41,7 +41,7 @@ fi
 python3 - "$out" <<'PY'
 import json, pathlib, sys, time
 out = pathlib.Path(sys.argv[1])
-figures = [f for name in ("vm.json", "machine.json", "decisions.json") for f in json.loads((out / name).read_text())["figures"]]
+figures = [f for name in ("vm.json", "machine.json", "control-plane.json") for f in json.loads((out / name).read_text())["figures"]]
 fresh = [line.rsplit(None, 4)[0:2] for line in (out / "fresh.txt").read_text().splitlines() if "%" in line]
 result = {"taken_unix": int(time.time()), "figures": figures, "fresh_clone_seconds": {k: float(v) for k, v in fresh}}
 (out.parent / "bench.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -50,6 +50,13 @@ impl Consoles {
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a kept console has no record"),
             }
         }
+        // What has no record was never finished, or is of no use.
+        for path in fs::read_dir(&dir)?.flatten().map(|entry| entry.path()) {
+            let is_kept = |kept: &KeptConsole| path.file_stem().is_some_and(|stem| stem == kept.id.as_str());
+            if !kept.iter().any(is_kept) {
+                remove_file(&path);
+            }
+        }
         kept.sort_by(|a, b| (a.ended_unix_ms, &a.id).cmp(&(b.ended_unix_ms, &b.id)));
         let consoles = Self { dir, inner: Mutex::new(Inner { limits, kept: kept.into() }) };
         consoles.limit(limits);
@@ -66,6 +73,11 @@ impl Consoles {
 
     fn record(&self, id: &str) -> PathBuf {
         self.dir.join(format!("{id}.json"))
+    }
+
+    /// The record before it is whole.
+    fn unfinished(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.json.new"))
     }
 
     /// Has other limits from now on.
@@ -89,6 +101,8 @@ impl Consoles {
             }
             Ok(None) => {}
             Err(error) => {
+                self.lock().kept.retain(|kept| kept.id != agent.id);
+                self.remove(&agent.id);
                 tracing::warn!(id = agent.id, name = %agent.name, %error, "the agent's console cannot be kept");
             }
         }
@@ -108,7 +122,7 @@ impl Consoles {
             reason: reason.to_owned(),
             bytes,
         };
-        let beside = self.dir.join(format!("{}.json.new", agent.id));
+        let beside = self.unfinished(&agent.id);
         fs::write(&beside, serde_json::to_vec(&kept)?)?;
         fs::rename(beside, self.record(&agent.id))?;
         Ok(Some(kept))
@@ -150,13 +164,15 @@ impl Consoles {
 
     /// The record goes first, so that none is left without its console.
     fn remove(&self, id: &str) {
-        for path in [self.record(id), self.log(id)] {
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), %error, "a kept console cannot be removed");
-            }
-        }
+        [self.record(id), self.unfinished(id), self.log(id)].iter().for_each(|path| remove_file(path));
+    }
+}
+
+fn remove_file(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "a kept console cannot be removed");
     }
 }
 
@@ -199,14 +215,23 @@ mod tests {
         assert_eq!(ids(&consoles), ["4", "5"], "no more than ten bytes");
         drop(consoles);
 
-        fs::write(kept.join("6.json"), "{").unwrap();
+        // As a disk that was full and an arkd that was killed leave them.
+        for unfinished in ["6.json", "6.log", "7.log", "7.json.new"] {
+            fs::write(kept.join(unfinished), "{").unwrap();
+        }
         let consoles = Consoles::open(kept.clone(), limits).unwrap();
         assert_eq!(ids(&consoles), ["4", "5"]);
         consoles.forget("5");
         assert!(consoles.find("d").is_none() && consoles.find("4").is_some());
         consoles.limit(ConsoleLimits { agents: 0, bytes: 10 });
         consoles.keep(&agent("7", "e"), &console, "it failed");
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 0, "every file went with its console");
+
+        consoles.limit(limits);
+        fs::create_dir(kept.join("8.json")).unwrap();
+        consoles.keep(&agent("8", "f"), &console, "its record cannot be written");
+        assert_eq!(consoles.list(), []);
         let left: Vec<_> = fs::read_dir(&kept).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["6.json"], "every file went with its console");
+        assert_eq!(left, ["8.json"], "nothing is left that is not counted");
     }
 }

@@ -7,6 +7,8 @@ use ark_types::health::ProbeReport;
 use ark_types::shutdown::AgentsFate;
 use ark_types::vmm::SnapshotId;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::agent::Seen;
 use crate::config::Config;
@@ -22,9 +24,12 @@ use crate::stats::Stats;
 use crate::store::EventLog;
 use crate::telemetry::{Phase, Telemetry};
 use crate::templates::Templates;
+use crate::traces::step;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
 const RESTORES_PER_CPU: usize = 2;
+/// Clients that read events along at a time.
+pub const MAX_FOLLOWERS: usize = 256;
 
 /// Shared by every route and every agent.
 #[derive(Debug)]
@@ -57,6 +62,10 @@ pub struct Core {
     pub seen: Seen,
     /// Bounds the guests that are restored at a time: beyond it a burst of forks only gets in its own way.
     pub restores: Semaphore,
+    /// Bounds the clients that read along as events are recorded: each costs memory and descriptors for as long as it likes.
+    pub followers: Arc<Semaphore>,
+    /// Cancelled once those who follow something without an end are to be let go: `arkd` ends.
+    pub closing: CancellationToken,
     /// When this `arkd` started.
     pub started: Instant,
     probe: watch::Receiver<Option<ProbeReport>>,
@@ -91,6 +100,7 @@ impl Core {
         });
         let memory = host::Memory::read()?.total_mib;
         let scheduler = Scheduler::new(config.scheduler, memory, host::cpus());
+        ledger.projection().quotas().iter().for_each(|(owner, quota)| scheduler.set_quota(owner, quota));
         let images = Images::new(config.assets.images());
         templates.sweep_at_start(&images);
         let (registry, started) = (Registry::default(), Instant::now());
@@ -114,6 +124,8 @@ impl Core {
             pool,
             seen,
             restores,
+            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+            closing: CancellationToken::new(),
             started,
             probe,
             end,
@@ -154,7 +166,7 @@ impl Core {
 
     async fn in_queue<T>(&self, admission: impl Future<Output = T>) -> T {
         let began = Instant::now();
-        let answer = admission.await;
+        let answer = admission.instrument(step("queue")).await;
         self.telemetry.phase(Phase::Queue, began.elapsed());
         answer
     }

@@ -33,7 +33,7 @@ use crate::routes;
 use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
 use crate::settings::Settings;
 use crate::store::{EventLog, OpenError, SqliteLog};
-use crate::survivors::{self, Survivor, Survivors};
+use crate::survivors::{self, Stance, Survivor, Survivors};
 use crate::telemetry;
 
 /// Time the guests have to end in order when `arkd` ends.
@@ -135,7 +135,7 @@ impl Daemon {
             Some(listener) => Some((listener, Token::load_or_make(&config.token_file)?)),
             None => None,
         };
-        let survivors = survivors::look(&run, &config.state).await.map_err(unusable)?;
+        let mut survivors = survivors::look(&run, &config.state).await.map_err(unusable)?;
         if survivors.directories_removed > 0 {
             tracing::warn!(
                 vmms = survivors.vmms_ended,
@@ -150,11 +150,12 @@ impl Daemon {
         let ledger = Ledger::open(Arc::clone(&log), config.compaction).await?;
         let core = Core::new(config, &survivors.needed(), log, ledger);
         let (core, held) = core.map_err(|source| StartError::StateDir { path: state, source })?;
+        let untold = std::mem::take(&mut survivors.untold);
         take_in(&core, survivors);
         // Whoever was taken in holds what it needs itself by now.
         drop(held);
         agent::load_paused(&core);
-        agent::settle(&core).await;
+        agent::settle(&core, &untold).await;
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let open = telemetry::measured(routes.clone(), &core);
@@ -204,6 +205,8 @@ impl Daemon {
         self.end.cancel();
         self.core.templates.shut_down();
         tokio::join!(self.core.registry.shut_down(GRACE), self.core.pool.shut_down());
+        // By now they were told of the agents' ends.
+        self.core.closing.cancel();
         await_connections(self.servers).await;
         remove_when_empty(&self.core.config.run.agents()).await;
     }
@@ -211,6 +214,7 @@ impl Daemon {
     /// Ends connections and listeners and what was made ahead, and leaves the agents to the next `arkd`; how many run on.
     pub async fn leave(self) -> usize {
         self.end.cancel();
+        self.core.closing.cancel();
         self.core.templates.shut_down();
         tokio::join!(self.core.pool.shut_down(), await_connections(self.servers));
         // The agents' memory is read from snapshots that nobody holds for a while.
@@ -224,7 +228,7 @@ impl Daemon {
 
 /// Takes in the agents that an earlier `arkd` left.
 fn take_in(core: &Arc<Core>, survivors: Survivors) {
-    for Survivor { known, vmm, was_paused } in survivors.agents {
+    for Survivor { known, vmm, stance } in survivors.agents {
         let Known { record, snapshot, .. } = known;
         let (id, name, state) = (record.agent.id.clone(), record.agent.name.clone(), record.agent.state);
         let is_removed = |agent: &Agent| agent.removed_unix_ms.is_some();
@@ -244,12 +248,17 @@ fn take_in(core: &Arc<Core>, survivors: Survivors) {
         match agent::take_in(core, record, vmm, hold.as_ref()) {
             Ok(handle) if is_adopted => {
                 tracing::info!(id, %name, "an agent is adopted");
-                if was_paused {
-                    handle.set_clock_soon();
+                match stance {
+                    Stance::Goes => {}
+                    Stance::SetGoing => handle.set_clock_soon(),
+                    Stance::Silent => handle.set_going_soon(),
                 }
             }
             Ok(_) => tracing::info!(id, %name, %state, "an ended agent is known again"),
-            Err(error) => tracing::error!(id, %name, %error, "an agent cannot be taken in; it is ended"),
+            Err(error) => {
+                tracing::error!(id, %name, %error, "an agent cannot be taken in; it is ended");
+                cleanup::remove_agent_dir(&core.config.run.agent(&id).0);
+            }
         }
     }
 }

@@ -167,17 +167,16 @@ impl Ledger {
         stream: Stream,
         events: Vec<Event>,
     ) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        self.put(Append { stream, expected: Expected::Any, events, secret: None })
+        self.put(Append { stream, expected: Expected::Any, events })
     }
 
-    /// Records the first event of a stream, with the `secret` that belongs to it; as [`Self::record`].
+    /// Records the first event of a stream; as [`Self::record`].
     pub fn begin(
         &self,
         stream: Stream,
         event: Event,
-        secret: Option<Vec<u8>>,
     ) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        self.put(Append { stream, expected: Expected::Version(0), events: vec![event], secret })
+        self.put(Append::new(stream, event).at(0))
     }
 
     fn put(&self, append: Append) -> impl Future<Output = Result<(), AppendError>> + use<> {

@@ -10,6 +10,7 @@ use arkd::logs::Log;
 use arkd::notify::Notify;
 use arkd::settings::{self, Settings};
 use clap::Parser as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// An error of any kind, on its way to standard error.
@@ -35,6 +36,9 @@ fn run(args: &Args) -> Result<(), Failure> {
         print!("{}", toml::to_string(&settings)?);
         return Ok(());
     }
+    // Each agent costs some descriptors, and nothing in here minds how many there may be.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     // Two workers: arkd moves bytes and waits; the processors belong to the agents.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let log = Log::begin(&settings, runtime.handle())?;

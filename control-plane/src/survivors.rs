@@ -14,22 +14,23 @@
 //!
 //! A process is known by its id, start time and boot, and held by a descriptor before anything is done to it: an id that another
 //! process has by now is never touched. A VMM that does not answer is adopted all the same: it may be stopped, busy or about to end,
-//! and ending it would lose what its agent was promised to keep.
+//! and ending it would lose what its agent was promised to keep. It is asked until it says that it goes on.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::time::Duration;
 
 use ark_types::agent::AgentState;
 use ark_types::layout::{AgentDir, RunDir, StateDir};
-use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord, SnapshotId, VmState};
+use ark_types::vmm::{ExitReason, ExitRecord, SnapshotId};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use crate::agent::{Known, is_paused};
 use crate::cleanup::remove_agent_dir;
 use crate::host::unix_ms;
-use crate::supervisor::{ProcessIdentity, Terminated, Vmm, ask_for, record_left_in};
+use crate::supervisor::{self, ProcessIdentity, Terminated, Vmm, record_left_in};
 
 /// How long a killed VMM may take to be gone: the kernel has its memory to give back.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ const ASKED_AT_ONCE: usize = 16;
 pub struct Survivors {
     /// Agents that go on or are known as ended, oldest first.
     pub(crate) agents: Vec<Survivor>,
+    /// Ids of agents that nobody was told of, of which nothing is left.
+    pub(crate) untold: HashSet<String>,
     /// VMMs that still ran and were ended.
     pub vmms_ended: usize,
     /// Directories that were removed.
@@ -55,8 +58,19 @@ pub(crate) struct Survivor {
     pub(crate) known: Known,
     /// Its VMM, adopted; none when that has ended, as the record then says.
     pub(crate) vmm: Option<Vmm>,
-    /// Whether it stood still in the middle of a pause that nobody was told of, and was set going again.
-    pub(crate) was_paused: bool,
+    pub(crate) stance: Stance,
+}
+
+/// Whether the VMM of an agent that nobody was told to be paused goes on. An answer also proves that no snapshot is written any
+/// more for an `arkd` that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stance {
+    /// It does, or there is none.
+    Goes,
+    /// It stood still in the middle of a pause, and was set going again.
+    SetGoing,
+    /// It does not say: it may yet stand still.
+    Silent,
 }
 
 impl Survivors {
@@ -137,18 +151,21 @@ pub async fn look(run: &RunDir, state: &StateDir) -> io::Result<Survivors> {
     for entry in entries {
         let entry = entry?;
         if let Some(id) = entry.file_name().to_str().filter(|name| is_id(name)) {
-            dirs.push((AgentDir(entry.path()), is_paused(state, id)));
+            dirs.push((id.to_owned(), AgentDir(entry.path()), is_paused(state, id)));
         }
     }
-    let examined = dirs.into_iter().map(|(dir, is_paused)| async move {
+    let examined = dirs.into_iter().map(|(id, dir, is_paused)| async move {
         let examined = examine(&dir, is_paused).await;
-        (dir, examined)
+        ((id, dir, is_paused), examined)
     });
     let mut examined = stream::iter(examined).buffer_unordered(ASKED_AT_ONCE);
-    while let Some((dir, examined)) = examined.next().await {
+    while let Some(((id, dir, is_paused), examined)) = examined.next().await {
         match examined {
-            Ok(Examined { survivor, vmms_ended }) => {
+            Ok(Examined { told, survivor, vmms_ended }) => {
                 survivors.vmms_ended += vmms_ended;
+                if told == Told::Nothing && !is_paused {
+                    survivors.untold.insert(id);
+                }
                 match survivor {
                     Some(survivor) => survivors.agents.push(*survivor),
                     None => {
@@ -169,6 +186,7 @@ pub async fn look(run: &RunDir, state: &StateDir) -> io::Result<Survivors> {
 
 /// What came of one directory.
 struct Examined {
+    told: Told,
     /// None when the directory is to go.
     survivor: Option<Box<Survivor>>,
     vmms_ended: usize,
@@ -192,8 +210,8 @@ async fn examine(dir: &AgentDir, is_paused: bool) -> io::Result<Examined> {
             // What it was about to be nobody was told.
             known.record.agent.state = AgentState::Running;
             let vmm = Vmm::adopt(named.clone(), pinned, dir.clone())?;
-            let was_paused = set_going(dir, &known).await;
-            Some(Survivor { known, vmm: Some(vmm), was_paused })
+            let stance = set_going(dir, &known).await;
+            Some(Survivor { known, vmm: Some(vmm), stance })
         }
         (verdict, known, named, _) => {
             let is_another = started != *named;
@@ -210,7 +228,7 @@ async fn examine(dir: &AgentDir, is_paused: bool) -> io::Result<Examined> {
             })
         }
     };
-    Ok(Examined { survivor: survivor.map(Box::new), vmms_ended })
+    Ok(Examined { told, survivor: survivor.map(Box::new), vmms_ended })
 }
 
 /// What the record in `dir` says. One that cannot be read now is an error: whoever it is of, nothing is done to them.
@@ -229,21 +247,15 @@ fn read(dir: &AgentDir) -> io::Result<(Told, Option<Known>)> {
     }
 }
 
-/// Sets the VMM in `dir` going again when it stands still in the middle of a pause, as its agent was never said to be paused;
-/// whether it did. The answer also proves that no snapshot is written any more for an `arkd` that is gone.
-async fn set_going(dir: &AgentDir, known: &Known) -> bool {
-    let (control, name) = (dir.control_socket(), &known.record.agent.name);
-    match ask_for(&control, ControlRequest::State, ANSWER_LIMIT).await {
-        Ok(ControlReply::State { state: VmState::Paused }) => {
-            if let Err(error) = ask_for(&control, ControlRequest::Resume, ANSWER_LIMIT).await {
-                tracing::error!(%name, %error, "an agent stands still in the middle of a pause and cannot be resumed");
-            }
-            true
-        }
-        Ok(_) => false,
+/// Sets the VMM in `dir` going again when it stands still in the middle of a pause, as its agent was never said to be paused.
+async fn set_going(dir: &AgentDir, known: &Known) -> Stance {
+    match supervisor::set_going(&dir.control_socket(), ANSWER_LIMIT).await {
+        Ok(true) => Stance::SetGoing,
+        Ok(false) => Stance::Goes,
         Err(error) => {
-            tracing::warn!(%name, %error, "the VMM of an agent does not answer; the agent is adopted as it is");
-            false
+            let name = &known.record.agent.name;
+            tracing::warn!(%name, %error, "the VMM of an agent does not say that it goes on; the agent is adopted as it is");
+            Stance::Silent
         }
     }
 }
@@ -255,7 +267,7 @@ async fn end(process: ProcessIdentity) -> io::Result<usize> {
 }
 
 fn ended_before(known: Known) -> Survivor {
-    Survivor { known, vmm: None, was_paused: false }
+    Survivor { known, vmm: None, stance: Stance::Goes }
 }
 
 /// The agent, ended by `record`.

@@ -16,10 +16,10 @@ const CROWD: usize = 100;
 const MOST: usize = 200;
 /// Requests under way at once.
 const AT_ONCE: usize = 8;
-const WHAT: &str = "\"image\":\"python\"";
+const IMAGE: &str = "python";
 
 /// Runs `work` for every number of `range`, [`AT_ONCE`] at a time.
-fn at_once(world: &World, range: std::ops::Range<usize>, work: impl Fn(&mut Rest, usize) + Sync) {
+pub(crate) fn at_once(world: &World, range: std::ops::Range<usize>, work: impl Fn(&mut Rest, usize) + Sync) {
     let next = AtomicUsize::new(range.start);
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
@@ -37,8 +37,13 @@ fn at_once(world: &World, range: std::ops::Range<usize>, work: impl Fn(&mut Rest
     });
 }
 
-fn create(rest: &mut Rest, i: usize) {
-    rest.call("POST", "/v1/agents", &format!("{{\"name\":\"crowd-{i}\",{WHAT}}}"));
+/// Creates one of them from the default template of `image`.
+pub(crate) fn create(rest: &mut Rest, image: &str, i: usize) {
+    rest.call("POST", "/v1/agents", &format!("{{\"name\":\"crowd-{i}\",{}}}", of(image)));
+}
+
+fn of(image: &str) -> String {
+    format!("\"image\":\"{image}\"")
 }
 
 fn pss(world: &World) -> Vec<f64> {
@@ -49,7 +54,7 @@ fn pss(world: &World) -> Vec<f64> {
 fn singles(rest: &mut Rest, samples: usize) -> Vec<f64> {
     let mut all = Vec::with_capacity(samples);
     for _ in 0..samples {
-        all.push(rest.create_and_exec("single", WHAT));
+        all.push(rest.create_and_exec("single", &of(IMAGE)));
         rest.delete("single");
     }
     all
@@ -58,13 +63,13 @@ fn singles(rest: &mut Rest, samples: usize) -> Vec<f64> {
 pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     // Without a pool, so that every VMM is an agent's and what is timed is the work itself.
     let world = World::new();
-    world.create_fork("python", "first");
+    world.create_fork(IMAGE, "first");
     let mut rest = Rest::connect(&world);
     let alone = singles(&mut rest, bench.samples(20));
     rest.delete("first");
 
     let begin = Instant::now();
-    at_once(&world, 0..CROWD, create);
+    at_once(&world, 0..CROWD, |rest, i| create(rest, IMAGE, i));
     let created = begin.elapsed().as_secs_f64() * 1e3;
     let before = pss(&world);
     let replies = Mutex::new(Vec::new());
@@ -80,7 +85,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
     report.alone("PSS of each, before its first exec", "MiB", &before, Must::Shown);
     report.alone("PSS of each, after its first exec", "MiB", &after, Must::AtMost(12.0));
 
-    at_once(&world, CROWD..MOST, create);
+    at_once(&world, CROWD..MOST, |rest, i| create(rest, IMAGE, i));
     let crowded = singles(&mut rest, bench.samples(20));
     let name = "create to first exec reply among 200 forks";
     report.against(name, "ms", &crowded, ("alone", &alone), Must::AtMost(1.5));

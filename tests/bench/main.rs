@@ -12,12 +12,15 @@ mod crowd;
 mod eval;
 mod exec;
 mod guest;
+mod history;
+mod ledger;
 mod machine;
 mod many;
 mod memory;
 mod peers;
 mod placement;
 mod report;
+mod restart;
 mod restore;
 mod restores;
 mod spawn;
@@ -48,14 +51,14 @@ enum Suite {
         #[arg(long)]
         quick: bool,
         /// Measures these figures only: boot, memory, exec, vsock, block, many, spawn,
-        /// restore, eval, branch, crowd.
+        /// restore, eval, branch, crowd, restart.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
     /// Figures of the emulated host: needs QEMU, not KVM.
     Machine,
-    /// Figures of decisions alone: needs nothing.
-    Decisions,
+    /// Figures of the control plane alone: needs no VM.
+    ControlPlane,
 }
 
 type Measure = fn(&Bench, &mut Report);
@@ -65,11 +68,14 @@ fn main() {
     let mut report = Report::default();
     match args.suite {
         Suite::Machine => machine::measure(&mut report),
-        Suite::Decisions => placement::measure(&mut report),
+        Suite::ControlPlane => {
+            placement::measure(&mut report);
+            ledger::measure(&mut report);
+        }
         Suite::Vm { peer, quick, only } => {
             ark_tests::require_kvm();
             let bench = Bench::new(peer, quick);
-            let figures: [(&str, Measure); 11] = [
+            let figures: [(&str, Measure); 12] = [
                 ("boot", boot::measure),
                 ("memory", memory::measure),
                 ("exec", exec::measure),
@@ -81,6 +87,7 @@ fn main() {
                 ("eval", eval::measure),
                 ("branch", branch::measure),
                 ("crowd", crowd::measure),
+                ("restart", restart::measure),
             ];
             for (name, measure) in figures {
                 if only.is_empty() || only.iter().any(|o| o == name) {

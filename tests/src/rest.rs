@@ -18,8 +18,14 @@ impl Rest {
     /// When it does not run.
     #[must_use]
     pub fn connect(world: &World) -> Self {
-        let socket = UnixStream::connect(world.run_dir().api_socket()).expect("arkd listens");
-        Self(BufReader::new(socket))
+        Self::try_connect(world).expect("arkd listens")
+    }
+
+    /// Connects to the `arkd` of `world`, if one listens.
+    #[must_use]
+    pub fn try_connect(world: &World) -> Option<Self> {
+        let socket = UnixStream::connect(world.run_dir().api_socket()).ok()?;
+        Some(Self(BufReader::new(socket)))
     }
 
     /// One call: the answer, and the time until its last byte in milliseconds.

@@ -13,6 +13,7 @@ use crate::agent::{Agent, AgentName, AgentState, Origin};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
+use crate::scheduling::Quota;
 use crate::vmm::ExitRecord;
 
 /// Most events of one page.
@@ -38,6 +39,18 @@ impl Stream {
     #[must_use]
     pub fn agent(id: &str) -> Self {
         Self(format!("agent/{id}"))
+    }
+
+    /// The stream of `owner`.
+    #[must_use]
+    pub fn owner(owner: &Owner) -> Self {
+        Self(format!("owner/{owner}"))
+    }
+
+    /// The owner that it is the stream of; none when it is that of something else.
+    #[must_use]
+    pub fn owner_name(&self) -> Option<Owner> {
+        self.0.strip_prefix("owner/")?.parse().ok()
     }
 
     /// The id of the agent that it is the stream of; none when it is that of something else.
@@ -285,6 +298,12 @@ pub enum Event {
     /// Nothing of it is left on the host.
     #[serde(rename = "agent.removed")]
     AgentRemoved {},
+    /// From now on an owner may have so much; one without any bound may have everything.
+    #[serde(rename = "owner.quota_set")]
+    OwnerQuotaSet {
+        /// What it may have.
+        quota: Quota,
+    },
 }
 
 impl Event {
@@ -303,6 +322,7 @@ impl Event {
             Self::AgentRestarted { .. } => "agent.restarted",
             Self::AgentExpired { .. } => "agent.expired",
             Self::AgentRemoved {} => "agent.removed",
+            Self::OwnerQuotaSet { .. } => "owner.quota_set",
         }
     }
 
@@ -320,7 +340,8 @@ impl Event {
             | Self::AgentEnded { .. }
             | Self::AgentRestarting { .. }
             | Self::AgentRestarted { .. }
-            | Self::AgentExpired { .. } => false,
+            | Self::AgentExpired { .. }
+            | Self::OwnerQuotaSet { .. } => false,
         }
     }
 }
@@ -345,6 +366,10 @@ mod tests {
         assert_eq!(Stream::agent("0a").to_string().parse(), Ok(Stream::agent("0a")));
         assert_eq!(Stream::agent("0a").agent_id(), Some("0a"));
         assert_eq!("pool/py".parse::<Stream>().unwrap().agent_id(), None);
+        let owner: Owner = "team-a".parse().unwrap();
+        assert_eq!(Stream::owner(&owner).to_string().parse(), Ok(Stream::owner(&owner)));
+        assert_eq!(Stream::owner(&owner).owner_name(), Some(owner));
+        assert_eq!(Stream::agent("0a").owner_name(), None);
         for text in ["", "agent", "agent/", "/x", "Agent/x", "a/b/c", "agent/x y", "agent/\u{e9}"] {
             assert_eq!(text.parse::<Stream>(), Err(InvalidStream(text.to_owned())));
         }

@@ -302,6 +302,7 @@ fn agent_states() -> [AgentState; 6] {
     ]
 }
 
+/// A request for an agent that says nothing.
 fn create_least() -> CreateAgent {
     CreateAgent {
         name: None,

@@ -8,6 +8,7 @@ use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Owner};
+use ark_types::scheduling::Quota;
 use ark_types::vmm::{ExitReason, ExitRecord};
 use frozen::{Frozen, digest};
 
@@ -46,7 +47,7 @@ fn continuity() -> Continuity {
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 11] {
+fn events() -> [Event; 12] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -58,7 +59,8 @@ fn events() -> [Event; 11] {
         | Event::AgentRestarting { .. }
         | Event::AgentRestarted { .. }
         | Event::AgentExpired { .. }
-        | Event::AgentRemoved {} => {}
+        | Event::AgentRemoved {}
+        | Event::OwnerQuotaSet { .. } => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -77,22 +79,21 @@ fn events() -> [Event; 11] {
         Event::AgentRestarted { continuity: continuity(), boot_ms: 40 },
         Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
+        Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
     ]
 }
 
 #[test]
 fn every_event() {
     let mut frozen = Frozen::default();
-    let mut list = EventList { events: Vec::new(), next_after: 8, newest: 9 };
+    let mut list = EventList { events: Vec::new(), next_after: 9, newest: 10 };
     for (position, event) in (1..).zip(events()) {
         let kind = event.kind();
-        let recorded = Recorded {
-            position,
-            at_unix_ms: 1_700_000_000_000,
-            stream: Stream::agent("0123456789abcdef"),
-            version: position,
-            event,
+        let stream = match event {
+            Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
+            _ => Stream::agent("0123456789abcdef"),
         };
+        let recorded = Recorded { position, at_unix_ms: 1_700_000_000_000, stream, version: position, event };
         assert_eq!(serde_json::to_value(&recorded).unwrap()["event"]["type"], kind);
         frozen = frozen.with(kind, &recorded);
         list.events.push(recorded);

@@ -300,7 +300,7 @@ pub(crate) fn wake_paused(core: &Arc<Core>, record: Record, hold: &Hold) -> Resu
     agent.state = AgentState::Paused;
     (agent.vmm_pid, agent.heartbeat) = (None, None);
     let record = Record { agent, ..record };
-    record_paused(core, &record.agent, &record.env, hold);
+    record_paused(core, &record.agent, hold);
     // It has no VMM, so nothing is reserved for it.
     let (_, owner) = known(core, record, Base::lived_in(hold), true, None)?;
     tokio::spawn(owner.sleep());

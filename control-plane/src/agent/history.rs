@@ -25,16 +25,10 @@ const LOST: &str = "it was lost while arkd was away: the host was started anew, 
 /// Why an agent ended whose VMM was not there to say so.
 pub(super) const ON_REQUEST: &str = "it was stopped on request";
 
-/// The first event of an agent, with its environment, which no event tells.
-fn begin_record(
-    core: &Core,
-    agent: &Agent,
-    env: &BTreeMap<String, String>,
-) -> impl Future<Output = Result<(), AppendError>> + use<> {
-    // A map of strings always is JSON.
-    let secret = if env.is_empty() { None } else { serde_json::to_vec(env).ok() };
+/// The first event of an agent. Its environment, which may hold secrets, is in none.
+fn begin_record(core: &Core, agent: &Agent) -> impl Future<Output = Result<(), AppendError>> + use<> {
     let event = Event::AgentCreated { agent: AgentSpec::from(agent) };
-    core.ledger.begin(Stream::agent(&agent.id), event, secret)
+    core.ledger.begin(Stream::agent(&agent.id), event)
 }
 
 impl Handle {
@@ -57,7 +51,7 @@ impl Handle {
 impl Owner {
     /// Records that its agent begins, if it is one.
     pub(super) fn record_birth(&self) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        let recording = self.known.then(|| begin_record(&self.core, &self.state.borrow(), &self.env));
+        let recording = self.known.then(|| begin_record(&self.core, &self.state.borrow()));
         settled(recording)
     }
 
@@ -82,7 +76,8 @@ impl Owner {
         loop {
             match self.requests.recv().await {
                 Some(Request::Remove { for_good: true, .. }) => return self.record_removal(Vec::new()).await,
-                Some(Request::Remove { for_good: false, .. }) | None => return,
+                // The log knows it, and so will the next arkd.
+                Some(Request::Remove { for_good: false, .. } | Request::Leave) | None => return,
                 // Nothing else can be had of it; dropping it tells who asked.
                 Some(_) => {}
             }
@@ -109,10 +104,10 @@ pub(super) fn stillborn(error: &BootError) -> Event {
 }
 
 /// Records what the log does not know yet of an agent that was found paused on disk.
-pub(super) fn record_paused(core: &Core, agent: &Agent, env: &BTreeMap<String, String>, hold: &Hold) {
+pub(super) fn record_paused(core: &Core, agent: &Agent, hold: &Hold) {
     let known = core.ledger.projection().agents().get(&agent.id).map(|agent| agent.state);
     if known.is_none() {
-        drop(begin_record(core, agent, env));
+        drop(begin_record(core, agent));
     }
     if known != Some(AgentState::Paused) {
         let paused = Event::AgentPaused { snapshot: hold.id().to_string() };
@@ -122,20 +117,24 @@ pub(super) fn record_paused(core: &Core, agent: &Agent, env: &BTreeMap<String, S
 
 /// Records what the log does not know yet of an agent that an earlier `arkd` left in the run directory.
 pub(super) fn record_survivor(core: &Core, record: &Record) {
-    let Record { agent, env, .. } = record;
-    let known = core.ledger.projection().agents().get(&agent.id).map(|agent| agent.state);
-    if known.is_none() {
-        drop(begin_record(core, agent, env));
+    let agent = &record.agent;
+    let told =
+        core.ledger.projection().agents().get(&agent.id).map(|known| (known.state, known.origin.clone()));
+    if told.is_none() {
+        drop(begin_record(core, agent));
     }
-    let news = match (known, agent.state) {
+    let is_rewound = told.as_ref().is_some_and(|(_, origin)| *origin != agent.origin);
+    let news = match (told.map(|(state, _)| state), agent.state) {
         (Some(AgentState::Stopped | AgentState::Failed), _) => None,
         (_, AgentState::Stopped) => Some(ended(agent, Outcome::Stopped)),
         (_, AgentState::Failed) => Some(ended(agent, Outcome::Failed)),
         (None | Some(AgentState::Creating), _) => {
             Some(Event::AgentReady { boot_ms: agent.boot_ms.unwrap_or_default() })
         }
-        (Some(AgentState::Paused), _) => Some(Event::AgentResumed {}),
-        (Some(AgentState::Running | AgentState::Stopping), _) => None,
+        _ if is_rewound => Some(Event::AgentRewound { origin: agent.origin.clone() }),
+        // Its pause or its removal was cut off.
+        (Some(AgentState::Paused | AgentState::Stopping), _) => Some(Event::AgentResumed {}),
+        (Some(AgentState::Running), _) => None,
     };
     if let Some(event) = news {
         let restarting = is_ended(agent.state).then(|| record.restarting()).flatten();
@@ -150,8 +149,9 @@ fn ended(agent: &Agent, outcome: Outcome) -> Event {
 }
 
 /// Closes the books on agents that an earlier `arkd` had: those that lived and are no more have ended, and those that ended
-/// wait to be removed, the newest of them. Call it when every agent that still lives is in the registry.
-pub(crate) async fn settle(core: &Arc<Core>) {
+/// wait to be removed, the newest of them. Nobody was told of those that are `untold`. Call it when every agent that still lives
+/// is in the registry.
+pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
     let (mut ended, mut recordings) = (Vec::new(), Vec::new());
     for agent in left_behind(core) {
         let stream = Stream::agent(&agent.id);
@@ -161,8 +161,8 @@ pub(crate) async fn settle(core: &Arc<Core>) {
         }
         tracing::warn!(id = agent.id, name = %agent.name, "an agent of an earlier arkd is no more");
         let end = Event::AgentEnded { outcome: Outcome::Failed, reason: LOST.to_owned(), exit: None };
-        // Nobody was told of one that was still coming up.
-        if agent.auto_remove || agent.state == AgentState::Creating {
+        // Nobody was told of one that was still coming up either.
+        if agent.auto_remove || agent.state == AgentState::Creating || untold.contains(&agent.id) {
             recordings.push(core.ledger.record(stream, vec![end, Event::AgentRemoved {}]));
         } else {
             recordings.push(core.ledger.record(stream, vec![end]));
@@ -183,15 +183,17 @@ pub(crate) async fn settle(core: &Arc<Core>) {
     }
 }
 
-/// Agents that the log knows, that were not removed and that are not here, oldest first. One that is paused and could not be
-/// taken in is still on disk, so that an `arkd` that can will.
+/// Agents that the log knows, that were not removed and that are not here, oldest first. One that could not be looked at or taken
+/// in still has its directory, or is paused on disk, so that an `arkd` that can will.
 fn left_behind(core: &Core) -> Vec<Agent> {
     let here: HashSet<String> = core.registry.all().iter().map(|handle| handle.id().to_owned()).collect();
     let projection = core.ledger.projection();
-    let is_left = |agent: &&Agent| {
-        agent.removed_unix_ms.is_none()
-            && !here.contains(&agent.id)
-            && !(agent.state == AgentState::Paused && core.config.state.paused().join(&agent.id).exists())
+    let is_on_disk = |agent: &Agent| {
+        let is_paused = agent.state == AgentState::Paused;
+        core.config.run.agent(&agent.id).0.exists()
+            || is_paused && core.config.state.paused().join(&agent.id).exists()
     };
+    let is_left =
+        |agent: &&Agent| agent.removed_unix_ms.is_none() && !here.contains(&agent.id) && !is_on_disk(agent);
     projection.agents().iter().filter(is_left).cloned().collect()
 }

@@ -155,7 +155,7 @@ impl Owner {
     /// The life of an agent that an earlier `arkd` left paused.
     pub(super) async fn sleep(self) {
         let (id, name) = self.who();
-        match Life::home(&self.core, &self.dir, id.clone(), None) {
+        match Life::home(&self.core, &self.dir, id.clone()) {
             Ok(life) => self.serve_and_end(life).await,
             Err(error) => {
                 tracing::error!(%id, %name, %error, "the paused agent cannot be taken in; it stays on disk");
@@ -168,14 +168,17 @@ impl Owner {
     /// The life of an agent that an earlier `arkd` left: with its VMM, or ended.
     pub(super) async fn come_back(self, vmm: Option<Vmm>) {
         let (id, name) = self.who();
-        match Life::home(&self.core, &self.dir, id.clone(), vmm) {
-            Ok(life) => {
+        match Life::home(&self.core, &self.dir, id.clone()) {
+            Ok(mut life) => {
+                life.vmm = vmm;
                 self.note(&life);
                 self.serve_and_end(life).await;
             }
             Err(error) => {
-                tracing::error!(%id, %name, %error, "the agent cannot be taken in; it is ended");
-                self.core.registry.forget(&id);
+                tracing::error!(%id, %name, %error, "the agent cannot be taken in; it is left to a later arkd");
+                vmm.into_iter().for_each(Vmm::leave);
+                // What it takes up and what its memory is read from are held here.
+                std::future::pending::<()>().await;
             }
         }
     }
@@ -386,11 +389,13 @@ impl Owner {
         }
     }
 
-    fn enter_if_legal(&self, life: &Life, state: AgentState, done: oneshot::Sender<()>) {
+    fn enter_if_legal(&self, life: &mut Life, state: AgentState, done: oneshot::Sender<()>) {
         let now = self.state.borrow().state;
         if now == state
             || !matches!(state, AgentState::Running | AgentState::Paused)
             || !now.may_become(state)
+            // It ended while it was asked to go on, or to stand still.
+            || life.vmm.as_mut().is_none_or(Vmm::has_ended)
         {
             return;
         }
@@ -480,8 +485,9 @@ impl Owner {
                         Some(Request::Remove { grace, .. }) => {
                             deadline = deadline.min(tokio::time::Instant::now() + grace);
                         }
+                        // arkd ends, and whoever asked for the removal with it.
+                        Some(Request::Leave) | None => break,
                         Some(_) => {}
-                        None => break,
                     },
                 }
             }
@@ -512,8 +518,9 @@ impl Owner {
         self.state.send_modify(|agent| agent.exit.clone_from(&exit));
         // Its memory is no more, and with it the need for what that was read from.
         self.body.set_base(Base::None);
-        self.body.set_grant(None);
         self.enter(outcome.into(), Some(reason.clone()), None);
+        // After that: who gives it one looks whether it has ended.
+        self.body.set_grant(None);
         Event::AgentEnded { outcome, reason, exit }
     }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentState, Origin};
 use ark_types::event::Event;
+use ark_types::scheduling::DEFAULT_QUEUE_TIMEOUT;
 use ark_types::vmm::{ControlReply, ControlRequest, SnapshotId, SnapshotReport};
 use tokio::sync::oneshot;
 
@@ -33,12 +34,14 @@ use crate::guest::set_clock;
 use crate::problems::Refusal;
 use crate::scheduler::{Ask, Grant};
 use crate::snapshots::{Hold, tells_of_full_disk};
-use crate::supervisor::{ControlError, ask_for};
+use crate::supervisor::{ControlError, ask_for, set_going};
 
 /// Time a VMM has to bring a guest's memory to disk: 64 GiB at 64 MiB/s.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1024);
 /// Time a VMM has to stop its processors and devices, or to let them go on, on a busy host.
 const STAND_STILL: Duration = Duration::from_secs(10);
+/// Time between two tries to set a VMM going that does not answer.
+const SET_GOING_AGAIN: Duration = Duration::from_secs(1);
 /// Time a resumed guest has to take the time.
 const SET_CLOCK: Duration = Duration::from_secs(10);
 
@@ -86,7 +89,7 @@ impl Handle {
                 return Err(handle.not_running().into());
             }
             core.ledger.ready()?;
-            let grant = needed(&core, &handle, grant);
+            let grant = needed(&core, &handle, grant).await?;
             let image = birth::prove(&core, &hold).await?;
             let agent = restart(&handle, hold, image, Some(origin.clone())).await?;
             keep(&handle, grant);
@@ -282,7 +285,7 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             state if is_ended(state) => return Err(handle.not_running().into()),
             state => return Err(PauseError::NotPaused { name: agent.name, state }.into()),
         }
-        let grant = needed(&core, &handle, grant);
+        let grant = needed(&core, &handle, grant).await?;
         if agent.vmm_pid.is_some() {
             go_on(&handle).await?;
         } else {
@@ -305,6 +308,30 @@ impl Handle {
         let handle = self.clone();
         tokio::spawn(async move { set_clock_of(&handle).await });
     }
+
+    /// Asks the VMM of an agent that runs until it says that it goes on.
+    pub(crate) fn set_going_soon(&self) {
+        let handle = self.clone();
+        tokio::spawn(async move {
+            loop {
+                {
+                    // A pause that somebody asks for meanwhile is not undone.
+                    let _turn = handle.0.body.turn.lock().await;
+                    if handle.0.requests.is_closed() || handle.agent().state != AgentState::Running {
+                        return;
+                    }
+                    match set_going(&handle.control_socket(), STAND_STILL).await {
+                        Ok(true) => return set_clock_of(&handle).await,
+                        Ok(false) => return,
+                        Err(error) => {
+                            tracing::debug!(name = %handle.name(), %error, "an agent may yet stand still");
+                        }
+                    }
+                }
+                tokio::time::sleep(SET_GOING_AGAIN).await;
+            }
+        });
+    }
 }
 
 /// What an agent that stands still on disk needs besides, to go on; one that does not has all that it needs. Waited for without
@@ -314,24 +341,36 @@ async fn room_to_go_on(core: &Core, handle: &Handle) -> Result<Option<Grant>, Re
     if !handle.0.body.is_recorded() {
         return Ok(None);
     }
-    let agent = handle.agent();
-    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
-    let ask = Ask { name: Some(agent.name), ..Ask::new(agent.owner, needs) };
-    Ok(Some(core.admit(ask).await?))
+    room(core, handle, DEFAULT_QUEUE_TIMEOUT).await.map(Some)
 }
 
-/// The grant to go on with, now that it is this one's turn. An agent that came to disk only meanwhile goes on where it was.
-fn needed(core: &Core, handle: &Handle, grant: Option<Grant>) -> Option<Grant> {
+async fn room(core: &Core, handle: &Handle, patience: Duration) -> Result<Grant, Refusal> {
     let agent = handle.agent();
     let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
-    let claim = || core.scheduler.claim(&agent.owner, needs);
-    handle.0.body.is_recorded().then(|| grant.unwrap_or_else(claim))
+    let ask = Ask { name: Some(agent.name), patience, ..Ask::new(agent.owner, needs) };
+    Ok(core.admit(ask).await?)
+}
+
+/// The grant to go on with, now that it is this one's turn.
+async fn needed(core: &Core, handle: &Handle, grant: Option<Grant>) -> Result<Option<Grant>, Refusal> {
+    if !handle.0.body.is_recorded() {
+        return Ok(None);
+    }
+    // It came to disk only meanwhile and gave its room back. Nobody waits for room with the turn.
+    match grant {
+        None => room(core, handle, Duration::ZERO).await.map(Some),
+        grant => Ok(grant),
+    }
 }
 
 /// The agent goes on: what it needs for that is its own.
 fn keep(handle: &Handle, grant: Option<Grant>) {
     if grant.is_some() {
         handle.0.body.set_grant(grant);
+        // Its owner, too, gives back what it has by then.
+        if handle.has_ended() {
+            handle.0.body.set_grant(None);
+        }
     }
 }
 

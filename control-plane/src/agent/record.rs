@@ -185,6 +185,15 @@ pub(crate) fn load(core: &Arc<Core>) {
             tracing::error!(path = %dir.display(), id, "the record of a paused agent is that of another");
             continue;
         }
+        let is_removed = |agent: &Agent| agent.removed_unix_ms.is_some();
+        if core.ledger.projection().agents().get(&id).is_some_and(is_removed) {
+            // Its removal was recorded, and cut off before this went.
+            if let Err(error) = remove_file(&dir.join(FILE)) {
+                tracing::error!(id, %error, "the record of an agent that was removed cannot be removed");
+            }
+            dispose_all_but(core, &dir, None);
+            continue;
+        }
         dispose_all_but(core, &dir, Some(snapshot));
         let hold = match core.snapshots.hold(snapshot) {
             Ok(hold) => hold,

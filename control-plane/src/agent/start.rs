@@ -71,18 +71,19 @@ impl Drop for Seat {
 
 impl Life {
     /// The agent's directory and the socket that its guest calls, both of which may be there from an earlier `arkd`, as the VMM
-    /// is.
-    pub(super) fn home(
-        core: &Arc<Core>,
-        dir: &AgentDir,
-        id: String,
-        vmm: Option<Vmm>,
-    ) -> Result<Self, BootError> {
+    /// is, which is to be given to it then. On failure the directory stays as it is.
+    pub(super) fn home(core: &Arc<Core>, dir: &AgentDir, id: String) -> Result<Self, BootError> {
         let seat = Seat::new(Arc::clone(core), id);
         let home = Home::make(dir.clone()).map_err(|source| directory(dir, source))?;
         // Anything but its absence is told by what follows.
         let _ = std::fs::remove_file(hello_socket(dir));
-        Self::within(home, vmm, dir, seat)
+        match Greeter::listen(&hello_socket(dir)) {
+            Ok(greeter) => Ok(Self { vmm: None, greeter, restored: None, _home: home, _seat: seat }),
+            Err(source) => {
+                home.leave();
+                Err(directory(dir, source))
+            }
+        }
     }
 
     fn within(home: Home, vmm: Option<Vmm>, dir: &AgentDir, seat: Seat) -> Result<Self, BootError> {

@@ -14,7 +14,11 @@ use tokio::time::{sleep, timeout};
 use super::{Address, Connection, GuestFailure};
 
 /// How often the clock is set at most.
-const CLOCK_TRIES: usize = 8;
+const CLOCK_TRIES: usize = 24;
+/// So many tries follow each other at once; then a busy moment of the host is given time to pass.
+const CLOCK_RUSH: usize = 6;
+/// Time between the later tries.
+const CLOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Time between two attempts to reach a VMM that has just been started.
 const KNOCK: Duration = Duration::from_millis(1);
 
@@ -62,8 +66,8 @@ async fn reach(address: &Address) -> Result<Connection, GuestFailure> {
     }
 }
 
-/// Sets the clock of the guest at `address`, again until it is proved to be right, at most 8 times; the bound of its error
-/// in nanoseconds.
+/// Sets the clock of the guest at `address`, again until it is proved to be right, at most [`CLOCK_TRIES`] times; the bound of
+/// its error in nanoseconds.
 ///
 /// # Errors
 /// [`GuestFailure`].
@@ -82,9 +86,12 @@ pub async fn set_clock(address: &Address, limit: Duration) -> Result<u64, GuestF
 /// earlier ones were about a clock that was set since.
 async fn prove_clock(connection: &mut Connection, first: Trip, tries: usize) -> Result<u64, GuestFailure> {
     let mut trip = first;
-    for _ in 0..tries {
+    for number in 0..tries {
         if trip.error_ns <= max_error_ns() {
             break;
+        }
+        if number >= CLOCK_RUSH {
+            sleep(CLOCK_PAUSE).await;
         }
         trip = set_clock_on(connection, (trip.time_ns / 2).min(max_error_ns())).await?;
     }

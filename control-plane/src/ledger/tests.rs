@@ -49,9 +49,6 @@ impl EventLog for Moody {
     fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.subscribe()
     }
-    fn secret(&self, stream: &Stream) -> Pending<Result<Option<Vec<u8>>, ReadError>> {
-        self.log.secret(stream)
-    }
     fn snapshot(&self) -> Pending<Result<Option<Snapshot>, ReadError>> {
         self.log.snapshot()
     }
@@ -102,10 +99,10 @@ async fn what_began_and_ended_unheard_is_nothing_and_what_was_heard_of_ends() {
     let dir = tempfile::tempdir().unwrap();
     let log = Moody::new(&dir, 1);
     let ledger = Ledger::open(Arc::clone(&log) as Arc<dyn EventLog>, Compaction::default()).await.unwrap();
-    ledger.begin(stream(1), created(1), Some(b"secret".to_vec())).await.unwrap();
+    ledger.begin(stream(1), created(1)).await.unwrap();
     log.condition.send_replace(Condition::Full("no room".to_owned()));
     assert_eq!(ledger.ready(), Err(AppendError::Full("no room".to_owned())));
-    ledger.begin(stream(2), created(2), None).await.unwrap_err();
+    ledger.begin(stream(2), created(2)).await.unwrap_err();
     ledger.record(stream(1), vec![Event::AgentRemoved {}]).await.unwrap_err();
     assert!(ledger.settled(&stream(1)).is_err());
     ledger.record(stream(2), vec![Event::AgentRemoved {}]).await.unwrap();
@@ -119,7 +116,6 @@ async fn what_began_and_ended_unheard_is_nothing_and_what_was_heard_of_ends() {
     ledger.caught_up().await;
     let state = ledger.projection().agents().get(&format!("{:016x}", 1)).unwrap().state;
     assert_eq!(state, AgentState::Stopped);
-    assert_eq!(log.secret(&stream(1)).await, Ok(None));
     // What cannot follow is not owed for ever.
     ledger.record(stream(1), vec![Event::AgentResumed {}]).await.unwrap_err();
     ledger.settled(&stream(1)).unwrap();

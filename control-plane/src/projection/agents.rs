@@ -167,7 +167,7 @@ impl Agents {
             }
             Event::AgentStopping {} => agent.state = AgentState::Stopping,
             // Until it runs again it has ended; what its limits lead to is told by what follows.
-            Event::AgentRestarting { .. } | Event::AgentExpired { .. } => {}
+            Event::AgentRestarting { .. } | Event::AgentExpired { .. } | Event::OwnerQuotaSet { .. } => {}
         }
     }
 

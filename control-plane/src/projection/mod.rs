@@ -1,6 +1,7 @@
 //! What the events amount to: the state that queries are answered from. Nothing here does I/O.
 
 mod agents;
+mod quotas;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::Snapshot;
 
 pub use agents::{AgentFilter, Agents, Place, place};
+pub use quotas::Quotas;
 
 /// Form of the projection's snapshots.
 const FORM: u32 = 1;
@@ -30,6 +32,7 @@ pub struct UnusableSnapshot {
 pub struct Projection {
     position: u64,
     agents: Agents,
+    quotas: Quotas,
 }
 
 /// The projection on disk: what cannot be told from the rest.
@@ -37,6 +40,9 @@ pub struct Projection {
 struct Stored<T> {
     form: u32,
     agents: T,
+    /// Absent in what was written before there were any.
+    #[serde(default)]
+    quotas: Quotas,
 }
 
 impl Projection {
@@ -52,11 +58,18 @@ impl Projection {
         &self.agents
     }
 
+    /// What owners may have.
+    #[must_use]
+    pub const fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
     /// Takes in the event after the last one.
     pub fn apply(&mut self, recorded: &Recorded) {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
+        self.quotas.apply(recorded);
     }
 
     /// It, as the log keeps it.
@@ -66,7 +79,7 @@ impl Projection {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let agents: Vec<&Agent> = self.agents.iter().collect();
-        let data = serde_json::to_vec(&Stored { form: FORM, agents });
+        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas: self.quotas.clone() });
         Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
     }
 
@@ -81,6 +94,7 @@ impl Projection {
         if stored.form != FORM {
             return Err(unusable(format!("it is of form {}, and this arkd knows {FORM}", stored.form)));
         }
-        Ok(Self { position: snapshot.position, agents: stored.agents.into_iter().collect() })
+        let agents = stored.agents.into_iter().collect();
+        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas })
     }
 }

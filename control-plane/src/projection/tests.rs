@@ -6,6 +6,7 @@ use ark_types::agent::{AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, Outcome, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Selector};
+use ark_types::scheduling::Quota;
 use proptest::prelude::*;
 
 use super::*;
@@ -65,17 +66,21 @@ fn event(n: u64, kind: u8) -> Event {
         7 => Event::AgentEnded { outcome: Outcome::Failed, reason: "it broke".to_owned(), exit: None },
         8 => Event::AgentRemoved {},
         9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
-        _ => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
+        10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
+        _ => Event::OwnerQuotaSet {
+            quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
+        },
     }
 }
 
 fn recorded(events: impl IntoIterator<Item = (u64, u8)>) -> Vec<Recorded> {
-    let record = |(position, (n, kind)): (u64, (u64, u8))| Recorded {
-        position,
-        at_unix_ms: 1000 + position,
-        stream: Stream::agent(&id(n)),
-        version: 1,
-        event: event(n, kind),
+    let record = |(position, (n, kind)): (u64, (u64, u8))| {
+        let event = event(n, kind);
+        let stream = match event {
+            Event::OwnerQuotaSet { .. } => Stream::owner(&format!("o{}", n % 2).parse().unwrap()),
+            _ => Stream::agent(&id(n)),
+        };
+        Recorded { position, at_unix_ms: 1000 + position, stream, version: 1, event }
     };
     (1..).zip(events).map(record).collect()
 }
@@ -132,6 +137,23 @@ fn a_snapshot_that_is_none_is_refused() {
     }
 }
 
+#[test]
+fn the_last_quota_of_an_owner_counts() {
+    let quotas = |events: &[(u64, u8)]| {
+        let projection = projection(&recorded(events.iter().copied()));
+        let quotas = projection.quotas().iter();
+        quotas.map(|(owner, quota)| (owner.to_string(), quota.agents.unwrap())).collect::<Vec<_>>()
+    };
+    assert_eq!(quotas(&[(1, 9), (2, 9), (5, 9)]), [("o0".to_owned(), 2), ("o1".to_owned(), 5)]);
+    assert_eq!(quotas(&[(1, 9), (2, 9), (3, 9)]), [("o0".to_owned(), 2)], "the third has no bound");
+}
+
+#[test]
+fn a_snapshot_from_before_there_were_quotas_is_read() {
+    let snapshot = Snapshot { position: 7, data: br#"{"form":1,"agents":[]}"#.into() };
+    assert_eq!(Projection::restore(&snapshot).unwrap().quotas().iter().count(), 0);
+}
+
 fn filters() -> impl Strategy<Value = AgentFilter> {
     let states = prop::sample::select(vec![AgentState::Creating, AgentState::Running, AgentState::Failed]);
     let images = prop::sample::select(vec!["base", "python"]);
@@ -162,7 +184,7 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..11_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..12_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {

@@ -13,10 +13,12 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 
 use super::Shared;
+use crate::core::MAX_FOLLOWERS;
 use crate::problems::Refusal;
 use crate::store::{EventLog, ReadError};
 
@@ -80,7 +82,10 @@ pub(super) async fn events(
     let after = start(&core, asked).await?;
     let may_skip = asked.is_none();
     if wants_stream {
+        let place = Arc::clone(&core.followers).try_acquire_owned().map_err(|_| too_many())?;
         let follower = Follower {
+            _place: place,
+            closing: core.closing.clone(),
             newest: core.log.subscribe(),
             log: Arc::clone(&core.log),
             query,
@@ -96,6 +101,13 @@ pub(super) async fn events(
         return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response());
     }
     Ok(Json(page(&core, &query, after, may_skip).await?).into_response())
+}
+
+fn too_many() -> Refusal {
+    let detail = format!(
+        "{MAX_FOLLOWERS} clients follow the events already: end one of them, or ask for pages with `after` instead"
+    );
+    Refusal::new(ProblemKind::HostUnable, detail)
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
@@ -168,6 +180,9 @@ async fn page(core: &Shared, query: &EventQuery, after: u64, may_skip: bool) -> 
 /// One client that reads along. It asks for more only when the client took what there was, so a slow one costs a few events of
 /// memory and holds nobody up.
 struct Follower {
+    /// One of those that there are for followers.
+    _place: OwnedSemaphorePermit,
+    closing: CancellationToken,
     log: Arc<dyn EventLog>,
     newest: watch::Receiver<u64>,
     query: EventQuery,
@@ -188,7 +203,10 @@ impl Follower {
             // Before the log is read: what comes after that wakes it again.
             self.newest.borrow_and_update();
             match self.log.read(self.after, AHEAD).await {
-                Ok(events) if events.is_empty() => self.newest.changed().await.ok()?,
+                Ok(events) if events.is_empty() => tokio::select! {
+                    () = self.closing.cancelled() => return None,
+                    changed = self.newest.changed() => changed.ok()?,
+                },
                 Err(ReadError::Compacted { floor, .. }) if self.may_skip => self.after = floor,
                 Ok(events) => {
                     self.may_skip = false;

@@ -16,6 +16,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 
 use super::Shared;
@@ -77,8 +78,8 @@ pub(super) async fn logs(
         // The VMM has not begun it: there is nothing to show, and soon somebody may ask again.
         None => Body::empty(),
         Some(file) => {
-            let followed = agent.filter(|_| follow);
-            Body::from_stream(stream::try_unfold(Console { file, followed }, |mut console| async {
+            let console = Console { file, followed: agent.filter(|_| follow), closing: core.closing.clone() };
+            Body::from_stream(stream::try_unfold(console, |mut console| async {
                 let chunk = console.next().await?;
                 Ok::<_, io::Error>(chunk.map(|chunk| (chunk, console)))
             }))
@@ -95,6 +96,7 @@ struct Console {
     file: File,
     /// The agent whose end ends it; none when what there is now is all.
     followed: Option<Handle>,
+    closing: CancellationToken,
 }
 
 impl Console {
@@ -113,7 +115,10 @@ impl Console {
                 self.file.seek(SeekFrom::End(0)).await?;
             }
             // The end wakes at once, growth after a while.
-            let _ = tokio::time::timeout(FOLLOW_INTERVAL, agent.ended()).await;
+            let news = tokio::time::timeout(FOLLOW_INTERVAL, agent.ended());
+            if self.closing.run_until_cancelled(news).await.is_none() {
+                return Ok(None);
+            }
         }
     }
 }

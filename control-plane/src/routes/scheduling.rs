@@ -1,5 +1,6 @@
 //! `/v1/queue`, `/v1/hosts`, `/v1/owners`: who waits for room, where room is, and what each owner may have.
 
+use ark_types::event::{Event, Stream};
 use ark_types::label::Owner;
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::{Host, HostList, OwnerList, OwnerQuota, Quota, RequestQueue, Resources};
@@ -10,6 +11,7 @@ use axum::http::StatusCode;
 use super::Shared;
 use crate::host::{self, Memory};
 use crate::problems::Refusal;
+use crate::store::Append;
 
 /// Requests that wait for room, the next one first.
 #[utoipa::path(
@@ -66,7 +68,7 @@ pub(super) async fn inspect_owner(
     Ok(Json(core.scheduler.owner(&named(&owner)?)))
 }
 
-/// Sets what an owner may have, in place of what it might have before. Agents that it has beyond that go on.
+/// Sets what an owner may have, for good, in place of what it might have before. Agents that it has beyond that go on.
 #[utoipa::path(
     put, path = "/owners/{owner}", tag = "scheduling",
     params(("owner" = String, Path, description = "Name of the owner")),
@@ -78,9 +80,7 @@ pub(super) async fn set_quota(
     Path(owner): Path<String>,
     Json(quota): Json<Quota>,
 ) -> Result<Json<OwnerQuota>, Refusal> {
-    let owner = named(&owner)?;
-    core.scheduler.set_quota(&owner, quota);
-    Ok(Json(core.scheduler.owner(&owner)))
+    Ok(Json(limit(core, named(&owner)?, quota).await?))
 }
 
 /// Lets an owner have everything again.
@@ -93,8 +93,26 @@ pub(super) async fn delete_quota(
     State(core): State<Shared>,
     Path(owner): Path<String>,
 ) -> Result<StatusCode, Refusal> {
-    core.scheduler.set_quota(&named(&owner)?, Quota::default());
+    limit(core, named(&owner)?, Quota::default()).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Records what `owner` may have from now on, and then lets it be so. Whoever asked may leave: what is durable counts.
+async fn limit(core: Shared, owner: Owner, quota: Quota) -> Result<OwnerQuota, Refusal> {
+    let limiting = tokio::spawn(async move {
+        if core.scheduler.owner(&owner).quota != quota {
+            let event = Event::OwnerQuotaSet { quota };
+            core.log.append(Append::new(Stream::owner(&owner), event)).await?;
+            core.ledger.caught_up().await;
+            // Of those who set it at once, what was recorded last counts. The projection does not move on in between.
+            let projection = core.ledger.projection();
+            core.scheduler.set_quota(&owner, projection.quotas().of(&owner));
+        }
+        Ok(core.scheduler.owner(&owner))
+    });
+    let interrupted =
+        |_| Refusal::new(ProblemKind::Internal, "the change of the quota was interrupted: try again");
+    limiting.await.map_err(interrupted)?
 }
 
 fn named(owner: &str) -> Result<Owner, Refusal> {

@@ -55,15 +55,13 @@ pub struct Append {
     pub expected: Expected,
     /// The events, oldest first; one or more.
     pub events: Vec<Event>,
-    /// A secret of the stream, kept beside the events until its last one and never part of them. None leaves it as it is.
-    pub secret: Option<Vec<u8>>,
 }
 
 impl Append {
     /// `event` to `stream`, whatever its version.
     #[must_use]
     pub fn new(stream: Stream, event: Event) -> Self {
-        Self { stream, expected: Expected::Any, events: vec![event], secret: None }
+        Self { stream, expected: Expected::Any, events: vec![event] }
     }
 
     /// Only if the stream is of `version`.
@@ -150,12 +148,6 @@ pub trait EventLog: Debug + Send + Sync {
 
     /// Whether it takes events in, now and whenever that changes.
     fn condition(&self) -> watch::Receiver<Condition>;
-
-    /// The secret of `stream`; none when it has none, or its last event has come.
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    fn secret(&self, stream: &Stream) -> Pending<Result<Option<Vec<u8>>, ReadError>>;
 
     /// The newest snapshot of the projection.
     ///

@@ -31,8 +31,7 @@ const MIGRATIONS: &[&str] = &["
         version INTEGER NOT NULL,
         -- Of its newest event.
         position INTEGER NOT NULL,
-        ended INTEGER NOT NULL,
-        secret BLOB
+        ended INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX ended_stream ON stream (position) WHERE ended;
     CREATE TABLE snapshot (
@@ -53,7 +52,7 @@ const MIGRATIONS: &[&str] = &["
 /// The writer's connection to the database at `path`, which is made when it is not there and brought to the newest form.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     let file = |source| OpenError::File { path: path.to_owned(), source };
-    // Secrets are in it: nobody else reads it from the beginning.
+    // What agents there are is nobody else's business, from the beginning.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(file)?;
     open_database(path).map_err(|error| match error {
         Failure::Open(error) => error,
@@ -107,8 +106,6 @@ fn open_database(path: &Path) -> Result<Connection, Failure> {
     // A commit is durable when it returns.
     database.pragma_update(None, "synchronous", "FULL")?;
     database.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
-    // What is deleted, secrets among it, does not stay in the file.
-    database.pragma_update_and_check(None, "secure_delete", "FAST", |_| Ok(()))?;
     migrate(&mut database, form)?;
     Ok(database)
 }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use ark_types::event::{Recorded, Stream};
 use futures_util::FutureExt as _;
 use rusqlite::{Connection, OptionalExtension as _, Row};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::writer::{Job, Writer};
 use super::{
@@ -30,6 +30,8 @@ pub struct SqliteLog {
     writer: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     reader: Arc<Mutex<Connection>>,
+    /// Whoever reads from disk waits here, and not on a thread that others need.
+    turn: Arc<Semaphore>,
 }
 
 /// What the writer publishes.
@@ -121,7 +123,8 @@ impl SqliteLog {
             .name("events".to_owned())
             .spawn(move || writer.run())
             .map_err(file)?;
-        Ok(Self { jobs: Some(jobs), writer: Some(writer), shared, reader: Arc::new(Mutex::new(reader)) })
+        let (reader, turn) = (Arc::new(Mutex::new(reader)), Arc::new(Semaphore::new(1)));
+        Ok(Self { jobs: Some(jobs), writer: Some(writer), shared, reader, turn })
     }
 
     fn give<T: Send + 'static>(
@@ -147,9 +150,16 @@ impl SqliteLog {
         &self,
         question: impl FnOnce(&Connection) -> Result<T, ReadError> + Send + 'static,
     ) -> Pending<Result<T, ReadError>> {
-        let reader = Arc::clone(&self.reader);
+        let (reader, turn) = (Arc::clone(&self.reader), Arc::clone(&self.turn));
         async move {
-            let answer = tokio::task::spawn_blocking(move || question(&lock(&reader))).await;
+            // Closed never: an error cannot be.
+            let turn = turn.acquire_owned().await;
+            // Who asked may leave; what was begun keeps the turn to its end.
+            let answer = move || {
+                let _turn = turn;
+                question(&lock(&reader))
+            };
+            let answer = tokio::task::spawn_blocking(answer).await;
             answer.unwrap_or_else(|_| Err(ReadError::Failing("arkd is shutting down".to_owned())))
         }
         .boxed()
@@ -194,17 +204,6 @@ impl EventLog for SqliteLog {
 
     fn condition(&self) -> watch::Receiver<Condition> {
         self.shared.condition.subscribe()
-    }
-
-    fn secret(&self, stream: &Stream) -> Pending<Result<Option<Vec<u8>>, ReadError>> {
-        let stream = stream.clone();
-        self.ask(move |database| {
-            let secret =
-                database.query_row("SELECT secret FROM stream WHERE stream = ?1", [stream.as_ref()], |row| {
-                    row.get(0)
-                });
-            Ok(secret.optional()?.flatten())
-        })
     }
 
     fn snapshot(&self) -> Pending<Result<Option<Snapshot>, ReadError>> {

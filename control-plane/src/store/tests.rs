@@ -83,23 +83,11 @@ async fn appends_have_positions_versions_and_conflicts() {
     assert_eq!(all(&place.open(), 0).await, events);
 }
 
-#[tokio::test]
-async fn a_secret_is_kept_until_the_last_event_and_is_in_none() {
-    let place = Place::new();
-    let log = place.open();
-    let begins = Append { secret: Some(b"hunter2".to_vec()), ..Append::new(stream(1), ready(1)) };
-    log.append(begins).await.unwrap();
-    append(&log, 1, ready(2)).await.unwrap();
-    drop(log);
-    let log = place.open();
-    assert_eq!(log.secret(&stream(1)).await.unwrap().as_deref(), Some(&b"hunter2"[..]));
-    assert!(!format!("{:?}", all(&log, 0).await).contains("hunter2"));
-    append(&log, 1, Event::AgentRemoved {}).await.unwrap();
-    assert_eq!(log.secret(&stream(1)).await, Ok(None));
-    drop(log);
-    let bytes = std::fs::read(place.path()).unwrap();
-    assert!(!bytes.windows(7).any(|window| window == b"hunter2"), "what is deleted is not in the file");
+#[test]
+fn nobody_else_reads_the_log() {
     use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    let _log = place.open();
     assert_eq!(std::fs::metadata(place.path()).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
@@ -379,7 +367,7 @@ async fn run(commands: Vec<Command>) {
             Command::Append { stream: n, count, expected } => {
                 let events = (0..count).map(|n| ready(n as u64)).collect();
                 let expected = expected.map_or(Expected::Any, Expected::Version);
-                let append = Append { stream: stream(n), expected, events, secret: None };
+                let append = Append { stream: stream(n), expected, events };
                 assert_eq!(log.append(append.clone()).await, model.append(&append));
             }
             Command::End { stream: n } => {

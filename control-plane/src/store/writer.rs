@@ -96,7 +96,7 @@ impl Writer {
             batch.extend(self.inbox.try_iter().take(BATCH - batch.len()));
             self.commit(batch);
         }
-        // What was deleted is then in no file, and the next start has nothing to recover.
+        // The next start has nothing to recover then.
         if let Err(error) = self.database.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             tracing::debug!(%error, "the write-ahead log stays as it is");
         }
@@ -166,7 +166,7 @@ fn insert(
     append: &Append,
     events: &mut Vec<Recorded>,
 ) -> rusqlite::Result<Result<Appended, AppendError>> {
-    let Append { stream, expected, events: new, secret } = append;
+    let Append { stream, expected, events: new } = append;
     let found = transaction
         .prepare_cached("SELECT version, ended FROM stream WHERE stream = ?1")?
         .query_row([stream.as_ref()], |row| {
@@ -198,16 +198,10 @@ fn insert(
     let is_last = new.iter().any(Event::is_last);
     transaction
         .prepare_cached(
-            "INSERT INTO stream VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (stream) DO UPDATE SET
-             version = ?2, position = ?3, ended = ?4, secret = iif(?4, NULL, coalesce(?5, secret))",
+            "INSERT INTO stream VALUES (?1, ?2, ?3, ?4) ON CONFLICT (stream) DO UPDATE SET
+             version = ?2, position = ?3, ended = ?4",
         )?
-        .execute(params![
-            stream.as_ref(),
-            signed(version),
-            signed(position),
-            is_last,
-            secret.as_ref().filter(|_| !is_last)
-        ])?;
+        .execute(params![stream.as_ref(), signed(version), signed(position), is_last])?;
     Ok(Ok(Appended { position, version }))
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ark_types::plain::plain;
-use ark_types::vmm::{ControlReply, ControlRequest, MAX_CONTROL_LINE};
+use ark_types::vmm::{ControlReply, ControlRequest, MAX_CONTROL_LINE, VmState};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
@@ -20,6 +20,9 @@ pub enum ControlError {
     /// The answer is not one.
     #[error("the VMM's answer could not be understood: {0}")]
     Answer(#[from] serde_json::Error),
+    /// It does not do it.
+    #[error("the VMM refused: {0}")]
+    Refused(String),
     /// No answer in time.
     #[error("the VMM did not answer within {} s", .0.as_secs())]
     Silent(Duration),
@@ -44,6 +47,26 @@ pub async fn ask_for(
 ) -> Result<ControlReply, ControlError> {
     let answer = tokio::time::timeout(patience, converse(socket, request)).await;
     answer.map_err(|_| ControlError::Silent(patience))?
+}
+
+/// Sets the VMM at `socket` going again if it is paused; whether it was. Each of its answers may take `patience`.
+///
+/// # Errors
+/// [`ControlError`]; it may stand still then.
+pub async fn set_going(socket: &Path, patience: Duration) -> Result<bool, ControlError> {
+    let refused = |reply: ControlReply| match reply {
+        ControlReply::Refused { why } => ControlError::Refused(why),
+        other => ControlError::Refused(format!("it answered {other:?}")),
+    };
+    match ask_for(socket, ControlRequest::State, patience).await? {
+        ControlReply::State { state: VmState::Paused } => {}
+        ControlReply::State { .. } => return Ok(false),
+        other => return Err(refused(other)),
+    }
+    match ask_for(socket, ControlRequest::Resume, patience).await? {
+        ControlReply::State { .. } => Ok(true),
+        other => Err(refused(other)),
+    }
 }
 
 async fn converse(socket: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {

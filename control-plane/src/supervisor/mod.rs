@@ -32,7 +32,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-pub use control::{ControlError, ask, ask_for};
+pub use control::{ControlError, ask, ask_for, set_going};
 pub use identity::{Pinned, ProcessIdentity, Terminated};
 pub(crate) use record::left_in as record_left_in;
 pub use record::tail_text;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  traceparent of the client ─► request ─┬─ admission
+//!                                        ├─ queue                            (until there is room)
 //!                                        ├─ claim ── renewal                 (a standby becomes the agent)
 //!                                        ├─ restore ── renewal               (or a fork is made)
 //!                                        ├─ boot                             (or a guest is booted)

@@ -7,11 +7,13 @@ use ark_types::agent::{Agent, AgentList, AgentState};
 use ark_types::exec::ExecReply;
 use ark_types::problem::ProblemKind;
 use ark_types::receipt::Receipt;
-use ark_types::vmm::ExitReason;
+use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, VmState};
+use arkd::supervisor::ask;
 use hyper::StatusCode;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::events::life;
 use crate::forks::eval;
 use crate::harness::{Client, Place, arkd, eventually, runs, signal, started};
 
@@ -200,7 +202,8 @@ async fn an_agent_that_ended_while_arkd_was_away_is_known_with_its_end() {
     let earlier = client.create("earlier", "base").await;
     signal(earlier.vmm_pid.unwrap(), Signal::SIGKILL);
     eventually("it fails", async || agent(&client, "earlier").await.state == AgentState::Failed).await;
-    let earlier = agent(&client, "earlier").await;
+    // What its guest still said may be heard after its end.
+    let earlier = Agent { heartbeat: None, ..agent(&client, "earlier").await };
     // Its guest panics under a program whose client does not wait for it, after arkd is gone.
     first.end(Signal::SIGKILL);
     signal(killed.vmm_pid.unwrap(), Signal::SIGKILL);
@@ -260,6 +263,84 @@ async fn what_nobody_was_told_of_is_ended() {
 }
 
 #[tokio::test]
+async fn an_agent_that_somebody_was_about_to_be_told_of_never_was() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let ready = client.create("a1", "base").await;
+    first.end(Signal::SIGKILL);
+    std::fs::remove_file(record(&place, &ready)).unwrap();
+
+    let (_second, client) = started(&place, &[]).await;
+    assert!(agents(&client).await.is_empty());
+    assert!(!runs(ready.vmm_pid.unwrap()));
+    assert_eq!(
+        life(&client, &ready.id).await,
+        ["agent.created", "agent.ready", "agent.ended", "agent.removed"]
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_be_looked_at_or_taken_in_is_left_to_a_later_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let left = [client.create("a1", "base").await, client.create("a2", "base").await];
+    first.end(Signal::SIGKILL);
+    let (unreadable, aside) = (record(&place, &left[0]), place.path("aside"));
+    std::fs::rename(&unreadable, &aside).unwrap();
+    let mut socket = place.run().agent(&left[1].id).vsock().into_os_string();
+    socket.push("_1024");
+    std::fs::remove_file(&socket).unwrap();
+    for in_the_way in [unreadable.as_os_str(), &socket] {
+        std::fs::create_dir(in_the_way).unwrap();
+    }
+
+    let (mut second, client) = started(&place, &[]).await;
+    eventually("neither is known", async || agents(&client).await.is_empty()).await;
+    for agent in &left {
+        assert!(runs(agent.vmm_pid.unwrap()));
+        assert_eq!(life(&client, &agent.id).await, ["agent.created", "agent.ready"]);
+    }
+    assert!(second.end(Signal::SIGTERM));
+    for in_the_way in [unreadable.as_os_str(), &socket] {
+        std::fs::remove_dir(in_the_way).unwrap();
+    }
+    std::fs::rename(&aside, &unreadable).unwrap();
+
+    let (_third, client) = started(&place, &[]).await;
+    for before in &left {
+        let back = agent(&client, before.name.as_ref()).await;
+        assert_eq!((back.state, back.vmm_pid), (AgentState::Running, before.vmm_pid));
+    }
+}
+
+#[tokio::test]
+async fn what_was_done_and_not_recorded_is_recorded_by_the_next_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let rewound = client.create("a1", "base").await;
+    let stopping = client.create("a2", "ignores-stop").await;
+    let removing = tokio::spawn({
+        let client = client.clone();
+        let path = "/v1/agents/a2?grace_ms=600000";
+        async move { client.try_send(client.request(hyper::Method::DELETE, path, "")).await }
+    });
+    eventually("it is said to stop", async || life(&client, &stopping.id).await.len() == 3).await;
+    first.end(Signal::SIGKILL);
+    drop(removing.await.unwrap());
+    rewrite(&place, &rewound, |known| known["agent"]["origin"] = json!({ "from": "snapshot", "name": "s1" }));
+
+    let (_second, client) = started(&place, &[]).await;
+    for (agent, news) in
+        [(&rewound, &["agent.rewound"][..]), (&stopping, &["agent.stopping", "agent.resumed"])]
+    {
+        let told = [&["agent.created", "agent.ready"], news].concat();
+        eventually("it is made up for", async || life(&client, &agent.id).await == told).await;
+    }
+    assert_eq!(agent(&client, "a2").await.state, AgentState::Running);
+    assert_eq!(client.delete("/v1/agents/a2?grace_ms=0").await.status(), StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
 async fn a_record_that_cannot_be_read_costs_its_own_agent_only() {
     let place = Place::new();
     let (mut first, client) = started(&place, &[]).await;
@@ -270,7 +351,7 @@ async fn a_record_that_cannot_be_read_costs_its_own_agent_only() {
     std::fs::write(record(&place, &torn), "{\"agent\":").unwrap();
     std::fs::copy(record(&place, &sound), record(&place, &anothers)).unwrap();
 
-    let (_second, client) = started(&place, &[]).await;
+    let (mut second, client) = started(&place, &[]).await;
     let found = [
         ("sound", AgentState::Running),
         // What was acknowledged is not silently gone.
@@ -281,6 +362,10 @@ async fn a_record_that_cannot_be_read_costs_its_own_agent_only() {
     assert!(!runs(torn.vmm_pid.unwrap()) && !runs(anothers.vmm_pid.unwrap()), "nothing unknown runs");
     assert_eq!(agent(&client, "sound").await.vmm_pid, sound.vmm_pid);
     assert_eq!(place.agent_dirs(), 1);
+    // An end in order waits for nobody, and leaves what is known as it is.
+    assert!(second.end(Signal::SIGTERM));
+    let (_third, client) = started(&place, &[]).await;
+    assert_eq!(agents(&client).await, found.map(|(name, state)| (name.to_owned(), state)));
 }
 
 #[tokio::test]
@@ -366,7 +451,10 @@ async fn a_pause_that_was_cut_off_is_none() {
         assert_eq!((back.state, back.vmm_pid), (AgentState::Running, before.vmm_pid));
         assert_eq!(eval(&client, "a1", "x").await.as_deref(), Some("5"));
         // Wherever its memory is read from by now, that is there.
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        let said = if image == "slow-reclaim" { "reclaimed" } else { "given up" };
+        let log = place.run().agent(&before.id).vmm_log();
+        let is_said = async || std::fs::read_to_string(&log).unwrap().contains(said);
+        eventually("what was cut off has ended", is_said).await;
         assert_eq!(fork(&client, "a1").await.state, AgentState::Running);
         for name in ["a1-1", "a1"] {
             assert!(client.delete(&format!("/v1/agents/{name}")).await.status().is_success());
@@ -409,6 +497,28 @@ async fn a_vmm_that_is_stopped_is_adopted_and_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_stands_still_and_is_silent_goes_on_once_it_answers() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let paused = client.create("a1", "base").await;
+    first.end(Signal::SIGKILL);
+    let control = place.run().agent(&paused.id).control_socket();
+    // As a pause that was cut off leaves it, on a host that swaps.
+    ask(&control, ControlRequest::Pause).await.unwrap();
+    signal(paused.vmm_pid.unwrap(), Signal::SIGSTOP);
+
+    let (_second, client) = started(&place, &[]).await;
+    assert_eq!(agent(&client, "a1").await.state, AgentState::Running);
+    signal(paused.vmm_pid.unwrap(), Signal::SIGCONT);
+    eventually("it goes on", async || {
+        let state = ask(&control, ControlRequest::State).await;
+        matches!(state, Ok(ControlReply::State { state: VmState::Running }))
+    })
+    .await;
+    assert_eq!(client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
 async fn a_vmm_that_dies_under_its_second_arkd_is_noticed() {
     let place = Place::new();
     let (mut first, client) = started(&place, &[]).await;
@@ -421,6 +531,25 @@ async fn a_vmm_that_dies_under_its_second_arkd_is_noticed() {
     // In order it can be ended, too.
     assert_eq!(client.delete("/v1/agents/a2").await.status(), StatusCode::NO_CONTENT);
     assert!(!runs(adopted[1].vmm_pid.unwrap()));
+}
+
+#[tokio::test]
+async fn a_removal_that_gives_a_long_grace_holds_up_no_end_of_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let slow = client.create("a1", "ignores-stop").await;
+    let removing = tokio::spawn({
+        let client = client.clone();
+        let path = "/v1/agents/a1?grace_ms=600000";
+        async move { client.try_send(client.request(hyper::Method::DELETE, path, "")).await }
+    });
+    eventually("it stops", async || agent(&client, "a1").await.state == AgentState::Stopping).await;
+    assert!(first.end(Signal::SIGTERM));
+    assert!(!runs(slow.vmm_pid.unwrap()), "its removal was begun");
+    drop(removing.await.unwrap());
+    let (_second, client) = started(&place, &[]).await;
+    assert!(agents(&client).await.is_empty());
+    assert_eq!(place.agent_dirs(), 0);
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ use ark_types::agent::{Agent, AgentList, AgentState};
 use ark_types::event::{Event, EventList, Recorded, Stream};
 use ark_types::health::{Health, HealthStatus, LogState};
 use ark_types::problem::{Problem, ProblemKind};
+use ark_types::scheduling::{OwnerQuota, Quota};
 use arkd::config::Config;
+use arkd::core::MAX_FOLLOWERS;
 use arkd::daemon::Daemon;
 use arkd::ledger::Compaction;
 use arkd::store::{
@@ -30,7 +32,7 @@ async fn events(client: &Client, query: &str) -> EventList {
 }
 
 /// Types of the events of an agent, in order.
-async fn life(client: &Client, id: &str) -> Vec<String> {
+pub(crate) async fn life(client: &Client, id: &str) -> Vec<String> {
     let list = events(client, &format!("stream={}&limit=1000", Stream::agent(id))).await;
     list.events.iter().map(|event| event.event.kind().to_owned()).collect()
 }
@@ -129,6 +131,11 @@ async fn a_life_is_told_in_order_and_tells_no_secret() {
     let history = client.get("/v1/agents?all=true").await;
     for reply in [&everything, &history] {
         assert!(!String::from_utf8_lossy(&reply.body).contains("hunter2"));
+    }
+    let log = place.state().events();
+    for file in [log.clone(), log.with_extension("db-wal")] {
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(!bytes.windows(7).any(|window| window == b"hunter2"), "{}", file.display());
     }
     // It is remembered by its id, and its name is free.
     let remembered: Agent = client.get(&format!("/v1/agents/{}", agent.id)).await.json();
@@ -386,6 +393,34 @@ async fn ten_thousand_events_are_replayed_and_what_was_compacted_is_gone_with_a_
     ark.daemon.shut_down().await;
 }
 
+#[tokio::test]
+async fn who_follows_events_is_let_go_when_arkd_ends_and_only_so_many_may() {
+    let place = Place::new();
+    let (mut arkd, client) = started(&place, &[]).await;
+    let mut followers = Vec::new();
+    for _ in 0..MAX_FOLLOWERS {
+        followers.push(Sse::open(&client, "", None).await);
+    }
+    let follow = async || {
+        let mut request = client.request(Method::GET, "/v1/events", "");
+        request.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+        client.send(request).await.status()
+    };
+    assert_eq!(follow().await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(client.get("/v1/events").await.status(), StatusCode::OK, "pages are to be had");
+    followers.pop();
+    eventually("another may follow", async || follow().await == StatusCode::OK).await;
+
+    client.create("a1", "base").await;
+    let console = client.send(client.request(Method::GET, "/v1/agents/a1/logs?follow=true", "")).await;
+    assert!(arkd.end(Signal::SIGTERM));
+    // They end in order, which one that is cut does not.
+    for mut follower in followers {
+        while follower.next().await.is_some() {}
+    }
+    console.into_body().collect().await.unwrap();
+}
+
 /// A log whose disk fills up and is emptied when the test says so.
 #[derive(Debug)]
 struct Brittle {
@@ -408,9 +443,6 @@ impl EventLog for Brittle {
     }
     fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.subscribe()
-    }
-    fn secret(&self, stream: &Stream) -> Pending<Result<Option<Vec<u8>>, ReadError>> {
-        self.log.secret(stream)
     }
     fn snapshot(&self) -> Pending<Result<Option<Snapshot>, ReadError>> {
         self.log.snapshot()
@@ -443,6 +475,11 @@ async fn a_full_disk_makes_arkd_read_only_until_there_is_room_again() {
         let detail = client.post(path, &body).await.problem(ProblemKind::LogFull).detail;
         assert!(detail.contains("make room on the disk of ARK_STATE"), "{detail}");
     }
+    let quota = async |agents: u64| {
+        client.ask(Method::PUT, "/v1/owners/team", json!({ "agents": agents }).to_string()).await
+    };
+    quota(3).await.problem(ProblemKind::LogFull);
+    assert_eq!(client.get("/v1/owners/team").await.json::<OwnerQuota>().quota, Quota::default());
     // What needs no record goes on; a removal happens, since it makes room, but is not acknowledged.
     assert_eq!(client.exec("a1", &json!({ "argv": ["true"] })).await.status(), StatusCode::OK);
     assert_eq!(agents(client, "").await.len(), 2);
@@ -463,6 +500,9 @@ async fn a_full_disk_makes_arkd_read_only_until_there_is_room_again() {
     .await;
     assert_eq!(life(client, &agent.id).await[2..], ["agent.stopping", "agent.ended", "agent.removed"]);
     assert_eq!(client.post("/v1/agents", &body).await.status(), StatusCode::CREATED);
+    assert_eq!(quota(4).await.json::<OwnerQuota>().quota.agents, Some(4));
+    let set = events(client, "stream=owner/team").await;
+    assert_eq!(set.events.len(), 1, "what was refused is not owed");
     assert_eq!(client.get("/v1/health").await.json::<Health>().status, HealthStatus::Ok);
     ark.daemon.shut_down().await;
 }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,10 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ark_types::eval::{EvalEnd, EvalException, EvalRequest};
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
-use ark_types::files::{FileKind, FileStat};
 use ark_types::guest::{
-    ClockSet, Decoder, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew,
-    Renewed, SignalRequest, Started,
+    ClockSet, Decoder, ErrorCode, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
+    SignalRequest, Started,
 };
 use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, ProcessorModel,
@@ -25,6 +23,12 @@ use ark_types::vmm::{
     VmConfig, VmMetrics, VmState,
 };
 use serde::{Deserialize, Serialize};
+
+// Beside this file there is the test of files.
+#[path = "fake_vmm/guest_files.rs"]
+mod guest_files;
+
+use guest_files::{describe, read_file, write_file};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -295,7 +299,8 @@ fn obey(stream: UnixStream, machine: &Machine) {
     BufReader::new(&stream).read_line(&mut line).unwrap();
     let state = |state| ControlReply::State { state };
     let answer = |reply: ControlReply| {
-        writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
+        // Whoever asked may have left.
+        let _ = writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap());
     };
     let script = machine.memory.lock().unwrap().script.clone();
     if script.strip_prefix("slow-").is_some_and(|what| line.contains(&format!("\"do\":\"{what}\""))) {
@@ -314,18 +319,24 @@ fn obey(stream: UnixStream, machine: &Machine) {
             let now = if line.contains("pause") { VmState::Paused } else { VmState::Running };
             *machine.state.lock().unwrap() = now;
             answer(state(now));
+            if script == "dies-on-resume" && now == VmState::Running {
+                end(ExitReason::GuestPanic, Some("it woke up"));
+            }
         }
         ControlRequest::State => answer(state(*machine.state.lock().unwrap())),
         ControlRequest::Snapshot { dir } => {
             stream.set_nonblocking(true).unwrap();
             // Given up when nobody would know of it.
-            if !matches!((&stream).read(&mut [0]), Ok(0)) {
+            if matches!((&stream).read(&mut [0]), Ok(0)) {
+                eprintln!("a snapshot is given up");
+            } else {
                 answer(snapshot(machine, &dir));
             }
         }
         ControlRequest::Reclaim { dir } => {
             let id = manifest_of(&dir).id;
             *machine.base.lock().unwrap() = Some(SnapshotBase { id, path: dir });
+            eprintln!("memory is reclaimed");
             answer(state(VmState::Paused));
         }
         ControlRequest::Metrics => {
@@ -485,54 +496,6 @@ fn eval(stream: &mut UnixStream, machine: &Machine, request: &EvalRequest) {
     send(stream, &Frame::raw(Kind::Stdout, b"out\n".to_vec()).unwrap());
     send(stream, &Frame::raw(Kind::Stderr, b"err\n".to_vec()).unwrap());
     send(stream, &Frame::json(Kind::Evaluated, &answer).unwrap());
-}
-
-fn describe(path: &Path) -> std::io::Result<FileStat> {
-    let meta = std::fs::symlink_metadata(path)?;
-    Ok(FileStat {
-        name: path.to_str().unwrap().to_owned(),
-        kind: if meta.is_dir() { FileKind::Directory } else { FileKind::File },
-        size: meta.len(),
-        mode: meta.permissions().mode() & 0o7777,
-        uid: 0,
-        gid: 0,
-        mtime_unix_ms: 0,
-        target: None,
-    })
-}
-
-fn read_file(stream: &mut UnixStream, path: &str) {
-    let Ok(mut file) = std::fs::File::open(path) else {
-        return fail(stream, ErrorCode::FileNotFound, &format!("there is no {path}"));
-    };
-    send(stream, &Frame::json(Kind::FileInfo, &describe(Path::new(path)).unwrap()).unwrap());
-    let mut buffer = vec![0; 200 << 10];
-    loop {
-        match file.read(&mut buffer).unwrap() {
-            0 => break,
-            n => stream.write_all(&Frame::raw(Kind::Data, &buffer[..n]).unwrap().encode()).unwrap(),
-        }
-    }
-    send(stream, &Frame::empty(Kind::End));
-}
-
-fn write_file(stream: &mut UnixStream, incoming: &mut Incoming, wanted: &FileWrite) {
-    if wanted.path.starts_with("/full/") {
-        fail(stream, ErrorCode::FileError, "no space left in the agent");
-        return;
-    }
-    let beside = format!("{}.part", wanted.path);
-    let mut file = std::fs::File::create(&beside).unwrap();
-    loop {
-        match incoming.next() {
-            Some(Frame { kind: Kind::Data, payload }) => file.write_all(&payload).unwrap(),
-            Some(_) => break,
-            None => return std::fs::remove_file(&beside).unwrap(),
-        }
-    }
-    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(wanted.mode)).unwrap();
-    std::fs::rename(&beside, &wanted.path).unwrap();
-    send(stream, &Frame::empty(Kind::Ok));
 }
 
 fn exec(mut stream: UnixStream, mut incoming: Incoming, request: &ExecRequest) {

@@ -35,7 +35,7 @@ fn fake_vmm() -> PathBuf {
 }
 
 /// Images of every test: the name is what the guest does.
-pub(crate) const IMAGES: [&str; 26] = [
+pub(crate) const IMAGES: [&str; 27] = [
     "base",
     "panics",
     "silent",
@@ -62,6 +62,7 @@ pub(crate) const IMAGES: [&str; 26] = [
     "counts-no-renewal",
     "slow-second-renewal",
     "falls-silent",
+    "dies-on-resume",
 ];
 
 /// A directory with assets, state and run directory.
@@ -253,7 +254,7 @@ impl Client {
 
 /// Asks again and again until `check` says yes.
 pub(crate) async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if check().await {
             return;
         }

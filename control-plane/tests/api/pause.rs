@@ -1,5 +1,7 @@
 //! Agents that stand still, outlast their VMM and arkd, and go back in time.
 
+use std::process::Command;
+
 use ark_types::agent::{Agent, AgentState, Origin};
 use ark_types::problem::ProblemKind;
 use ark_types::receipt::Receipt;
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::forks::eval;
 use crate::harness::{Client, Place, eventually, runs, signal, started};
+use crate::scheduling::reserved;
 
 async fn pause(client: &Client, agent: &str) -> Agent {
     let reply = client.post(&format!("/v1/agents/{agent}/pause"), &json!({})).await;
@@ -77,6 +80,51 @@ async fn a_paused_agent_outlasts_its_vmm() {
     assert_eq!(eval(client, "a1", "x").await.as_deref(), Some("5"));
     ark.daemon.shut_down().await;
     assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_guest_that_ends_as_it_wakes_is_not_said_to_run() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let agent = client.create("a1", "dies-on-resume").await;
+    pause(client, "a1").await;
+    let reply = client.post("/v1/agents/a1/resume", &json!({})).await;
+    let now = async || client.get("/v1/agents/a1").await.json::<Agent>();
+    eventually("its end is told", async || now().await.vmm_pid.is_none()).await;
+    assert!(!runs(agent.vmm_pid.unwrap()));
+    // Either its end was noticed before it was said to run, or after.
+    if now().await.state == AgentState::Paused {
+        reply.problem(ProblemKind::AgentNotRunning);
+        assert!(place.state().paused().join(&agent.id).join("agent.json").exists(), "its memory is kept");
+        assert_eq!(resume(client, "a1").await.state, AgentState::Running);
+    } else {
+        assert_eq!(now().await.state, AgentState::Failed);
+        eventually("its room is free", async || reserved(client).await.agents == 0).await;
+    }
+    client.delete("/v1/agents/a1?grace_ms=0").await;
+    assert_eq!(reserved(client).await.agents, 0);
+    ark.daemon.shut_down().await;
+    assert_eq!((records(&place), place.agent_dirs()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_paused_agent_that_was_removed_does_not_come_back() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let agent = client.create("a1", "base").await;
+    pause(&client, "a1").await;
+    let (home, aside) = (place.state().paused().join(&agent.id), place.path("aside"));
+    assert!(Command::new("cp").arg("-r").args([&home, &aside]).status().unwrap().success());
+    assert_eq!(client.delete("/v1/agents/a1").await.status(), StatusCode::NO_CONTENT);
+    first.end(Signal::SIGKILL);
+    // As a removal that was cut off leaves it.
+    std::fs::rename(&aside, &home).unwrap();
+
+    let (_second, client) = started(&place, &[]).await;
+    let list: Value = client.get("/v1/agents").await.json();
+    assert_eq!(list["agents"].as_array().unwrap().len(), 0, "{list}");
+    assert_eq!(records(&place), 0);
 }
 
 #[tokio::test]

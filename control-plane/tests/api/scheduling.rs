@@ -1,6 +1,7 @@
 //! Room for agents: who gets it, who waits, who is refused, and that it comes back.
 
 use ark_types::agent::{Agent, AgentState};
+use ark_types::event::EventList;
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::{HostList, OwnerList, OwnerQuota, RequestQueue, Resources};
 use arkd::scheduler::SchedulerConfig;
@@ -8,7 +9,7 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::harness::{Ark, Client, Place, Reply, eventually, runs, signal};
+use crate::harness::{Ark, Client, Place, Reply, eventually, runs, signal, started};
 
 /// An `arkd` with room for `max_agents`.
 async fn start(place: &Place, max_agents: u32) -> Ark {
@@ -21,7 +22,7 @@ async fn start_with(place: &Place, scheduler: SchedulerConfig) -> Ark {
     place.start_with(config).await
 }
 
-async fn reserved(client: &Client) -> Resources {
+pub(crate) async fn reserved(client: &Client) -> Resources {
     client.get("/v1/hosts").await.json::<HostList>().hosts[0].reserved
 }
 
@@ -213,6 +214,10 @@ async fn quotas_are_set_kept_to_and_cleared() {
     // Forks belong to whom their agent belongs, others are not touched.
     let refused = client.post("/v1/agents/a1/fork", &json!({})).await;
     assert!(refused.problem(ProblemKind::QuotaExceeded).detail.contains("0 of the 1"));
+    // So does what goes on from a snapshot of it.
+    client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
+    let restore = async || client.post("/v1/snapshots/s1/restore", &json!({})).await;
+    restore().await.problem(ProblemKind::QuotaExceeded);
     client.create("b1", "base").await;
     let owners: OwnerList = client.get("/v1/owners").await.json();
     let seen: Vec<_> = owners.owners.iter().map(|o| (o.owner.as_ref(), o.reserved.agents)).collect();
@@ -221,10 +226,45 @@ async fn quotas_are_set_kept_to_and_cleared() {
     assert_eq!(client.delete("/v1/owners/team").await.status(), StatusCode::NO_CONTENT);
     assert_eq!(create("a2", 64).await.status(), StatusCode::CREATED);
     assert_eq!(client.get("/v1/owners/team").await.json::<OwnerQuota>().reserved.agents, 2);
+    assert_eq!(restore().await.json::<Agent>().owner.as_ref(), "team");
     client.get("/v1/owners/Team").await.problem(ProblemKind::InvalidValue);
     let wrong = client.ask(Method::PUT, "/v1/owners/team", r#"{"agent":1}"#).await;
     wrong.problem(ProblemKind::InvalidValue);
     ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn quotas_outlast_a_killed_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    for (owner, quota) in [("team", json!({ "agents": 1 })), ("other", json!({ "vcpus": 9 }))] {
+        let set = client.ask(Method::PUT, &format!("/v1/owners/{owner}"), quota.to_string()).await;
+        assert_eq!(set.status(), StatusCode::OK);
+    }
+    assert_eq!(client.delete("/v1/owners/other").await.status(), StatusCode::NO_CONTENT);
+    // What changes nothing is not recorded.
+    assert_eq!(client.delete("/v1/owners/other").await.status(), StatusCode::NO_CONTENT);
+    let team = json!({ "owner": "team", "cold": true, "queue_timeout_ms": 0 });
+    assert_eq!(client.post("/v1/agents", &wanted("a1", &team)).await.status(), StatusCode::CREATED);
+    client.create("b1", "base").await;
+    client.post("/v1/agents/b1/fork", &json!({})).await;
+    client.create("b2", "base").await;
+    client.post("/v1/agents/b2/pause", &json!({})).await;
+    first.end(nix::sys::signal::Signal::SIGKILL);
+
+    let (mut second, client) = started(&place, &[]).await;
+    let owners: OwnerList = client.get("/v1/owners").await.json();
+    let seen: Vec<_> =
+        owners.owners.iter().map(|o| (o.owner.as_ref(), o.quota.agents, o.reserved.agents)).collect();
+    assert_eq!(seen, [("default", None, 2), ("team", Some(1), 1)], "adopted agents count");
+    // Two that were booted, and a fork; the paused one has no VMM any more.
+    assert_eq!(reserved(&client).await, Resources { agents: 3, memory_mib: 64 + 64 + 8, vcpus: 3 });
+    client.post("/v1/agents", &wanted("a2", &team)).await.problem(ProblemKind::QuotaExceeded);
+    let told: EventList = client.get("/v1/events?type=owner.quota_set").await.json();
+    let told: Vec<_> = told.events.iter().map(|event| event.stream.as_ref()).collect();
+    assert_eq!(told, ["owner/team", "owner/other", "owner/other"]);
+    client.post("/v1/shutdown", &json!({ "agents": "end" })).await;
+    assert!(second.wait());
 }
 
 #[tokio::test]
@@ -247,6 +287,29 @@ async fn a_paused_agent_keeps_little_and_needs_room_to_go_on() {
     assert_eq!(reserved(client).await, Resources { agents: 1, memory_mib: 8, vcpus: 1 });
     client.delete("/v1/agents/a1?grace_ms=0").await;
     assert_eq!(reserved(client).await, Resources::default());
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_resume_that_overtook_its_pause_takes_no_room_that_another_has() {
+    let place = Place::new();
+    let ark = start(&place, 1).await;
+    let client = &ark.client;
+    client.create("a1", "slow-snapshot").await;
+    let next = waiting(client, "a2", &json!({})).await;
+    let ask = |verb: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { client.post(&format!("/v1/agents/a1/{verb}"), &json!({})).await })
+    };
+    let pausing = ask("pause");
+    let now = async || client.get("/v1/agents/a1").await.json::<Agent>().state;
+    eventually("it stands still", async || now().await == AgentState::Paused).await;
+    let resuming = ask("resume");
+    assert_eq!(pausing.await.unwrap().status(), StatusCode::OK);
+    assert_eq!(next.await.unwrap().status(), StatusCode::CREATED);
+    resuming.await.unwrap().problem(ProblemKind::HostFull);
+    assert_eq!(now().await, AgentState::Paused);
+    assert_eq!(reserved(client).await.agents, 1);
     ark.daemon.shut_down().await;
 }
 

@@ -75,14 +75,31 @@ async fn a_reload_takes_over_what_it_can_and_names_the_rest() {
     let refused = async || messages(&log).iter().any(|m| m["level"] == "ERROR" && m["error"].is_string());
     eventually("a wrong file is refused", refused).await;
 
-    write("level = \"error\"\n[pool]\nprepared = 0\nstandby = 0\n");
+    write("level = \"error\"\n[pool]\nprepared = 1\nstandby = 0\n");
     signal(child.child.id(), Signal::SIGHUP);
-    // Its own message is below that level already, so the end of arkd tells: what it says then is not written.
-    eventually("the file is read", async || {
-        signal(child.child.id(), Signal::SIGHUP);
-        let before = messages(&log).len();
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        messages(&log).len() == before
+    eventually("the file is read", async || place.agent_dirs() == 1).await;
+    write("[pool]\nstandby = \"many\"\n");
+    signal(child.child.id(), Signal::SIGHUP);
+    let refused = async || messages(&log).iter().filter(|m| m["level"] == "ERROR").count() == 2;
+    eventually("an error is still told", refused).await;
+    assert_eq!(of("taken_over"), ["pool.prepared"], "what is less than an error is not");
+}
+
+#[tokio::test]
+async fn arkd_may_open_as_many_files_as_the_system_lets_it() {
+    let place = Place::new();
+    let envs: Vec<_> = arkd(&place, &[])
+        .get_envs()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
+        .collect();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 256 && exec \"$0\"", env!("CARGO_BIN_EXE_arkd")]).envs(envs);
+    let child = Process::start(&place, command.stderr(Stdio::null()));
+    eventually("it may open more", async || {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", child.child.id())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let (soft, hard) = (line.split_whitespace().nth(3), line.split_whitespace().nth(4));
+        soft == hard && soft != Some("256")
     })
     .await;
 }

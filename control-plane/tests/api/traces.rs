@@ -104,9 +104,11 @@ async fn a_request_is_followed_from_its_client_into_the_guest() {
         "POST /v1/agents",
         "POST /v1/agents > admission",
         "POST /v1/agents > boot",
+        "POST /v1/agents > queue",
         "POST /v1/agents/:agent/exec",
         "POST /v1/agents/:agent/exec > exec",
         "POST /v1/agents/:agent/fork",
+        "POST /v1/agents/:agent/fork > queue",
         "POST /v1/agents/:agent/fork > restore",
         "POST /v1/agents/:agent/fork > restore > renewal",
     ];

@@ -3,6 +3,7 @@
 use ark_client::{EventQuery, EventStream};
 use ark_types::event::{Event, Outcome, Recorded};
 use ark_types::healing::Continuity;
+use ark_types::scheduling::Quota;
 
 use crate::args::EventsArgs;
 use crate::failure::Failure;
@@ -47,7 +48,7 @@ fn show(ui: Ui, event: &Recorded) -> Result<(), Failure> {
 fn line(event: &Recorded) -> String {
     let Recorded { position, at_unix_ms, stream, event, .. } = event;
     let about = printable(&about(event)).replace('\n', " ");
-    let text = format!("{position:>6}  {:>6} ago  {:<14}  {stream}  {about}", age(*at_unix_ms), event.kind());
+    let text = format!("{position:>6}  {:>6} ago  {:<15}  {stream}  {about}", age(*at_unix_ms), event.kind());
     text.trim_end().to_owned()
 }
 
@@ -71,6 +72,12 @@ fn about(event: &Event) -> String {
             format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
         }
         Event::AgentExpired { reason } => reason.clone(),
+        Event::OwnerQuotaSet { quota: Quota { agents, memory_mib, vcpus } } => {
+            let bounds = [("agents", *agents), ("MiB", *memory_mib), ("processors", *vcpus)];
+            let bounds = bounds.into_iter().filter_map(|(what, most)| Some(format!("{} {what}", most?)));
+            let bounds = bounds.collect::<Vec<_>>().join(", ");
+            if bounds.is_empty() { "may have everything".to_owned() } else { format!("may have {bounds}") }
+        }
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
@@ -95,10 +102,14 @@ mod tests {
         };
         let told = line(&event(ended));
         assert!(
-            told.starts_with("     7  ") && told.contains("agent.ended     agent/0a  failed: the guest"),
+            told.starts_with("     7  ") && told.contains("agent.ended      agent/0a  failed: the guest"),
             "{told}"
         );
         assert!(told.ends_with("the guest\\u{1b}[2J panicked"), "{told}");
-        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed   agent/0a"));
+        let quota = Quota { agents: Some(3), vcpus: Some(0), ..Quota::default() };
+        assert!(line(&event(Event::OwnerQuotaSet { quota })).ends_with("may have 3 agents, 0 processors"));
+        let quota = Quota::default();
+        assert!(line(&event(Event::OwnerQuotaSet { quota })).ends_with("may have everything"));
+        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed    agent/0a"));
     }
 }
