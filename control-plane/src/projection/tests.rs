@@ -65,8 +65,8 @@ fn event(n: u64, kind: u8) -> Event {
         6 => Event::AgentStopping {},
         7 => Event::AgentEnded { outcome: Outcome::Failed, reason: "it broke".to_owned(), exit: None },
         8 => Event::AgentRemoved {},
-        9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
-        10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
+        10 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
+        11 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
         _ => Event::OwnerQuotaSet {
             quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
         },
@@ -108,7 +108,7 @@ fn the_end_is_the_end() {
 
 #[test]
 fn only_a_restart_leads_back_from_the_end() {
-    let projection = projection(&recorded([0, 2, 7, 9, 10].map(|kind| (1, kind))));
+    let projection = projection(&recorded([0, 2, 7, 10, 11].map(|kind| (1, kind))));
     let agent = projection.agents().get(&id(1)).unwrap();
     assert_eq!((agent.state, &agent.reason, &agent.exit), (AgentState::Running, &None, &None));
     assert_eq!((&agent.continuity, &agent.origin), (&Some(continuity(1)), &Origin::Boot));
