@@ -108,7 +108,7 @@ fn the_end_is_the_end() {
 
 #[test]
 fn only_a_restart_leads_back_from_the_end() {
-    let projection = projection(&recorded([0, 2, 7, 9, 10].map(|kind| (1, kind))));
+    let projection = projection(&recorded([0, 2, 7, 10, 11].map(|kind| (1, kind))));
     let agent = projection.agents().get(&id(1)).unwrap();
     assert_eq!((agent.state, &agent.reason, &agent.exit), (AgentState::Running, &None, &None));
     assert_eq!((&agent.continuity, &agent.origin), (&Some(continuity(1)), &Origin::Boot));

@@ -221,7 +221,7 @@ fn after_end(policy: RestartPolicy, outcome: Outcome, history: &History, now: u6
         return Action::Stay { why: None };
     }
     let spent = match policy.max_restarts() {
-        Some(most) => (history.streak >= most).then(|| format!("it was restarted {} times", history.streak)),
+        Some(most) => (history.streak >= most).then(|| format!("it was restarted {}", times(history.streak))),
         None => {
             let recent = history.recent(now);
             (recent >= MOST_RESTARTS)
@@ -232,6 +232,10 @@ fn after_end(policy: RestartPolicy, outcome: Outcome, history: &History, now: u6
         Some(spent) => Action::Stay { why: Some(format!("{spent}, so it is not restarted any more")) },
         None => Action::Wait { attempt: history.streak.saturating_add(1), after_ms: wait(history.streak) },
     }
+}
+
+fn times(count: u32) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 /// How long a restart waits that comes after `streak` others.
