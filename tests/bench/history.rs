@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ark_tests::World;
 use ark_types::agent::Origin;
 use ark_types::event::{AgentSpec, Event, Outcome, Stream};
+use ark_types::healing::RestartPolicy;
 use ark_types::layout::StateDir;
 use arkd::store::{Append, EventLog, SqliteLog};
 
@@ -46,6 +47,9 @@ fn life(number: usize) -> impl Iterator<Item = Append> {
         image_digest: format!("sha256:{}", "0".repeat(64)),
         vcpus: 1,
         memory_mib: 256,
+        restart: RestartPolicy::Never,
+        ttl_s: None,
+        idle_timeout_s: None,
         created_unix_ms: 1_700_000_000_000 + number as u64,
         auto_remove: false,
     };
