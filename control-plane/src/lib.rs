@@ -21,6 +21,7 @@
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
+//! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`reconcile`] | what an agent needs to be as it is wanted: restarts, limits, hung guests |
 //! | [`pool`] | VMMs and forks made ahead of need |
@@ -60,6 +61,7 @@ pub mod scheduler;
 pub mod server;
 pub mod settings;
 pub mod snapshots;
+mod spawn;
 pub mod stats;
 pub mod store;
 pub mod supervisor;

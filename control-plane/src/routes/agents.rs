@@ -3,10 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use ark_types::agent::{
-    Agent, AgentList, AgentName, AgentState, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, MAX_AGENTS,
-    Origin,
-};
+use ark_types::agent::{Agent, AgentList, AgentName, AgentState, CreateAgent, MAX_AGENTS};
 use ark_types::image::ImageName;
 use ark_types::label::{InvalidSelector, Owner};
 use ark_types::problem::ProblemKind;
@@ -15,18 +12,13 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse};
 use serde::Deserialize;
-use tracing::Instrument as _;
 use utoipa::IntoParams;
 
 use super::Shared;
-use crate::admission::{self, Source, admit};
-use crate::agent::{self, Birth};
-use crate::images::Image;
+use crate::agent;
 use crate::problems::Refusal;
 use crate::projection::{AgentFilter, Place, place};
-use crate::telemetry::Source as Made;
-use crate::templates::{self, Found, TemplateError};
-use crate::traces::step;
+use crate::spawn::spawn;
 
 /// Grace of a deletion that names none.
 const DEFAULT_GRACE_MS: u64 = 2000;
@@ -53,58 +45,9 @@ pub(super) async fn create_agent(
     State(core): State<Shared>,
     Json(request): Json<CreateAgent>,
 ) -> Result<impl IntoResponse, Refusal> {
-    let _busy = core.pool.busy();
-    let source = if request.template.is_some() { Made::Template } else { Made::Boot };
-    let mut attempt = core.telemetry.attempt(source);
-    let made = make(&core, request).await;
-    if let Ok(agent) = &made {
-        attempt.source = Made::from(&agent.origin);
-    }
-    attempt.end(&made);
-    let agent = made?;
+    let agent = spawn(&core, request).await?;
     let location = format!("/v1/agents/{}", agent.id);
     Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))
-}
-
-/// The agent that is asked for, forked or booted.
-async fn make(core: &Shared, request: CreateAgent) -> Result<Agent, Refusal> {
-    Ok(match admit(core, &request).instrument(step("admission")).await? {
-        Source::Image(image) => boot(core, request, image).await?,
-        Source::Template(name) => {
-            let found = templates::by_name(core, &name).await?;
-            fork_of(core, request, found).await?
-        }
-        Source::Default(image) => match templates::default_for(core, &image.manifest.name).await {
-            Ok(found) => fork_of(core, request, found).await?,
-            // For want of room there is no boot either.
-            Err(TemplateError::Agent(refusal)) if refusal.0.kind.retry_after_s().is_some() => {
-                return Err(refusal);
-            }
-            // An agent that can be had by a boot is not refused for want of a template.
-            Err(error) => {
-                tracing::warn!(image = %image.manifest.name, %error, "the image's template cannot be built; the agent is booted");
-                boot(core, request, image).await?
-            }
-        },
-    })
-}
-
-async fn boot(core: &Shared, request: CreateAgent, image: Image) -> Result<Agent, Refusal> {
-    let size = (request.vcpus.unwrap_or(DEFAULT_VCPUS), request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB));
-    let ask = admission::ask(&request, core.scheduler.config().booted(size));
-    let grant = admission::room_to_boot(core, ask, size).await?;
-    Ok(agent::create(core, request, image, grant).await??)
-}
-
-async fn fork_of(core: &Shared, request: CreateAgent, found: Found) -> Result<Agent, Refusal> {
-    let Found { hold, template, .. } = found;
-    let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let ask = admission::ask(&request, core.scheduler.config().forked(size));
-    let grant = core.admit(ask).await?;
-    core.templates.used(&hold);
-    core.pool.used(&hold);
-    let origin = Origin::Template { name: template.name };
-    agent::from_template(core, Birth { hold, origin, wishes: request.into(), grant }).await
 }
 
 /// Which agents.
