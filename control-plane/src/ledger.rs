@@ -170,13 +170,13 @@ impl Ledger {
         self.put(Append { stream, expected: Expected::Any, events })
     }
 
-    /// Records the first event of a stream; as [`Self::record`].
+    /// Records the first events of a stream; as [`Self::record`].
     pub fn begin(
         &self,
         stream: Stream,
-        event: Event,
+        events: Vec<Event>,
     ) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        self.put(Append::new(stream, event).at(0))
+        self.put(Append { stream, expected: Expected::Version(0), events })
     }
 
     fn put(&self, append: Append) -> impl Future<Output = Result<(), AppendError>> + use<> {

@@ -82,10 +82,10 @@ impl Healing {
         (self.silent, self.counted) = (Duration::ZERO, Instant::now());
     }
 
-    /// Counts what has passed since the last look. An `arkd` that stood still itself could not hear anything meanwhile, so more
-    /// than two looks' time is not counted.
+    /// Counts what has passed since the last look, which was due after `look`. An `arkd` that stood still itself could not hear
+    /// anything meanwhile, so not much more than that is counted.
     fn count(&mut self, look: Duration) {
-        self.silent += self.counted.elapsed().min(look * 2);
+        self.silent += self.counted.elapsed().min(look + LOOK);
         self.counted = Instant::now();
     }
 }
@@ -214,12 +214,18 @@ impl Owner {
         let is_watched = agent.state == AgentState::Running || agent.ttl_s.is_some();
         match agent.backoff_until_unix_ms {
             Some(until) => Some(self.healing.clock.until(until).min(LOOK)),
-            None => is_watched.then(|| self.look_every().saturating_sub(self.healing.looked.elapsed())),
+            None => is_watched.then(|| self.look_every(&agent).saturating_sub(self.healing.looked.elapsed())),
         }
     }
 
-    fn look_every(&self) -> Duration {
-        (self.core.config.timing.silence / LOOKS).min(LOOK)
+    fn look_every(&self, agent: &Agent) -> Duration {
+        let patience = self.core.config.timing.silence;
+        let has_limit = agent.ttl_s.is_some() || agent.idle_timeout_s.is_some();
+        if agent.health.is_healthy() && !has_limit && self.healing.silent < patience / 2 {
+            // Hundreds of agents that are heard need no look; one that falls silent is seen in time even so.
+            return patience / 2;
+        }
+        (patience / LOOKS).min(LOOK)
     }
 
     /// Does what the agent needs now.
@@ -254,8 +260,8 @@ impl Owner {
     }
 
     fn observe(&mut self) -> (Desired, Observed) {
-        let look = self.look_every();
         let agent = self.state.borrow().clone();
+        let look = self.look_every(&agent);
         // While a snapshot is taken the guest stands still.
         let may_speak = agent.state == AgentState::Running && self.body.turn.try_lock().is_ok();
         if may_speak {

@@ -25,10 +25,14 @@ const LOST: &str = "it was lost while arkd was away: the host was started anew, 
 /// Why an agent ended whose VMM was not there to say so.
 pub(super) const ON_REQUEST: &str = "it was stopped on request";
 
-/// The first event of an agent. Its environment, which may hold secrets, is in none.
-fn begin_record(core: &Core, agent: &Agent) -> impl Future<Output = Result<(), AppendError>> + use<> {
-    let event = Event::AgentCreated { agent: AgentSpec::from(agent) };
-    core.ledger.begin(Stream::agent(&agent.id), event)
+/// The first events of an agent: that it was created, and `next`. Its environment, which may hold secrets, is in none.
+fn begin_record(
+    core: &Core,
+    agent: &Agent,
+    next: Option<Event>,
+) -> impl Future<Output = Result<(), AppendError>> + use<> {
+    let created = Event::AgentCreated { agent: AgentSpec::from(agent) };
+    core.ledger.begin(Stream::agent(&agent.id), [created].into_iter().chain(next).collect())
 }
 
 impl Handle {
@@ -49,9 +53,12 @@ impl Handle {
 }
 
 impl Owner {
-    /// Records that its agent begins, if it is one.
-    pub(super) fn record_birth(&self) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        let recording = self.known.then(|| begin_record(&self.core, &self.state.borrow()));
+    /// Records that its agent begins, and `next`, if it is one.
+    pub(super) fn record_birth(
+        &self,
+        next: Option<Event>,
+    ) -> impl Future<Output = Result<(), AppendError>> + use<> {
+        let recording = self.known.then(|| begin_record(&self.core, &self.state.borrow(), next));
         settled(recording)
     }
 
@@ -107,7 +114,7 @@ pub(super) fn stillborn(error: &BootError) -> Event {
 pub(super) fn record_paused(core: &Core, agent: &Agent, hold: &Hold) {
     let known = core.ledger.projection().agents().get(&agent.id).map(|agent| agent.state);
     if known.is_none() {
-        drop(begin_record(core, agent));
+        drop(begin_record(core, agent, None));
     }
     if known != Some(AgentState::Paused) {
         let paused = Event::AgentPaused { snapshot: hold.id().to_string() };
@@ -121,7 +128,7 @@ pub(super) fn record_survivor(core: &Core, record: &Record) {
     let told =
         core.ledger.projection().agents().get(&agent.id).map(|known| (known.state, known.origin.clone()));
     if told.is_none() {
-        drop(begin_record(core, agent));
+        drop(begin_record(core, agent, None));
     }
     let is_rewound = told.as_ref().is_some_and(|(_, origin)| *origin != agent.origin);
     let news = match (told.map(|(state, _)| state), agent.state) {

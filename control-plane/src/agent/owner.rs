@@ -85,9 +85,13 @@ impl Owner {
     /// The agent's whole life. The first word on it goes to `up`.
     pub(super) async fn live(mut self, mut up: Up) {
         // Durable at about the time that the guest is up.
-        let born = self.record_birth();
+        let born = self.record_birth(None);
         match self.come_up(&mut up).await {
-            Ok(life) => self.go_on(life, born, up).await,
+            Ok(life) => {
+                let (boot_ms, ready) = self.ready();
+                let ready = self.record(vec![ready]);
+                self.go_on(life, boot_ms, async { born.await.and(ready.await) }, up).await;
+            }
             Err(error) => self.give_up(error, up).await,
         }
     }
@@ -139,11 +143,16 @@ impl Owner {
     async fn be_claimed(mut self, mut life: Life, mut up: Up) {
         self.since = Instant::now();
         self.body.set_machine_id(identity::machine_id());
-        let born = self.record_birth();
         let step = step_of(&std::mem::replace(&mut self.cause, Span::none()), "renewal");
         match self.renew(&mut life, self.since, up.closed()).instrument(step).await {
-            Ok(()) => self.go_on(life, born, up).await,
+            Ok(()) => {
+                // At once: nobody is told of it in between, and each append waits for the disk.
+                let (boot_ms, ready) = self.ready();
+                let recorded = self.record_birth(Some(ready));
+                self.go_on(life, boot_ms, recorded, up).await;
+            }
             Err(error) => {
+                drop(self.record_birth(None));
                 life.kill().await;
                 self.keep_console(&error.to_string());
                 drop(life);
@@ -225,15 +234,22 @@ impl Owner {
         let _ = up.send(Err(error));
     }
 
-    /// The agent is up: it is served until it is removed.
-    async fn go_on(mut self, mut life: Life, born: impl Future<Output = Result<(), AppendError>>, up: Up) {
+    /// Its guest takes commands: how long that took, milliseconds, and what to record of it.
+    fn ready(&self) -> (u64, Event) {
         let took = self.since.elapsed();
         self.core.telemetry.phase(Phase::Ready, took);
         let boot_ms = millis(took);
-        let recorded = async {
-            born.await?;
-            self.record(vec![Event::AgentReady { boot_ms }]).await
-        };
+        (boot_ms, Event::AgentReady { boot_ms })
+    }
+
+    /// The agent is up: it is served until it is removed.
+    async fn go_on(
+        mut self,
+        mut life: Life,
+        boot_ms: u64,
+        recorded: impl Future<Output = Result<(), AppendError>>,
+        up: Up,
+    ) {
         let mut kept = recorded.await.map_err(BootError::Unrecorded);
         if kept.is_ok() {
             self.enter(AgentState::Running, None, Some(boot_ms));

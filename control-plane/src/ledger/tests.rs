@@ -99,10 +99,10 @@ async fn what_began_and_ended_unheard_is_nothing_and_what_was_heard_of_ends() {
     let dir = tempfile::tempdir().unwrap();
     let log = Moody::new(&dir, 1);
     let ledger = Ledger::open(Arc::clone(&log) as Arc<dyn EventLog>, Compaction::default()).await.unwrap();
-    ledger.begin(stream(1), created(1)).await.unwrap();
+    ledger.begin(stream(1), vec![created(1)]).await.unwrap();
     log.condition.send_replace(Condition::Full("no room".to_owned()));
     assert_eq!(ledger.ready(), Err(AppendError::Full("no room".to_owned())));
-    ledger.begin(stream(2), created(2)).await.unwrap_err();
+    ledger.begin(stream(2), vec![created(2)]).await.unwrap_err();
     ledger.record(stream(1), vec![Event::AgentRemoved {}]).await.unwrap_err();
     assert!(ledger.settled(&stream(1)).is_err());
     ledger.record(stream(2), vec![Event::AgentRemoved {}]).await.unwrap();

@@ -90,6 +90,7 @@ fn start() -> Result<Arc<Server>, BootError> {
     mounts::rest(&scratch)?;
     loopback_up().map_err(at("bringing up the loopback interface"))?;
     name_machine()?;
+    stay_quiet().map_err(at("writing to /proc/sys/vm"))?;
     secrets::make_dir(Path::new("/")).map_err(at("making /run/secrets"))?;
     identity::make_boot_id().map_err(at("making the boot id's file"))?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
@@ -104,6 +105,14 @@ fn stay_heard(host: Address, hello: Option<Connection>) -> io::Result<()> {
     let thread = thread::Builder::new().stack_size(HELLO_STACK);
     thread.spawn(move || keep_heard(&host, VERSION, hello))?;
     Ok(())
+}
+
+/// An idle guest is not to wake its host, which may have hundreds. So memory is compacted when a huge page is wanted instead of
+/// ahead of that, for which the kernel would look twice a second (`kcompactd`, mm/compaction.c), and each processor's share of
+/// the statistics is added up every 30 s instead of every second; a total is off by less than a MiB meanwhile (mm/vmstat.c).
+fn stay_quiet() -> io::Result<()> {
+    fs::write("/proc/sys/vm/compaction_proactiveness", "0")?;
+    fs::write("/proc/sys/vm/stat_interval", "30")
 }
 
 /// Sets the host name and the machine-id that the kernel's command line carries, if it does.
