@@ -241,7 +241,7 @@ async fn what_nobody_uses_goes() {
     let (in_use, _) = World::obtain(&templates, "t0", &inputs(0)).await;
     let _agent = in_use.hold.tenant();
     let before = templates.list().len();
-    let swept = templates.sweep(&images);
+    let swept = templates.sweep(&images, |_| false);
     let left: Vec<String> = templates.list().iter().map(|t| t.name.to_string()).collect();
     assert_eq!(
         (before, swept.len()),
