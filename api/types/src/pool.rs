@@ -33,7 +33,9 @@ pub enum InvalidPolicy {
     #[error("a pool of up to {0} standbys is too large: give a max of at most {MAX_STANDBYS}")]
     Max(u32),
     /// More at least than at most.
-    #[error("a pool cannot have at least {min} and at most {max} standbys: give a min that is not above the max")]
+    #[error(
+        "a pool cannot have at least {min} and at most {max} standbys: give a min that is not above the max"
+    )]
     Min {
         /// At least.
         min: u32,

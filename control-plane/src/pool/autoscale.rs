@@ -163,14 +163,14 @@ mod tests {
         assert_eq!(patient.wanted(at, &PoolPolicy { target_wait_ms: 60_000, ..policy }), 1, "all may");
         // Slowly: a half-life later half of them are kept, and after six nothing is left of it.
         assert_eq!(demand.wanted(at + HALF_LIFE, &policy), 10);
-        assert!(demand.wanted(at + HALF_LIFE * 4, &policy) > 1);
+        assert!(demand.wanted(at + HALF_LIFE * 3, &policy) > 1);
         assert_eq!(demand.wanted(at + HALF_LIFE * 7, &PoolPolicy { min: 0, ..policy }), 0);
     }
 
     #[test]
     fn what_comes_no_faster_than_it_is_made_wants_one() {
         let policy = PoolPolicy { min: 0, max: 100, target_wait_ms: 0 };
-        let (mut demand, at) = after(&policy, &[200; 500], 100);
+        let (mut demand, at) = after(&policy, &[200; 3000], 100);
         assert_eq!(demand.wanted(at, &policy), 1);
         assert!((demand.per_second(at) - 5.0).abs() < 0.5, "{demand:?}");
         // What comes faster than it can be made wants all there may be.

@@ -169,9 +169,9 @@ impl Line {
             make_ms: self.demand.measured().map(millis),
             wait: wait(&self.waits),
             failure: match &self.rest {
-                Rest::NoRoom => {
-                    Some("there is no room for another standby: agents have what the host may give".to_owned())
-                }
+                Rest::NoRoom => Some(
+                    "there is no room for another standby: agents have what the host may give".to_owned(),
+                ),
                 rest => rest.why().map(str::to_owned),
             },
         }
@@ -227,7 +227,10 @@ mod tests {
         use Urgency::{BelowMin, Default, Set};
         assert_eq!(most_lacking([("a", Set, 0), ("b", BelowMin, 0)].into_iter()), None);
         assert_eq!(most_lacking([("a", Set, 3), ("b", Set, 9), ("c", Set, 9)].into_iter()), Some("b"));
-        assert_eq!(most_lacking([("a", Set, 9), ("b", BelowMin, 1), ("c", BelowMin, 2)].into_iter()), Some("c"));
+        assert_eq!(
+            most_lacking([("a", Set, 9), ("b", BelowMin, 1), ("c", BelowMin, 2)].into_iter()),
+            Some("c")
+        );
         assert_eq!(most_lacking([("a", Default, 9), ("b", Set, 1)].into_iter()), Some("b"));
     }
 

@@ -144,7 +144,10 @@ impl Lines {
 
     /// Lets those try again that had no room.
     pub(super) fn look_for_room(&mut self) {
-        self.lines.values_mut().filter(|line| line.rest == Rest::NoRoom).for_each(|line| line.rest = Rest::None);
+        self.lines
+            .values_mut()
+            .filter(|line| line.rest == Rest::NoRoom)
+            .for_each(|line| line.rest = Rest::None);
     }
 
     /// Takes out the standby that can be done without most easily.

@@ -134,9 +134,12 @@ async fn what_happens_is_counted_under_names_that_stay() {
     assert_eq!(client.ask(Method::PUT, "/v1/pools/t1", policy).await.status(), 200);
     client.post("/v1/agents", &json!({ "name": "t1-1", "template": "t1" })).await;
     let (samples, text) = scrape(&client).await;
-    for (name, wanted) in
-        [("ark_pool_size", 0.0), ("ark_pool_wanted", 0.0), ("ark_pool_hits_total", 0.0), ("ark_pool_misses_total", 1.0)]
-    {
+    for (name, wanted) in [
+        ("ark_pool_size", 0.0),
+        ("ark_pool_wanted", 0.0),
+        ("ark_pool_hits_total", 0.0),
+        ("ark_pool_misses_total", 1.0),
+    ] {
         let found = value(&samples, name, &[("template", "t1")]);
         assert!((found - wanted).abs() < 1e-9, "{name} is {found}:\n{text}");
     }
