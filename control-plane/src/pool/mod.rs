@@ -141,7 +141,7 @@ impl Pool {
     }
 
     /// Changes which standbys there are, and lets the scheduler know which templates have some.
-    fn take_out<T>(&self, work: impl FnOnce(&mut Lines) -> T) -> T {
+    fn change<T>(&self, work: impl FnOnce(&mut Lines) -> T) -> T {
         let mut inner = self.lock();
         let done = work(&mut inner.lines);
         self.tell(&mut inner);
@@ -229,7 +229,7 @@ impl Pool {
 
     /// A standby of `template`, or of another name of it, that is of the snapshot in `dir` and still lives.
     pub(crate) fn take_standby(&self, template: &AgentName, dir: &Path) -> Option<Standby> {
-        self.take_out(|lines| lines.take(template, dir))
+        self.change(|lines| lines.take(template, dir))
     }
 
     /// Takes a prepared VMM back that became nobody's; ends it when the pool is closed.
@@ -272,13 +272,13 @@ impl Pool {
 
     /// Ends every standby of the template whose snapshot is in `dir`.
     pub async fn forget(&self, dir: &Path) {
-        let gone = self.take_out(|lines| lines.keep(|_, one| !one.is_of(dir)));
+        let gone = self.change(|lines| lines.keep(|_, one| !one.is_of(dir)));
         end(gone, Vec::new()).await;
     }
 
     /// The template called `template` is the one whose snapshot is in `dir`: its standbys that are of another one end.
     pub(crate) async fn renewed(&self, template: &AgentName, dir: &Path) {
-        let gone = self.take_out(|lines| {
+        let gone = self.change(|lines| {
             lines.if_known(template, |line| line.rest = Rest::None);
             lines.keep(|name, one| name != template || one.is_of(dir))
         });
@@ -288,7 +288,7 @@ impl Pool {
 
     /// Ends a standby for the memory that it takes, and waits for its end. False when there is none.
     pub(crate) async fn give_one_up(&self) -> bool {
-        let Some(given) = self.take_out(Lines::give_one_up) else { return false };
+        let Some(given) = self.change(Lines::give_one_up) else { return false };
         given.end().await;
         true
     }
@@ -304,7 +304,7 @@ impl Pool {
             // It ends by itself, and soon; one that panicked has ended, too.
             let _ = refill.await;
         }
-        let standbys = self.take_out(|lines| lines.keep(|_, _| false));
+        let standbys = self.change(|lines| lines.keep(|_, _| false));
         let dens = std::mem::take(&mut self.lock().dens);
         end(standbys, dens).await;
     }

@@ -206,7 +206,7 @@ async fn stand_by(pool: &Pool, core: &Arc<Core>, template: &AgentName) -> Result
     let began = Instant::now();
     let made = agent::stand_by(core, hold, spare).await;
     let standby = made.map_err(|refusal| failed(refusal.0.detail))?;
-    pool.take_out(|lines| lines.get(template).made(standby, began.elapsed()));
+    pool.change(|lines| lines.get(template).made(standby, began.elapsed()));
     // Built again or removed before the line had it, the template did not know of it.
     match core.templates.current(template) {
         Some(hold) if hold.dir() == dir => {}

@@ -13,7 +13,7 @@
 //! | a paused one | what its VMM has without the guest's memory |
 //! | a rewound one | what it had |
 //! | a template while it is built | as one that boots, for the owner [`SYSTEM`] |
-//! | a standby of the pool | as a fork, but only what nobody has: see [`spare`] |
+//! | a standby of the pool | as a fork, but only what nobody has: see [`Spare`] |
 //! | a VMM that the pool prepared | nothing: it has no guest yet, and is the first to go when memory is short |
 //!
 //! A reservation is a promise about a number. What is really left of the host's memory is asked for besides, when the grant is

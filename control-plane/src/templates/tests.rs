@@ -253,6 +253,22 @@ async fn what_nobody_uses_goes() {
 }
 
 #[tokio::test]
+async fn what_has_a_pool_stays_though_nobody_uses_it() {
+    let world = World::new();
+    let (templates, images) = (world.open(), Images::new("/nonexistent".into()));
+    let long_ago = unix_ms() - 40 * 24 * 3_600_000;
+    for (n, name) in [(1, "one"), (2, "two")] {
+        let building = async { Ok(World::built(&templates, name, &inputs(n), long_ago)) };
+        templates.obtain(&request(name).name, &inputs(n), building).await.unwrap();
+    }
+    let pooled = templates.current(&request("one").name).unwrap();
+    assert_eq!(templates.sweep(&images, |name| name.as_ref() == "one").len(), 1);
+    let left: Vec<String> = templates.list().iter().map(|template| template.name.to_string()).collect();
+    assert_eq!(left, ["one"]);
+    assert!(templates.current(&request("two").name).is_none() && pooled.dir().exists());
+}
+
+#[tokio::test]
 async fn the_last_use_is_kept() {
     let world = World::new();
     let templates = world.open();

@@ -291,3 +291,23 @@ async fn a_template_that_is_built_again_has_standbys_of_the_new_one() {
     ark.daemon.shut_down().await;
     assert_eq!(place.agent_dirs(), 0);
 }
+
+#[tokio::test]
+async fn what_was_set_is_made_although_a_request_is_at_work() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    build(client, "t1").await;
+    let silent = tokio::spawn({
+        let client = client.clone();
+        async move { client.post("/v1/agents", &json!({ "name": "s1", "image": "silent", "cold": true })).await }
+    });
+    eventually("it begins", async || client.get("/v1/agents/s1").await.status() == StatusCode::OK).await;
+    put(client, "t1", &policy(1, 1, 0)).await;
+    has(client, 1).await;
+    assert!(!silent.is_finished(), "its guest says nothing for 20 s");
+    client.delete("/v1/agents/s1?grace_ms=0").await;
+    silent.await.unwrap().problem(ProblemKind::BootFailed);
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
