@@ -313,7 +313,7 @@ impl Pool {
 /// Ends what was made ahead and waits for its end.
 async fn end(standbys: Vec<Standby>, dens: Vec<Den>) {
     join_all(standbys.into_iter().map(Standby::end)).await;
-    join_all(dens.into_iter().map(async |mut den| {
+    join_all(dens.into_iter().map(|mut den| async move {
         den.vmm.kill();
         den.vmm.wait().await;
     }))
