@@ -22,6 +22,8 @@ pub(super) enum Rest {
     None,
     /// There is no room for another standby, until it is looked again.
     NoRoom,
+    /// The host's memory is short, until it is looked again.
+    NoMemory,
     /// It could not be made, so it is tried again then.
     Failed {
         /// Why, as a sentence.
@@ -32,12 +34,19 @@ pub(super) enum Rest {
 }
 
 impl Rest {
-    /// Why it could not be made.
+    /// Why, as a sentence.
     pub(super) fn why(&self) -> Option<&str> {
         match self {
-            Self::None | Self::NoRoom => None,
+            Self::None => None,
+            Self::NoRoom => Some("there is no room for another standby: agents have what the host may give"),
+            Self::NoMemory => Some("the host's memory is short, and what there is of it is for agents"),
             Self::Failed { why, .. } => Some(why),
         }
+    }
+
+    /// Whether it is over as soon as it is looked again.
+    pub(super) const fn is_brief(&self) -> bool {
+        matches!(self, Self::NoRoom | Self::NoMemory)
     }
 }
 
@@ -168,12 +177,7 @@ impl Line {
             demand_per_s: (self.demand.per_second(at) * 1000.0).round() / 1000.0,
             make_ms: self.demand.measured().map(millis),
             wait: wait(&self.waits),
-            failure: match &self.rest {
-                Rest::NoRoom => Some(
-                    "there is no room for another standby: agents have what the host may give".to_owned(),
-                ),
-                rest => rest.why().map(str::to_owned),
-            },
+            failure: self.rest.why().map(str::to_owned),
         }
     }
 }

@@ -134,7 +134,7 @@ impl Lines {
         let now = Instant::now();
         let is_ready = |line: &Line| match &line.rest {
             Rest::None => true,
-            Rest::NoRoom => false,
+            Rest::NoRoom | Rest::NoMemory => false,
             Rest::Failed { until, .. } => *until <= now,
         };
         let lines = self.lines.iter().filter(|(_, line)| is_ready(line));
@@ -142,12 +142,16 @@ impl Lines {
         Some((template.clone(), line.policy.is_some()))
     }
 
-    /// Lets those try again that had no room.
+    /// Lets those try again that had no room or no memory.
     pub(super) fn look_for_room(&mut self) {
-        self.lines
-            .values_mut()
-            .filter(|line| line.rest == Rest::NoRoom)
-            .for_each(|line| line.rest = Rest::None);
+        let resting = self.lines.values_mut().filter(|line| line.rest.is_brief());
+        resting.for_each(|line| line.rest = Rest::None);
+    }
+
+    /// Has those that lack something wait for memory.
+    pub(super) fn lack_memory(&mut self) {
+        let lacking = self.lines.values_mut().filter(|line| line.lack() > 0 && line.rest == Rest::None);
+        lacking.for_each(|line| line.rest = Rest::NoMemory);
     }
 
     /// Takes out the standby that can be done without most easily.

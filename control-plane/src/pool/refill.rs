@@ -82,16 +82,20 @@ impl Pool {
         let mut gone = inner.lines.sort_out(at, memory == Room::Short);
         let is_overdrawn = inner.is_overdrawn_for(overdrawn);
         if is_overdrawn >= OVERDRAWN {
-            gone.extend(inner.lines.give_up(overdrawn));
+            let left = gone.iter().fold(overdrawn, |left, one| left.minus(one.needs()));
+            gone.extend(inner.lines.give_up(left));
         }
         let kept = inner.dens.len().min(inner.prepared);
         let surplus = inner.dens.split_off(kept);
         let next = if !gone.is_empty() || !surplus.is_empty() {
             Next::Drop(gone, surplus)
         } else {
-            // One that is lent out to a request is not overdrawn for long.
+            if memory != Room::Enough {
+                inner.lines.lack_memory();
+            }
+            // What is overdrawn may be claimed in a moment, or has to be given up.
             let look = if is_overdrawn.is_zero() { look } else { look.min(OVERDRAWN) };
-            inner.make_or_wait(look, memory == Room::Enough && is_overdrawn.is_zero())
+            inner.make_or_wait(look, is_overdrawn.is_zero())
         };
         self.tell(&mut inner);
         inner.lines.forget_unused();
@@ -121,8 +125,8 @@ impl Inner {
         since.elapsed().max(Duration::from_nanos(1))
     }
 
-    fn make_or_wait(&mut self, look: Duration, has_memory: bool) -> Next {
-        let lacking = self.lines.next().filter(|_| has_memory);
+    fn make_or_wait(&mut self, look: Duration, may_stand_by: bool) -> Next {
+        let lacking = self.lines.next().filter(|_| may_stand_by);
         let was_set = lacking.as_ref().is_some_and(|(_, was_set)| *was_set);
         let standby = lacking.map(|(template, _)| Want::Standby(template));
         if standby.is_none() {
@@ -185,7 +189,9 @@ async fn make(pool: &Pool, core: Arc<Core>, want: Want) {
         Want::Standby(template) => match stand_by(pool, &core, &template).await {
             Ok(()) => {}
             Err(rest) => pool.lock().lines.if_known(&template, |line| {
-                if let Some(why) = rest.why().filter(|why| line.rest.why() != Some(*why)) {
+                if let Rest::Failed { why, .. } = &rest
+                    && line.rest.why() != Some(why)
+                {
                     tracing::warn!(%template, why, "no standby can be made");
                 }
                 line.rest = rest;
