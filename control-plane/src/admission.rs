@@ -127,7 +127,7 @@ pub async fn check_host(core: &Core) -> Result<(), Refusal> {
     }
     // A fork shares nearly all of its memory at first, so how much it will take cannot be told; where there is nothing left,
     // there is no room for that either.
-    let available = Memory::read().map_err(AdmissionError::Meminfo)?.available_mib;
+    let available = enough_memory(core, MIN_MEMORY_MIB).await?.available_mib;
     if available < MIN_MEMORY_MIB {
         return Err(AdmissionError::NoMemory { asked: MIN_MEMORY_MIB, available }.into());
     }
@@ -195,10 +195,26 @@ pub fn check_size_here((vcpus, memory_mib): (u32, u64)) -> Result<(), Refusal> {
 /// A [`Refusal`] that names the value or what the host lacks.
 pub async fn room_to_boot(core: &Core, ask: Ask, size: (u32, u64)) -> Result<Grant, Refusal> {
     let grant = core.admit(ask).await?;
-    let memory = Memory::read().map_err(AdmissionError::Meminfo)?;
+    let memory = enough_memory(core, size.1).await?;
     check(size.0, size.1, memory)?;
     check_host(core).await?;
     Ok(grant)
+}
+
+/// What there is of memory, once `asked` MiB are available or nothing is left that could be given up for them: what stands by
+/// takes memory only as long as nobody else needs it.
+async fn enough_memory(core: &Core, asked: u64) -> Result<Memory, AdmissionError> {
+    loop {
+        let memory = Memory::read().map_err(AdmissionError::Meminfo)?;
+        if !lacks(memory, asked) || !core.pool.give_one_up().await {
+            return Ok(memory);
+        }
+    }
+}
+
+/// Whether `asked` MiB are not available now and could be.
+const fn lacks(memory: Memory, asked: u64) -> bool {
+    memory.available_mib < asked && asked <= memory.total_mib
 }
 
 fn check(vcpus: u32, asked: u64, memory: Memory) -> Result<(), AdmissionError> {
@@ -213,6 +229,12 @@ fn check(vcpus: u32, asked: u64, memory: Memory) -> Result<(), AdmissionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_by_is_given_up_only_for_memory_that_can_be_had() {
+        let lacks = |asked| lacks(Memory { total_mib: 1000, available_mib: 100 }, asked);
+        assert_eq!([100, 101, 1000, 1001].map(lacks), [false, true, true, false]);
+    }
 
     #[test]
     fn size_is_bounded_by_rules_by_the_host_and_by_what_is_left() {

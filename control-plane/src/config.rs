@@ -90,6 +90,8 @@ pub struct Timing {
     /// How long a running guest may not be heard before it counts as unresponsive: three heartbeats, twelve where it is
     /// emulated.
     pub silence: Duration,
+    /// After how long half of the demand for a template's agents is forgotten.
+    pub demand: Duration,
 }
 
 impl Timing {
@@ -107,6 +109,7 @@ impl Timing {
             exec_slack: Duration::from_secs(exec_slack),
             renewal: Duration::from_secs(renewal),
             silence: Duration::from_millis(heartbeats * HEARTBEAT_INTERVAL_MS),
+            demand: Duration::from_secs(60),
         }
     }
 
@@ -123,6 +126,7 @@ impl Timing {
             exec_slack: or(chosen.exec_slack_s, self.exec_slack),
             renewal: or(chosen.renewal_s, self.renewal),
             silence: self.silence,
+            demand: self.demand,
         }
     }
 }

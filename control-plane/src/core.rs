@@ -102,9 +102,14 @@ impl Core {
         let scheduler = Scheduler::new(config.scheduler, memory, host::cpus());
         ledger.projection().quotas().iter().for_each(|(owner, quota)| scheduler.set_quota(owner, quota));
         let images = Images::new(config.assets.images());
-        templates.sweep_at_start(&images);
+        templates.sweep_at_start(&images, |template| ledger.projection().pools().of(template).is_some());
         let (registry, started) = (Registry::default(), Instant::now());
-        let pool = Pool::new(config.pool);
+        let pool = Pool::new(config.pool, config.timing.demand, Arc::clone(&scheduler));
+        ledger
+            .projection()
+            .pools()
+            .iter()
+            .for_each(|(template, policy)| pool.set_policy(template, Some(policy)));
         let (stats, telemetry) = (Stats::default(), Telemetry::new(config.telemetry.clone()));
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);

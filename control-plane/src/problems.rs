@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use crate::agent::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
+use crate::pool::policy::PolicyError;
 use crate::registry::{AdmitError, NoSuchAgent};
 use crate::scheduler::Denied;
 use crate::snapshots::SnapshotError;
@@ -140,7 +141,19 @@ impl From<TemplateError> for Refusal {
             | TemplateError::WarmUp(_)
             | TemplateError::Guest(_) => ProblemKind::TemplateFailed,
             TemplateError::Record { .. } => ProblemKind::DiskFull,
+            TemplateError::Pool(ref error) => kind_of_refused(error),
             TemplateError::Interrupted => ProblemKind::HostUnable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<PolicyError> for Refusal {
+    fn from(error: PolicyError) -> Self {
+        let kind = match error {
+            PolicyError::Template(error) => return error.into(),
+            PolicyError::Log(error) => return error.into(),
+            PolicyError::Invalid(_) | PolicyError::TooMany => ProblemKind::InvalidValue,
         };
         Self::new(kind, error.to_string())
     }

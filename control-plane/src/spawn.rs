@@ -11,6 +11,7 @@ use crate::agent::{self, Birth};
 use crate::core::Core;
 use crate::images::Image;
 use crate::problems::Refusal;
+use crate::scheduler::Ask;
 use crate::telemetry::Source as Made;
 use crate::templates::{self, Found, TemplateError};
 use crate::traces::step;
@@ -20,7 +21,6 @@ use crate::traces::step;
 /// # Errors
 /// [`Refusal`]; nothing is left of the agent then.
 pub(crate) async fn spawn(core: &Arc<Core>, request: CreateAgent) -> Result<Agent, Refusal> {
-    let _busy = core.pool.busy();
     let source = if request.template.is_some() { Made::Template } else { Made::Boot };
     let mut attempt = core.telemetry.attempt(source);
     let made = make(core, request).await;
@@ -58,6 +58,7 @@ async fn boot(core: &Arc<Core>, request: CreateAgent, image: Image) -> Result<Ag
     let size = (request.vcpus.unwrap_or(DEFAULT_VCPUS), request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB));
     let ask = admission::ask(&request, core.scheduler.config().booted(size));
     let grant = admission::room_to_boot(core, ask, size).await?;
+    let _busy = core.pool.busy();
     Ok(agent::create(core, request, image, grant).await??)
 }
 
@@ -65,9 +66,10 @@ async fn fork_of(core: &Arc<Core>, request: CreateAgent, found: Found) -> Result
     let Found { hold, template, .. } = found;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
     let ask = admission::ask(&request, core.scheduler.config().forked(size));
-    let grant = core.admit(ask).await?;
+    let grant = core.admit(Ask { template: Some(template.name.clone()), ..ask }).await?;
+    let _busy = core.pool.busy();
     core.templates.used(&hold);
-    core.pool.used(&hold);
-    let origin = Origin::Template { name: template.name };
-    agent::from_template(core, Birth { hold, origin, wishes: request.into(), grant }).await
+    core.pool.asked(&template.name);
+    let origin = Origin::Template { name: template.name.clone() };
+    agent::from_template(core, &template.name, Birth { hold, origin, wishes: request.into(), grant }).await
 }

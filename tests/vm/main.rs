@@ -13,6 +13,7 @@ mod forks;
 mod hazards;
 mod healing;
 mod pause;
+mod pools;
 mod refusals;
 mod rest;
 mod snapshots;

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod branches;
+mod pools;
 mod scheduling;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::parse;
 pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, TemplateAction,
 };
+pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 
 /// Disposable microVM agents on machines you control.
@@ -136,6 +138,11 @@ pub(crate) enum Verb {
     },
     /// List templates
     Templates,
+    /// How many forks of each template stand ready
+    Pool {
+        #[command(subcommand)]
+        action: PoolAction,
+    },
     /// Show who waits for room, and where each stands
     Queue,
     /// Show hosts, and what is reserved on them

@@ -18,6 +18,7 @@ mod events;
 mod exec;
 mod files;
 mod operate;
+mod pools;
 mod rest;
 mod scheduling;
 mod uri;

@@ -46,6 +46,11 @@ pub(crate) fn template(template: &str) -> String {
     format!("/v1/templates/{}", encode(template, false))
 }
 
+/// `/v1/pools/<template>`.
+pub(crate) fn pool(template: &str) -> String {
+    format!("/v1/pools/{}", encode(template, false))
+}
+
 /// `/v1/owners/<owner>`.
 pub(crate) fn owner(owner: &str) -> String {
     format!("/v1/owners/{}", encode(owner, false))
@@ -66,6 +71,7 @@ mod tests {
         assert_eq!(agent("../x?y", ""), "/v1/agents/..%2Fx%3Fy");
         assert_eq!(snapshot("s/..", "?orphans=true"), "/v1/snapshots/s%2F..?orphans=true");
         assert_eq!(template("a?b"), "/v1/templates/a%3Fb");
+        assert_eq!(pool("a/b"), "/v1/pools/a%2Fb");
         assert_eq!(owner("a/b"), "/v1/owners/a%2Fb");
         assert_eq!(image("a b"), "/v1/images/a%20b");
         assert_eq!(query("/v1/x", &[("a", None), ("b", None)]), "/v1/x");

@@ -13,6 +13,7 @@ use crate::agent::{Agent, AgentName, AgentState, Origin};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
+use crate::pool::PoolPolicy;
 use crate::scheduling::Quota;
 use crate::vmm::ExitRecord;
 
@@ -51,6 +52,18 @@ impl Stream {
     #[must_use]
     pub fn owner_name(&self) -> Option<Owner> {
         self.0.strip_prefix("owner/")?.parse().ok()
+    }
+
+    /// The stream of the pool of `template`.
+    #[must_use]
+    pub fn pool(template: &AgentName) -> Self {
+        Self(format!("pool/{template}"))
+    }
+
+    /// The template whose pool it is the stream of; none when it is that of something else.
+    #[must_use]
+    pub fn pool_template(&self) -> Option<AgentName> {
+        self.0.strip_prefix("pool/")?.parse().ok()
     }
 
     /// The id of the agent that it is the stream of; none when it is that of something else.
@@ -304,6 +317,15 @@ pub enum Event {
         /// What it may have.
         quota: Quota,
     },
+    /// From now on there are to be so many standbys of a template.
+    #[serde(rename = "pool.set")]
+    PoolSet {
+        /// How many.
+        policy: PoolPolicy,
+    },
+    /// From now on a template has the standbys that every one in use has.
+    #[serde(rename = "pool.removed")]
+    PoolRemoved {},
 }
 
 impl Event {
@@ -323,6 +345,8 @@ impl Event {
             Self::AgentExpired { .. } => "agent.expired",
             Self::AgentRemoved {} => "agent.removed",
             Self::OwnerQuotaSet { .. } => "owner.quota_set",
+            Self::PoolSet { .. } => "pool.set",
+            Self::PoolRemoved {} => "pool.removed",
         }
     }
 
@@ -341,7 +365,9 @@ impl Event {
             | Self::AgentRestarting { .. }
             | Self::AgentRestarted { .. }
             | Self::AgentExpired { .. }
-            | Self::OwnerQuotaSet { .. } => false,
+            | Self::OwnerQuotaSet { .. }
+            | Self::PoolSet { .. }
+            | Self::PoolRemoved {} => false,
         }
     }
 }
@@ -365,11 +391,14 @@ mod tests {
     fn streams_have_a_kind_and_a_name() {
         assert_eq!(Stream::agent("0a").to_string().parse(), Ok(Stream::agent("0a")));
         assert_eq!(Stream::agent("0a").agent_id(), Some("0a"));
-        assert_eq!("pool/py".parse::<Stream>().unwrap().agent_id(), None);
+        let template: AgentName = "py".parse().unwrap();
+        assert_eq!("pool/py".parse(), Ok(Stream::pool(&template)));
+        assert_eq!(Stream::pool(&template).agent_id(), None);
+        assert_eq!(Stream::pool(&template).pool_template(), Some(template));
         let owner: Owner = "team-a".parse().unwrap();
         assert_eq!(Stream::owner(&owner).to_string().parse(), Ok(Stream::owner(&owner)));
         assert_eq!(Stream::owner(&owner).owner_name(), Some(owner));
-        assert_eq!(Stream::agent("0a").owner_name(), None);
+        assert_eq!((Stream::agent("0a").owner_name(), Stream::agent("0a").pool_template()), (None, None));
         for text in ["", "agent", "agent/", "/x", "Agent/x", "a/b/c", "agent/x y", "agent/\u{e9}"] {
             assert_eq!(text.parse::<Stream>(), Err(InvalidStream(text.to_owned())));
         }

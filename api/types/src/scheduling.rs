@@ -175,6 +175,12 @@ pub struct Host {
     pub reserved: Resources,
     /// What can still be reserved.
     pub free: Resources,
+    /// What standbys of pools have beside that; any request that needs it gets it.
+    #[serde(default)]
+    pub standbys: Resources,
+    /// Templates of which it has standbys.
+    #[serde(default)]
+    pub warm: Vec<AgentName>,
     /// Memory that everything on it uses, MiB.
     pub used_memory_mib: u64,
 }

@@ -550,6 +550,8 @@ fn scheduling() {
         limit: SOME.times(8),
         reserved: SOME,
         free: SOME.times(7),
+        standbys: SOME,
+        warm: vec!["py".parse().unwrap()],
         used_memory_mib: 500,
     };
     let quota = Quota { agents: Some(9), memory_mib: Some(4096), vcpus: Some(0) };

@@ -8,6 +8,7 @@ use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Owner};
+use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
 use ark_types::vmm::{ExitReason, ExitRecord};
 use frozen::{Frozen, digest};
@@ -47,7 +48,7 @@ fn continuity() -> Continuity {
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 12] {
+fn events() -> [Event; 14] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -60,7 +61,9 @@ fn events() -> [Event; 12] {
         | Event::AgentRestarted { .. }
         | Event::AgentExpired { .. }
         | Event::AgentRemoved {}
-        | Event::OwnerQuotaSet { .. } => {}
+        | Event::OwnerQuotaSet { .. }
+        | Event::PoolSet { .. }
+        | Event::PoolRemoved {} => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -80,6 +83,8 @@ fn events() -> [Event; 12] {
         Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
+        Event::PoolSet { policy: PoolPolicy { min: 2, max: 20, target_wait_ms: 50 } },
+        Event::PoolRemoved {},
     ]
 }
 
@@ -91,6 +96,7 @@ fn every_event() {
         let kind = event.kind();
         let stream = match event {
             Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
+            Event::PoolSet { .. } | Event::PoolRemoved {} => Stream::pool(&name("py")),
             _ => Stream::agent("0123456789abcdef"),
         };
         let recorded = Recorded { position, at_unix_ms: 1_700_000_000_000, stream, version: position, event };

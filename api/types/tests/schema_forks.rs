@@ -1,4 +1,4 @@
-//! The wire formats of snapshots, templates, forks, evaluation, receipts and of what operators ask, frozen like those of `schema.rs`.
+//! The wire formats of snapshots, templates, pools, forks, evaluation, receipts and of what operators ask, frozen like those of `schema.rs`.
 
 mod frozen;
 
@@ -9,7 +9,9 @@ use ark_types::console::{KeptConsole, KeptConsoleList};
 use ark_types::eval::{EvalEnd, EvalException, EvalReply, EvalRequest, Language};
 use ark_types::healing::{AgentHealth, RestartPolicy};
 use ark_types::label::{Labels, Owner};
+use ark_types::pool::{InvalidPolicy, Pool, PoolList, PoolPolicy, PoolWait};
 use ark_types::receipt::{Check, CheckKind, Evidence, Receipt};
+use ark_types::scheduling::Resources;
 use ark_types::snapshot::{
     CreateSnapshot, FailedFork, ForkAgent, Forked, RestoreSnapshot, RewindAgent, Snapshot, SnapshotKind,
     SnapshotList,
@@ -314,4 +316,61 @@ fn stats() {
     };
     let list = StatsList { agents: vec![most.clone()], left_out: 1 };
     Frozen::default().with("least", &least).with("most", &most).with("list", &list).check("stats");
+}
+
+/// A policy of a pool.
+const POLICY: PoolPolicy = PoolPolicy { min: 2, max: 20, target_wait_ms: 50 };
+
+#[test]
+fn pools() {
+    let least = Pool {
+        template: "default-base".parse().unwrap(),
+        policy: None,
+        standbys: 0,
+        wanted: 2,
+        reserved: Resources::default(),
+        hits: 0,
+        misses: 0,
+        demand_per_s: 0.0,
+        make_ms: None,
+        wait: None,
+        failure: None,
+    };
+    let most = Pool {
+        template: "py".parse().unwrap(),
+        policy: Some(POLICY),
+        standbys: 3,
+        reserved: Resources { agents: 3, memory_mib: 96, vcpus: 3 },
+        hits: 17,
+        misses: 1,
+        demand_per_s: 1.5,
+        make_ms: Some(120),
+        wait: Some(PoolWait { agents: 18, p50_ms: 9, p99_ms: 130 }),
+        failure: Some("the guest did not say hello".to_owned()),
+        ..least.clone()
+    };
+    Frozen::default()
+        .with("policy", &POLICY)
+        .with("list", &PoolList { pools: vec![least, most] })
+        .check("pools");
+    assert!(serde_json::from_str::<PoolPolicy>(r#"{"min":1,"max":2}"#).is_err(), "each bound is given");
+}
+
+#[test]
+fn a_policy_has_bounds_and_says_which() {
+    POLICY.check().unwrap();
+    PoolPolicy { min: 0, max: 0, target_wait_ms: 0 }.check().unwrap();
+    PoolPolicy { min: 200, max: 200, target_wait_ms: 600_000 }.check().unwrap();
+    for (policy, why, words) in [
+        (PoolPolicy { max: 201, ..POLICY }, InvalidPolicy::Max(201), "at most 200"),
+        (PoolPolicy { min: 21, ..POLICY }, InvalidPolicy::Min { min: 21, max: 20 }, "not above the max"),
+        (
+            PoolPolicy { target_wait_ms: 600_001, ..POLICY },
+            InvalidPolicy::TargetWait(600_001),
+            "at most 600000 ms",
+        ),
+    ] {
+        assert_eq!(policy.check(), Err(why));
+        assert!(why.to_string().contains(words), "{why}");
+    }
 }

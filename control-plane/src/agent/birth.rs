@@ -12,6 +12,7 @@ use ark_types::event::AgentSpec;
 use ark_types::guest::CONTROL_PORT;
 use ark_types::healing::{AgentHealth, RestartPolicy};
 use ark_types::label::Labels;
+use ark_types::scheduling::Resources;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span};
 
@@ -30,7 +31,7 @@ use crate::images::Image;
 use crate::pool::Den;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
-use crate::scheduler::Grant;
+use crate::scheduler::{Grant, Spare};
 use crate::snapshots::{Hold, SnapshotError};
 use crate::supervisor::Vmm;
 use crate::telemetry::{Ahead, Phase};
@@ -103,6 +104,8 @@ pub struct HiddenSpec {
 #[derive(Debug)]
 pub(crate) struct Standby {
     handle: Handle,
+    /// What it has, as long as nobody else needs it.
+    spare: Spare,
 }
 
 impl Standby {
@@ -114,6 +117,11 @@ impl Standby {
     /// Whether it was restored from the snapshot in `dir`.
     pub(crate) fn is_of(&self, dir: &Path) -> bool {
         self.handle.base().is_some_and(|hold| hold.dir() == dir)
+    }
+
+    /// What it has reserved.
+    pub(crate) const fn needs(&self) -> Resources {
+        self.spare.needs()
     }
 
     /// Ends it and waits for its end.
@@ -202,18 +210,25 @@ pub(super) fn begin_restore(
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
 }
 
-/// An agent from the template whose snapshot is `birth.hold`: one of the pool's standbys where there is one, else a fresh
-/// fork.
+/// An agent from `template`, whose snapshot is `birth.hold`: one of the pool's standbys where there is one, else a fresh fork.
 ///
 /// # Errors
 /// As [`restore`].
-pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
-    while let Some(standby) = core.pool.take_standby(birth.hold.dir()) {
+pub async fn from_template(core: &Arc<Core>, template: &AgentName, birth: Birth) -> Result<Agent, Refusal> {
+    let began = Instant::now();
+    let agent = claim_or_fork(core, template, birth).await?;
+    core.pool.waited(template, began.elapsed());
+    Ok(agent)
+}
+
+async fn claim_or_fork(core: &Arc<Core>, template: &AgentName, birth: Birth) -> Result<Agent, Refusal> {
+    while let Some(standby) = core.pool.take_standby(template, birth.hold.dir()) {
         core.telemetry.claimed(Ahead::Standby, true);
         let began = Instant::now();
-        match claim(core, standby, &birth).instrument(step("claim")).await? {
+        match claim(core, template, standby, &birth).instrument(step("claim")).await? {
             Some(Ok(agent)) => {
                 core.telemetry.phase(Phase::Claim, began.elapsed());
+                core.pool.claimed(template, true);
                 return Ok(agent);
             }
             // It died while it waited, or under the claim: that is no fault of the template, and another can be had.
@@ -227,6 +242,7 @@ pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refu
         }
     }
     core.telemetry.claimed(Ahead::Standby, false);
+    core.pool.claimed(template, false);
     restore(core, birth).await
 }
 
@@ -234,10 +250,11 @@ pub async fn from_template(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refu
 /// ended without hearing of the claim.
 async fn claim(
     core: &Arc<Core>,
+    template: &AgentName,
     standby: Standby,
     birth: &Birth,
 ) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
-    let shared = &standby.handle.0;
+    let shared = Arc::clone(&standby.handle.0);
     let (up, came_up) = oneshot::channel();
     let Wishes { name, env, auto_remove, labels, owner, upkeep } = birth.wishes.clone();
     let admitted = core
@@ -247,10 +264,13 @@ async fn claim(
         Ok((handle, ())) => handle,
         Err(error) => {
             // Of use to the next one.
-            core.pool.return_standby(standby);
+            core.pool.return_standby(template, standby);
             return Err(error);
         }
     };
+    // The agent has its own grant.
+    let Standby { handle: _waiting, spare } = standby;
+    drop(spare);
     let spec = AgentSpec {
         origin: birth.origin.clone(),
         auto_remove,
@@ -274,11 +294,11 @@ async fn claim(
     Ok(agent)
 }
 
-/// A standby of the snapshot `hold`, restored, renewed and warm.
+/// A standby of the snapshot `hold`, restored, renewed and warm, that has `spare`. The pool is told of its end.
 ///
 /// # Errors
 /// A [`Refusal`]; nothing is left then.
-pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Refusal> {
+pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold, spare: Spare) -> Result<Standby, Refusal> {
     let image = prove(core, &hold).await?;
     let (id, name) = hidden('s')?;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
@@ -286,9 +306,13 @@ pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold) -> Result<Standby, Re
     let begun = Begun::Restore(Base::Held(hold), None);
     let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(image.path), begun, None);
     let (ready, is_ready) = oneshot::channel();
-    tokio::spawn(owner.stand_by(ready));
+    let pool = Arc::clone(&core.pool);
+    tokio::spawn(async move {
+        owner.stand_by(ready).await;
+        pool.look();
+    });
     is_ready.await.unwrap_or(Err(BootError::Removed))?;
-    Ok(Standby { handle })
+    Ok(Standby { handle, spare })
 }
 
 /// Takes in an agent that an earlier `arkd` left paused.

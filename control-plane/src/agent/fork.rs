@@ -44,6 +44,7 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
     }
     core.ledger.ready()?;
     let grants = room_for(core, handle, count).await?;
+    let _busy = core.pool.busy();
     check_host(core).await?;
     let branch = branch(core, handle).await?;
     let image = birth::prove(core, &branch.hold).await?;

@@ -470,7 +470,7 @@ async fn find_template(core: &Arc<Core>, agent: &Agent, name: &AgentName) -> Opt
     match templates::by_name(core, name).await {
         Ok(found) if (found.template.vcpus, found.template.memory_mib) == (agent.vcpus, agent.memory_mib) => {
             core.templates.used(&found.hold);
-            core.pool.used(&found.hold);
+            core.pool.used(name);
             Some(found)
         }
         Ok(_) => {

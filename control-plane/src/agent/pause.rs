@@ -82,8 +82,10 @@ impl Handle {
     /// A [`Refusal`]; when the snapshot could not be restored the agent has failed with that reason.
     pub async fn rewind(&self, core: &Arc<Core>, hold: Hold, origin: Origin) -> Result<Agent, Refusal> {
         let grant = room_to_go_on(core, self).await?;
+        let busy = core.pool.busy();
         let (core, handle) = (Arc::clone(core), self.clone());
         in_full(async move {
+            let _busy = busy;
             let _turn = handle.0.body.turn.lock().await;
             if is_ended(handle.agent().state) || handle.agent().state == AgentState::Stopping {
                 return Err(handle.not_running().into());
@@ -275,8 +277,10 @@ fn record_of(handle: &Handle, hold: &Hold) -> Paused {
 /// A [`Refusal`]; the agent stays paused then.
 pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal> {
     let grant = room_to_go_on(core, handle).await?;
+    let busy = core.pool.busy();
     let (core, handle) = (Arc::clone(core), handle.clone());
     in_full(async move {
+        let _busy = busy;
         let _turn = handle.0.body.turn.lock().await;
         let agent = handle.agent();
         core.ledger.ready()?;

@@ -1,6 +1,7 @@
 //! What the events amount to: the state that queries are answered from. Nothing here does I/O.
 
 mod agents;
+mod pools;
 mod quotas;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::Snapshot;
 
 pub use agents::{AgentFilter, Agents, Place, place};
+pub use pools::Pools;
 pub use quotas::Quotas;
 
 /// Form of the projection's snapshots.
@@ -33,6 +35,7 @@ pub struct Projection {
     position: u64,
     agents: Agents,
     quotas: Quotas,
+    pools: Pools,
 }
 
 /// The projection on disk: what cannot be told from the rest.
@@ -43,6 +46,9 @@ struct Stored<T> {
     /// Absent in what was written before there were any.
     #[serde(default)]
     quotas: Quotas,
+    /// As those.
+    #[serde(default)]
+    pools: Pools,
 }
 
 impl Projection {
@@ -64,12 +70,19 @@ impl Projection {
         &self.quotas
     }
 
+    /// Which pools templates are to have.
+    #[must_use]
+    pub const fn pools(&self) -> &Pools {
+        &self.pools
+    }
+
     /// Takes in the event after the last one.
     pub fn apply(&mut self, recorded: &Recorded) {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
         self.quotas.apply(recorded);
+        self.pools.apply(recorded);
     }
 
     /// It, as the log keeps it.
@@ -79,7 +92,8 @@ impl Projection {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let agents: Vec<&Agent> = self.agents.iter().collect();
-        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas: self.quotas.clone() });
+        let (quotas, pools) = (self.quotas.clone(), self.pools.clone());
+        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas, pools });
         Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
     }
 
@@ -95,6 +109,6 @@ impl Projection {
             return Err(unusable(format!("it is of form {}, and this arkd knows {FORM}", stored.form)));
         }
         let agents = stored.agents.into_iter().collect();
-        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas })
+        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas, pools: stored.pools })
     }
 }

@@ -6,6 +6,7 @@ use ark_types::agent::{AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, Outcome, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Selector};
+use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
 use proptest::prelude::*;
 
@@ -54,6 +55,10 @@ fn continuity(n: u64) -> Continuity {
     }
 }
 
+fn policy(n: u64) -> PoolPolicy {
+    PoolPolicy { min: 0, max: u32::try_from(n).unwrap(), target_wait_ms: 0 }
+}
+
 /// What may happen to the agent `n`, whether or not it makes sense.
 fn event(n: u64, kind: u8) -> Event {
     match kind {
@@ -67,6 +72,8 @@ fn event(n: u64, kind: u8) -> Event {
         8 => Event::AgentRemoved {},
         9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
         10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
+        12 if n.is_multiple_of(3) => Event::PoolRemoved {},
+        12 => Event::PoolSet { policy: policy(n) },
         _ => Event::OwnerQuotaSet {
             quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
         },
@@ -78,6 +85,9 @@ fn recorded(events: impl IntoIterator<Item = (u64, u8)>) -> Vec<Recorded> {
         let event = event(n, kind);
         let stream = match event {
             Event::OwnerQuotaSet { .. } => Stream::owner(&format!("o{}", n % 2).parse().unwrap()),
+            Event::PoolSet { .. } | Event::PoolRemoved {} => {
+                Stream::pool(&format!("t{}", n % 2).parse().unwrap())
+            }
             _ => Stream::agent(&id(n)),
         };
         Recorded { position, at_unix_ms: 1000 + position, stream, version: 1, event }
@@ -149,9 +159,22 @@ fn the_last_quota_of_an_owner_counts() {
 }
 
 #[test]
-fn a_snapshot_from_before_there_were_quotas_is_read() {
+fn the_last_policy_of_a_pool_counts() {
+    let pools = |events: &[(u64, u8)]| {
+        let projection = projection(&recorded(events.iter().copied()));
+        let pools = projection.pools().iter();
+        pools.map(|(template, policy)| (template.to_string(), policy)).collect::<Vec<_>>()
+    };
+    let (t0, t1) = ("t0".to_owned(), "t1".to_owned());
+    assert_eq!(pools(&[(1, 12), (2, 12), (5, 12)]), [(t0.clone(), policy(2)), (t1, policy(5))]);
+    assert_eq!(pools(&[(1, 12), (2, 12), (3, 12)]), [(t0, policy(2))], "the third removes that of t1");
+}
+
+#[test]
+fn a_snapshot_from_before_there_were_quotas_and_pools_is_read() {
     let snapshot = Snapshot { position: 7, data: br#"{"form":1,"agents":[]}"#.into() };
-    assert_eq!(Projection::restore(&snapshot).unwrap().quotas().iter().count(), 0);
+    let restored = Projection::restore(&snapshot).unwrap();
+    assert_eq!((restored.quotas().iter().count(), restored.pools().iter().count()), (0, 0));
 }
 
 fn filters() -> impl Strategy<Value = AgentFilter> {
@@ -184,7 +207,7 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..12_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..13_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {

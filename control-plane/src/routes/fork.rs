@@ -27,7 +27,6 @@ pub(super) async fn fork_agent(
     Path(agent): Path<String>,
     Json(ForkAgent { count }): Json<ForkAgent>,
 ) -> Result<Json<Forked>, Refusal> {
-    let _busy = core.pool.busy();
     let handle = core.registry.find(&agent)?;
     let attempt = core.telemetry.attempt(Source::Fork);
     let forked = agent::fork(&core, &handle, count).await;
@@ -63,7 +62,6 @@ pub(super) async fn resume_agent(
     State(core): State<Shared>,
     Path(agent): Path<String>,
 ) -> Result<Json<Agent>, Refusal> {
-    let _busy = core.pool.busy();
     let handle = core.registry.find(&agent)?;
     Ok(Json(agent::resume(&core, &handle).await?))
 }

@@ -11,6 +11,7 @@ mod host;
 mod images;
 mod logs;
 mod openapi;
+mod pools;
 mod scheduling;
 mod shutdown;
 mod snapshots;
@@ -66,6 +67,8 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(snapshots::restore_snapshot))
         .routes(routes!(templates::create_template, templates::list_templates))
         .routes(routes!(templates::inspect_template, templates::delete_template))
+        .routes(routes!(pools::list_pools))
+        .routes(routes!(pools::inspect_pool, pools::set_pool, pools::delete_pool))
         .routes(routes!(logs::logs))
         .routes(routes!(logs::list_consoles))
         .routes(routes!(stats::all_stats))

@@ -41,6 +41,8 @@ pub(super) async fn list_hosts(State(core): State<Shared>) -> Result<Json<HostLi
         limit,
         reserved,
         free: limit.minus(reserved),
+        standbys: core.scheduler.spared(),
+        warm: core.scheduler.warm(),
         used_memory_mib: memory.total_mib.saturating_sub(memory.available_mib),
     };
     Ok(Json(HostList { hosts: vec![here] }))

@@ -143,7 +143,6 @@ pub(super) async fn restore_snapshot(
     Path(snapshot): Path<String>,
     Json(RestoreSnapshot { name }): Json<RestoreSnapshot>,
 ) -> Result<impl IntoResponse, Refusal> {
-    let _busy = core.pool.busy();
     let attempt = core.telemetry.attempt(Source::Snapshot);
     let restored = restore(&core, &snapshot, name).await;
     attempt.end(&restored);
@@ -161,6 +160,7 @@ async fn restore(core: &Shared, snapshot: &str, name: Option<AgentName>) -> Resu
     let needs = core.scheduler.config().forked((hold.manifest().vcpus, hold.manifest().memory_mib));
     let ask = Ask { name: wishes.name.clone(), ..Ask::new(wishes.owner.clone(), needs) };
     let grant = core.admit(ask).await?;
+    let _busy = core.pool.busy();
     let origin = Origin::Snapshot { name: record.name };
     agent::restore(core, Birth { hold, origin, wishes, grant }).await
 }
@@ -177,7 +177,6 @@ pub(super) async fn rewind_agent(
     Path(agent): Path<String>,
     Json(RewindAgent { snapshot }): Json<RewindAgent>,
 ) -> Result<Json<Agent>, Refusal> {
-    let _busy = core.pool.busy();
     let handle = core.registry.find(&agent)?;
     let (hold, record) = core.snapshots.find(snapshot.as_ref())?;
     if record.agent_id != handle.id() {

@@ -13,7 +13,8 @@
 //! | a paused one | what its VMM has without the guest's memory |
 //! | a rewound one | what it had |
 //! | a template while it is built | as one that boots, for the owner [`SYSTEM`] |
-//! | what the pool makes ahead | nothing: it is bounded by its own flags, and the first to go when memory is short |
+//! | a standby of the pool | as a fork, but only what nobody has: see [`Spare`] |
+//! | a VMM that the pool prepared | nothing: it has no guest yet, and is the first to go when memory is short |
 //!
 //! A reservation is a promise about a number. What is really left of the host's memory is asked for besides, when the grant is
 //! there: see [`crate::admission`].
@@ -24,6 +25,7 @@ mod grant;
 mod owners;
 pub mod placement;
 pub mod queue;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -35,11 +37,12 @@ use ark_types::label::Owner;
 use ark_types::scheduling::{
     DEFAULT_QUEUE_TIMEOUT, OwnerQuota, Quota, RequestQueue, Resources, Spread, WaitingRequest,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 pub use config::SchedulerConfig;
 pub use denied::{Denied, Missing, OverQuota};
 pub use grant::Grant;
+pub use spare::Spare;
 
 use crate::host::millis;
 use grant::Lease;
@@ -67,13 +70,16 @@ pub struct Ask {
     pub needs: Resources,
     /// Group whose agents are kept apart.
     pub apart: Option<(AgentName, Spread)>,
+    /// Template that it is forked from, which is better found warm.
+    pub template: Option<AgentName>,
 }
 
 impl Ask {
     /// An ask of `owner` without wishes, for one that needs `needs`.
     #[must_use]
     pub const fn new(owner: Owner, needs: Resources) -> Self {
-        Self { owner, priority: 0, patience: DEFAULT_QUEUE_TIMEOUT, name: None, needs, apart: None }
+        let (patience, priority) = (DEFAULT_QUEUE_TIMEOUT, 0);
+        Self { owner, priority, patience, name: None, needs, apart: None, template: None }
     }
 
     /// As [`Self::new`], for the owner [`SYSTEM`].
@@ -92,11 +98,15 @@ pub struct Scheduler {
     config: SchedulerConfig,
     started: Instant,
     inner: Mutex<Inner>,
+    /// Told when standbys have too much, or may have more.
+    spare_changed: Notify,
 }
 
 #[derive(Debug)]
 struct Inner {
     hosts: Hosts,
+    /// What standbys have beside what is reserved.
+    spare: Resources,
     owners: Owners,
     queue: Queue<Waiter>,
 }
@@ -137,8 +147,9 @@ impl Scheduler {
     #[must_use]
     pub fn new(config: SchedulerConfig, memory_mib: u64, vcpus: u32) -> Arc<Self> {
         let hosts = Hosts::new(&[config.limit(memory_mib, vcpus)]);
-        let inner = Inner { hosts, owners: Owners::default(), queue: Queue::new(config.queue.get().into()) };
-        Arc::new(Self { config, started: Instant::now(), inner: Mutex::new(inner) })
+        let (spare, queue) = (Resources::default(), Queue::new(config.queue.get().into()));
+        let inner = Mutex::new(Inner { hosts, spare, owners: Owners::default(), queue });
+        Arc::new(Self { config, started: Instant::now(), inner, spare_changed: Notify::new() })
     }
 
     /// What the operator decided.
@@ -186,9 +197,9 @@ impl Scheduler {
 
     /// The first half of [`Self::admit_many`]: who fits has the answer by then.
     fn stand_in_line(self: &Arc<Self>, ask: Ask, count: u32) -> Result<(Place, Answer), Denied> {
-        let Ask { owner, priority, patience, name, needs, apart } = ask;
+        let Ask { owner, priority, patience, name, needs, apart, template } = ask;
         let needs = needs.times(count.into());
-        let request = Request { needs, apart, template: None };
+        let request = Request { needs, apart, template };
         let mut inner = self.lock();
         inner.owners.check(&owner, needs).map_err(Denied::Quota)?;
         let missing = self.missing(&inner, &request);
@@ -235,6 +246,7 @@ impl Scheduler {
             deliveries.push((waiter.answer, answer));
         }
         drop(inner);
+        self.spare_changed.notify_one();
         for (waiter, answer) in deliveries {
             // Who left in this moment is not told, and the grants in the answer end here.
             let _ = waiter.send(answer);
@@ -316,7 +328,7 @@ impl Scheduler {
 impl Inner {
     /// Takes the next one that fits out of the queue.
     fn next(&mut self, at_ms: u64) -> Option<Entry<Waiter>> {
-        let Self { hosts, owners, queue } = self;
+        let Self { hosts, owners, queue, spare: _ } = self;
         let used = |owner: &Owner| owners.used(owner);
         let now = Now { at_ms, used: &used, total: hosts.limit(HERE) };
         queue.next(&now, |entry| match placement::place(hosts, &entry.what.request) {

@@ -226,3 +226,73 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn standbys_have_what_nobody_has_and_give_back_what_others_are_promised() {
+    let scheduler = scheduler(100, 10);
+    let needs = |memory_mib| Resources { agents: 1, memory_mib, vcpus: 1 };
+    let first = scheduler.admit(ask("a", 60, 0)).await.unwrap();
+    assert!(scheduler.spare(needs(41)).is_none());
+    let standby = scheduler.spare(needs(40)).unwrap();
+    assert!(scheduler.spare(needs(1)).is_none(), "nor what another standby has");
+    assert_eq!((reserved(&scheduler), scheduler.spared()), (needs(60), needs(40)));
+    assert_eq!(scheduler.overdrawn(), Resources::default());
+    let second = scheduler.admit(ask("a", 30, 0)).await.unwrap();
+    assert_eq!(scheduler.overdrawn().memory_mib, 30);
+    drop(standby);
+    assert_eq!((scheduler.overdrawn(), scheduler.spared()), <_>::default());
+    // What agents have beyond the limit is not the standbys' to give back.
+    let adopted = scheduler.claim(&owner("b"), needs(50));
+    assert!(scheduler.spare(needs(1)).is_none());
+    assert_eq!(scheduler.overdrawn(), Resources::default());
+    drop((first, second, adopted));
+    assert!(scheduler.spare(needs(100)).is_some());
+
+    let template = "py".parse().unwrap();
+    scheduler.set_warm(&template, true);
+    assert_eq!(scheduler.warm(), std::slice::from_ref(&template));
+    scheduler.set_warm(&template, false);
+    assert!(scheduler.warm().is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn standbys_make_no_difference_to_anybody_else(
+        steps in proptest::collection::vec((0..4_u8, 1..60_u64, 0..50_usize), 1..80),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (with, without) = (scheduler(100, 6), scheduler(100, 6));
+            let (mut asked, mut spares) = (Vec::new(), Vec::new());
+            for (kind, memory, n) in steps {
+                match kind {
+                    0 => for scheduler in [&with, &without] {
+                        let (scheduler, ask) = (Arc::clone(scheduler), ask("a", memory, 60_000));
+                        asked.push(tokio::spawn(async move { scheduler.admit(ask).await }));
+                    }
+                    // Both of a pair or none.
+                    1 => if let Some(pair) = asked.len().checked_sub(1).map(|last| n % (last + 1) / 2 * 2) {
+                        asked.drain(pair..pair + 2).for_each(|task| task.abort());
+                    }
+                    2 => spares.extend(with.spare(Resources { agents: 1, memory_mib: memory, vcpus: 1 })),
+                    _ => if !spares.is_empty() {
+                        drop(spares.swap_remove(n % spares.len()));
+                    }
+                }
+                for _ in 0..4 {
+                    tokio::task::yield_now().await;
+                }
+                let told = |scheduler: &Scheduler| {
+                    let waiting = scheduler.waiting().waiting.into_iter();
+                    let waiting: Vec<_> = waiting.map(|w| (w.position, w.needs, w.missing)).collect();
+                    (scheduler.limit_and_reserved(), waiting)
+                };
+                assert_eq!(told(&with), told(&without));
+                let (limit, reserved) = with.limit_and_reserved();
+                assert_eq!(with.overdrawn(), reserved.plus(with.spared()).minus(limit));
+            }
+        });
+    }
+}

@@ -116,6 +116,7 @@ fn seen(registry: &mut Registry, core: &Core) {
         wanted,
     );
     registry.register("ark_pool_ready", "What is made ahead of need and waits", there);
+    pools(registry, core);
 
     let (snapshots, snapshot_bytes): (Gauges<1>, Gauges<1>) = <_>::default();
     for (kind, count, bytes) in core.snapshots.usage() {
@@ -124,6 +125,23 @@ fn seen(registry: &mut Registry, core: &Core) {
     }
     registry.register("ark_snapshots", "Snapshots on disk, by whose they are", snapshots);
     registry.register("ark_snapshot_bytes", "Bytes that snapshots hold on disk", snapshot_bytes);
+}
+
+/// Pools one by one: they are bounded in number.
+fn pools(registry: &mut Registry, core: &Core) {
+    let (size, wanted): (Gauges<1>, Gauges<1>) = <_>::default();
+    let (hits, misses): (Totals<1>, Totals<1>) = <_>::default();
+    for pool in core.pool.list() {
+        let labels: Labels<1> = [("template", pool.template.to_string().into())];
+        size.get_or_create(&labels).set(pool.standbys.into());
+        wanted.get_or_create(&labels).set(pool.wanted.into());
+        hits.get_or_create(&labels).inc_by(precise(pool.hits));
+        misses.get_or_create(&labels).inc_by(precise(pool.misses));
+    }
+    registry.register("ark_pool_size", "Standbys of a template", size);
+    registry.register("ark_pool_wanted", "Standbys that a template is to have", wanted);
+    registry.register("ark_pool_hits", "Agents that were made of a standby", hits);
+    registry.register("ark_pool_misses", "Agents for which there was no standby", misses);
 }
 
 /// This very process, under the names that Prometheus' own clients give.

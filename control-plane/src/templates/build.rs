@@ -59,7 +59,6 @@ pub(super) async fn build(
     request: &CreateTemplate,
     inputs: &Inputs,
 ) -> Result<Built, TemplateError> {
-    let _busy = core.pool.busy();
     let started = Instant::now();
     let CreateTemplate { name, vcpus, memory_mib, .. } = request;
     tracing::info!(%name, digest = inputs.digest, "a template is built");
@@ -67,6 +66,7 @@ pub(super) async fn build(
     check_size_here(size).map_err(TemplateError::Agent)?;
     let ask = Ask { name: Some(name.clone()), ..Ask::system(core.scheduler.config().booted(size)) };
     let grant = room_to_boot(core, ask, size).await.map_err(TemplateError::Agent)?;
+    let _busy = core.pool.busy();
     let spec = HiddenSpec { image: inputs.image.clone(), vcpus: *vcpus, memory_mib: *memory_mib, grant };
     let agent = agent::boot_hidden(core, spec).await.map_err(|error| TemplateError::Agent(error.into()))?;
     let dir = core.templates.dir_for(inputs.digits());

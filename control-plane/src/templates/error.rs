@@ -10,6 +10,7 @@ use crate::agent::CallError;
 use crate::images::ImageError;
 use crate::problems::Refusal;
 use crate::snapshots::SnapshotError;
+use crate::store::AppendError;
 
 /// Why a template cannot be found, built or removed.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,9 @@ pub enum TemplateError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// That its pool goes with it cannot be recorded.
+    #[error("the template has a pool, whose end cannot be recorded: {0}")]
+    Pool(AppendError),
     /// It was removed while it was built, or `arkd` is ending.
     #[error("the template was removed before it could be used: try again")]
     Interrupted,

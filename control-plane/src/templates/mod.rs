@@ -30,6 +30,7 @@ pub use shelf::Templates;
 
 use crate::core::Core;
 use crate::images::Image;
+use crate::pool::policy;
 use crate::snapshots::{Hold, SnapshotError};
 use inputs::Inputs;
 
@@ -82,14 +83,28 @@ pub async fn default_for(core: &Arc<Core>, image: &ImageName) -> Result<Found, T
     detached(core, default_request(image)).await
 }
 
-/// Removes the template called `name`, and the warm agents that were kept of it.
+/// Removes the template called `name`, its pool, and the warm agents that were kept of it.
 ///
 /// # Errors
-/// [`TemplateError::NotFound`], [`TemplateError::Building`] or [`TemplateError::InUse`].
+/// [`TemplateError::NotFound`], [`TemplateError::Building`], [`TemplateError::InUse`] or [`TemplateError::Pool`].
 pub async fn remove(core: &Arc<Core>, name: &str) -> Result<(), TemplateError> {
+    let (core, name) = (Arc::clone(core), name.to_owned());
+    // Whoever asked may leave: what of it goes goes together.
+    let removing = tokio::spawn(async move { take_away(&core, &name).await });
+    removing.await.unwrap_or(Err(TemplateError::Interrupted))
+}
+
+async fn take_away(core: &Arc<Core>, name: &str) -> Result<(), TemplateError> {
+    let pool: Option<AgentName> = name.parse().ok().filter(|name| core.pool.has_policy(name));
+    if pool.is_some() {
+        core.ledger.ready().map_err(TemplateError::Pool)?;
+    }
     if let Some(dir) = core.templates.take_down(name)? {
         core.pool.forget(&dir).await;
         core.snapshots.gone(&[dir]).await;
+    }
+    if let Some(pool) = pool {
+        policy::remove(core, &pool).await.map_err(TemplateError::Pool)?;
     }
     Ok(())
 }
@@ -116,8 +131,9 @@ async fn obtain(core: &Arc<Core>, request: &CreateTemplate) -> Result<Found, Tem
     let inputs = Inputs::of(core, request).await?;
     let (found, mut retired) =
         core.templates.obtain(&request.name, &inputs, build::build(core, request, &inputs)).await?;
-    retired.extend(core.templates.sweep(&core.images));
+    retired.extend(core.templates.sweep(&core.images, |name| core.pool.has_policy(name)));
     forget(core, retired).await;
+    core.pool.renewed(&request.name, found.hold.dir()).await;
     Ok(found)
 }
 

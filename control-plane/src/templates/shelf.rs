@@ -257,6 +257,14 @@ impl Templates {
         Ok(Some(Found { hold: self.store.hold(id)?, template, image: inputs.image.clone() }))
     }
 
+    /// The snapshot of the template called `name`, if it is there: what it was built of may have changed since.
+    pub(crate) fn current(&self, name: &AgentName) -> Option<Hold> {
+        let shelf = self.shelf();
+        let id = named(&shelf, name.as_ref()).map(|(kept, _)| kept.id)?;
+        drop(shelf);
+        self.store.hold(id).ok()
+    }
+
     fn view(&self, kept: &Kept, name: &AgentName) -> Template {
         let Record { request, digest, build_ms, created_unix_ms, used_unix_ms, .. } = &kept.record;
         Template {
@@ -383,8 +391,8 @@ impl Templates {
     }
 
     /// Lets go what nobody uses: templates of images that are gone, those unused for long, and those beyond the most there
-    /// may be. Their directories are returned.
-    pub(super) fn sweep(&self, images: &Images) -> Vec<PathBuf> {
+    /// may be, unless one of their names is to be kept, as `is_kept` says. Their directories are returned.
+    pub(super) fn sweep(&self, images: &Images, is_kept: impl Fn(&AgentName) -> bool) -> Vec<PathBuf> {
         let mut shelf = self.shelf();
         let now = unix_ms();
         let mut idle: Vec<(u64, String)> = shelf
@@ -398,7 +406,8 @@ impl Templates {
         for (used, digest) in idle {
             let Some(kept) = shelf.get(&digest) else { continue };
             let is_old = now.saturating_sub(used) > UNUSED_MS;
-            if excess > 0 || is_old || lost_its_image(&kept.record, images) {
+            let is_wanted = kept.record.names.iter().any(&is_kept);
+            if (!is_wanted && (excess > 0 || is_old)) || lost_its_image(&kept.record, images) {
                 excess = excess.saturating_sub(1);
                 gone.extend(shelf.remove(&digest).map(|kept| self.retire(kept)));
             }
@@ -407,8 +416,8 @@ impl Templates {
     }
 
     /// As [`Self::sweep`], when `arkd` starts; what the agents need that it adopts has their tenants by then.
-    pub fn sweep_at_start(&self, images: &Images) {
-        for dir in self.sweep(images) {
+    pub fn sweep_at_start(&self, images: &Images, is_kept: impl Fn(&AgentName) -> bool) {
+        for dir in self.sweep(images, is_kept) {
             tracing::info!(dir = %dir.display(), "a template that nobody uses is removed");
         }
     }

@@ -241,7 +241,7 @@ async fn what_nobody_uses_goes() {
     let (in_use, _) = World::obtain(&templates, "t0", &inputs(0)).await;
     let _agent = in_use.hold.tenant();
     let before = templates.list().len();
-    let swept = templates.sweep(&images);
+    let swept = templates.sweep(&images, |_| false);
     let left: Vec<String> = templates.list().iter().map(|t| t.name.to_string()).collect();
     assert_eq!(
         (before, swept.len()),
@@ -250,6 +250,22 @@ async fn what_nobody_uses_goes() {
     );
     assert!(left.contains(&"t0".to_owned()), "an agent lives on it");
     assert!(["t7", "t1", "default-base"].iter().all(|name| !left.contains(&(*name).to_owned())), "{left:?}");
+}
+
+#[tokio::test]
+async fn what_has_a_pool_stays_though_nobody_uses_it() {
+    let world = World::new();
+    let (templates, images) = (world.open(), Images::new("/nonexistent".into()));
+    let long_ago = unix_ms() - 40 * 24 * 3_600_000;
+    for (n, name) in [(1, "one"), (2, "two")] {
+        let building = async { Ok(World::built(&templates, name, &inputs(n), long_ago)) };
+        templates.obtain(&request(name).name, &inputs(n), building).await.unwrap();
+    }
+    let pooled = templates.current(&request("one").name).unwrap();
+    assert_eq!(templates.sweep(&images, |name| name.as_ref() == "one").len(), 1);
+    let left: Vec<String> = templates.list().iter().map(|template| template.name.to_string()).collect();
+    assert_eq!(left, ["one"]);
+    assert!(templates.current(&request("two").name).is_none() && pooled.dir().exists());
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod metrics;
 mod openapi;
 mod pause;
 mod pool;
+mod pools;
 mod scheduling;
 mod settings;
 mod snapshots;

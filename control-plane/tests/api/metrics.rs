@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ark_types::stats::{AgentStats, StatsList};
 use axum::http::header::CONTENT_TYPE;
+use hyper::Method;
 use nix::sys::signal::Signal;
 use prometheus_parse::{Sample, Scrape, Value};
 use serde_json::json;
@@ -125,6 +126,22 @@ async fn what_happens_is_counted_under_names_that_stay() {
     ] {
         let found = value(&samples, name, labels);
         assert!(found >= 0.0, "{name} is {found}");
+    }
+
+    // Pools have series while there are any.
+    client.post("/v1/templates", &json!({ "name": "t1", "image": "base", "memory_mib": 64 })).await;
+    let policy = json!({ "min": 0, "max": 0, "target_wait_ms": 0 }).to_string();
+    assert_eq!(client.ask(Method::PUT, "/v1/pools/t1", policy).await.status(), 200);
+    client.post("/v1/agents", &json!({ "name": "t1-1", "template": "t1" })).await;
+    let (samples, text) = scrape(&client).await;
+    for (name, wanted) in [
+        ("ark_pool_size", 0.0),
+        ("ark_pool_wanted", 0.0),
+        ("ark_pool_hits_total", 0.0),
+        ("ark_pool_misses_total", 1.0),
+    ] {
+        let found = value(&samples, name, &[("template", "t1")]);
+        assert!((found - wanted).abs() < 1e-9, "{name} is {found}:\n{text}");
     }
 
     let now = names(&text);

@@ -20,7 +20,7 @@ async fn of_template(client: &Client, name: &str) -> Agent {
 }
 
 /// Process ids of VMMs by the identity files in the agents' directories.
-fn vmms(place: &Place) -> Vec<u32> {
+pub(crate) fn vmms(place: &Place) -> Vec<u32> {
     let dirs = std::fs::read_dir(place.run().agents()).into_iter().flatten().flatten();
     dirs.filter_map(|dir| {
         let identity: Value =

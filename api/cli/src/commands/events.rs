@@ -3,6 +3,7 @@
 use ark_client::{EventQuery, EventStream};
 use ark_types::event::{Event, Outcome, Recorded};
 use ark_types::healing::Continuity;
+use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
 
 use crate::args::EventsArgs;
@@ -78,10 +79,14 @@ fn about(event: &Event) -> String {
             format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
         }
         Event::AgentExpired { reason } => reason.clone(),
+        Event::PoolSet { policy: PoolPolicy { min, max, target_wait_ms } } => {
+            format!("{min} to {max} standbys, target wait {}", span(*target_wait_ms))
+        }
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
-        | Event::AgentRemoved {} => String::new(),
+        | Event::AgentRemoved {}
+        | Event::PoolRemoved {} => String::new(),
     }
 }
 
@@ -110,6 +115,9 @@ mod tests {
         assert!(line(&event(Event::OwnerQuotaSet { quota })).ends_with("may have 3 agents, 0 processors"));
         let quota = Quota::default();
         assert!(line(&event(Event::OwnerQuotaSet { quota })).ends_with("may have everything"));
+        let policy = PoolPolicy { min: 2, max: 20, target_wait_ms: 50 };
+        let told = line(&event(Event::PoolSet { policy }));
+        assert!(told.ends_with("2 to 20 standbys, target wait 50 ms"), "{told}");
         assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed    agent/0a"));
     }
 }

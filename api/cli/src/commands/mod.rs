@@ -10,6 +10,7 @@ mod events;
 mod images;
 mod logs;
 mod machine;
+mod pools;
 mod program;
 mod scheduling;
 mod snapshots;
@@ -49,6 +50,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Images => done(images::images(context).await),
         Verb::Template { action } => done(templates::perform(context, action).await),
         Verb::Templates => done(templates::ls(context).await),
+        Verb::Pool { action } => done(pools::perform(context, action).await),
         Verb::Queue => done(scheduling::queue(context).await),
         Verb::Hosts => done(scheduling::hosts(context).await),
         Verb::Quota(args) => done(scheduling::quota(context, &args).await),

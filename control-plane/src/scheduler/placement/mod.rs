@@ -205,6 +205,12 @@ impl Hosts {
         }
     }
 
+    /// Templates that `host` has warm, by name.
+    #[must_use]
+    pub fn warm(&self, host: HostId) -> Vec<AgentName> {
+        self.hosts.get(host.0).map(|host| host.warm.iter().cloned().collect()).unwrap_or_default()
+    }
+
     /// What may be reserved on `host` in all.
     #[must_use]
     pub fn limit(&self, host: HostId) -> Resources {
