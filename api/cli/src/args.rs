@@ -2,6 +2,7 @@
 
 mod branches;
 mod scheduling;
+mod services;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, TemplateAction,
 };
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
+pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -136,6 +138,11 @@ pub(crate) enum Verb {
     },
     /// List templates
     Templates,
+    /// Services: names with a number of agents behind them, one of which takes each call
+    Service {
+        #[command(subcommand)]
+        action: ServiceAction,
+    },
     /// Show who waits for room, and where each stands
     Queue,
     /// Show hosts, and what is reserved on them

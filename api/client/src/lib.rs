@@ -20,6 +20,7 @@ mod files;
 mod operate;
 mod rest;
 mod scheduling;
+mod services;
 mod uri;
 
 pub use connect::Endpoint;

@@ -3,7 +3,7 @@
 //! | directory | environment | default | holds |
 //! |---|---|---|---|
 //! | assets | `ARK_ASSETS` | `..` of the program's own directory | `bin/`, `kernel/`, `images/`, `machine/`: read-only, made by `make` |
-//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, templates, snapshots, paused agents, consoles, machine's data disk and logs |
+//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, environments of services, templates, snapshots, paused agents, consoles, machine's data disk and logs |
 //! | run | `ARK_RUN` | `/run/ark` (root), `$XDG_RUNTIME_DIR/ark` | sockets, `agents/<id>/`: gone with the host |
 
 use std::path::{Path, PathBuf};
@@ -117,6 +117,12 @@ impl StateDir {
     #[must_use]
     pub fn events(&self) -> PathBuf {
         self.0.join("events.db")
+    }
+
+    /// Directory of the environments of services: `<service>.<generation>.json` each, mode 0600.
+    #[must_use]
+    pub fn services(&self) -> PathBuf {
+        self.0.join("services")
     }
 
     /// Log of an `arkd` that `ark` started.

@@ -9,6 +9,7 @@ use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Owner};
 use ark_types::scheduling::Quota;
+use ark_types::service::ServiceSpec;
 use ark_types::vmm::{ExitReason, ExitRecord};
 use frozen::{Frozen, digest};
 
@@ -46,8 +47,12 @@ fn continuity() -> Continuity {
     }
 }
 
+fn service() -> ServiceSpec {
+    serde_json::from_str(r#"{ "name": "web", "replicas": 3, "template": "py", "owner": "shop" }"#).unwrap()
+}
+
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 12] {
+fn events() -> [Event; 14] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -60,7 +65,9 @@ fn events() -> [Event; 12] {
         | Event::AgentRestarted { .. }
         | Event::AgentExpired { .. }
         | Event::AgentRemoved {}
-        | Event::OwnerQuotaSet { .. } => {}
+        | Event::OwnerQuotaSet { .. }
+        | Event::ServiceSet { .. }
+        | Event::ServiceRemoved {} => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -80,6 +87,8 @@ fn events() -> [Event; 12] {
         Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
+        Event::ServiceSet { service: Box::new(service()), env: vec!["LANG".to_owned()], generation: 2 },
+        Event::ServiceRemoved {},
     ]
 }
 
@@ -91,6 +100,7 @@ fn every_event() {
         let kind = event.kind();
         let stream = match event {
             Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
+            Event::ServiceSet { .. } | Event::ServiceRemoved {} => Stream::service(&name("web")),
             _ => Stream::agent("0123456789abcdef"),
         };
         let recorded = Recorded { position, at_unix_ms: 1_700_000_000_000, stream, version: position, event };

@@ -167,7 +167,11 @@ impl Agents {
             }
             Event::AgentStopping {} => agent.state = AgentState::Stopping,
             // Until it runs again it has ended; what its limits lead to is told by what follows.
-            Event::AgentRestarting { .. } | Event::AgentExpired { .. } | Event::OwnerQuotaSet { .. } => {}
+            Event::AgentRestarting { .. }
+            | Event::AgentExpired { .. }
+            | Event::OwnerQuotaSet { .. }
+            | Event::ServiceSet { .. }
+            | Event::ServiceRemoved {} => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod agents;
 mod quotas;
+mod services;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use crate::store::Snapshot;
 
 pub use agents::{AgentFilter, Agents, Place, place};
 pub use quotas::Quotas;
+pub use services::{WantedService, WantedServices};
 
 /// Form of the projection's snapshots.
 const FORM: u32 = 1;
@@ -33,6 +35,7 @@ pub struct Projection {
     position: u64,
     agents: Agents,
     quotas: Quotas,
+    services: WantedServices,
 }
 
 /// The projection on disk: what cannot be told from the rest.
@@ -43,6 +46,9 @@ struct Stored<T> {
     /// Absent in what was written before there were any.
     #[serde(default)]
     quotas: Quotas,
+    /// Likewise.
+    #[serde(default)]
+    services: WantedServices,
 }
 
 impl Projection {
@@ -64,12 +70,19 @@ impl Projection {
         &self.quotas
     }
 
+    /// What services are to be.
+    #[must_use]
+    pub const fn services(&self) -> &WantedServices {
+        &self.services
+    }
+
     /// Takes in the event after the last one.
     pub fn apply(&mut self, recorded: &Recorded) {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
         self.quotas.apply(recorded);
+        self.services.apply(recorded);
     }
 
     /// It, as the log keeps it.
@@ -79,7 +92,8 @@ impl Projection {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let agents: Vec<&Agent> = self.agents.iter().collect();
-        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas: self.quotas.clone() });
+        let (quotas, services) = (self.quotas.clone(), self.services.clone());
+        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas, services });
         Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
     }
 
@@ -94,7 +108,8 @@ impl Projection {
         if stored.form != FORM {
             return Err(unusable(format!("it is of form {}, and this arkd knows {FORM}", stored.form)));
         }
-        let agents = stored.agents.into_iter().collect();
-        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas })
+        let Stored { agents, quotas, services, form: _ } = stored;
+        let (position, agents) = (snapshot.position, agents.into_iter().collect());
+        Ok(Self { position, agents, quotas, services })
     }
 }

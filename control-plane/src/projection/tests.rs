@@ -7,6 +7,7 @@ use ark_types::event::{AgentSpec, Event, Outcome, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Selector};
 use ark_types::scheduling::Quota;
+use ark_types::service::ServiceSpec;
 use proptest::prelude::*;
 
 use super::*;
@@ -44,6 +45,11 @@ fn created(n: u64) -> Event {
     }
 }
 
+fn service(n: u64) -> ServiceSpec {
+    let spec = format!(r#"{{ "name": "s{}", "replicas": {n}, "image": "base" }}"#, n % 3);
+    serde_json::from_str(&spec).unwrap()
+}
+
 fn continuity(n: u64) -> Continuity {
     Continuity {
         restarts: 1,
@@ -67,9 +73,15 @@ fn event(n: u64, kind: u8) -> Event {
         8 => Event::AgentRemoved {},
         9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
         10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
-        _ => Event::OwnerQuotaSet {
+        11 => Event::OwnerQuotaSet {
             quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
         },
+        12 => Event::ServiceSet {
+            service: Box::new(service(n)),
+            env: (0..n % 3).map(|n| format!("KEY{n}")).collect(),
+            generation: n / 2,
+        },
+        _ => Event::ServiceRemoved {},
     }
 }
 
@@ -78,6 +90,7 @@ fn recorded(events: impl IntoIterator<Item = (u64, u8)>) -> Vec<Recorded> {
         let event = event(n, kind);
         let stream = match event {
             Event::OwnerQuotaSet { .. } => Stream::owner(&format!("o{}", n % 2).parse().unwrap()),
+            Event::ServiceSet { .. } | Event::ServiceRemoved {} => Stream::service(&service(n).name),
             _ => Stream::agent(&id(n)),
         };
         Recorded { position, at_unix_ms: 1000 + position, stream, version: 1, event }
@@ -149,9 +162,23 @@ fn the_last_quota_of_an_owner_counts() {
 }
 
 #[test]
-fn a_snapshot_from_before_there_were_quotas_is_read() {
+fn a_service_is_as_it_was_set_last_until_it_is_removed() {
+    let told = |events: &[(u64, u8)]| {
+        let projection = projection(&recorded(events.iter().copied()));
+        let services = projection.services().iter();
+        services
+            .map(|(name, wanted)| (name.to_string(), wanted.spec.replicas, wanted.generation))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(&[(1, 12), (4, 12), (2, 12)]), [("s1".to_owned(), 4, 2), ("s2".to_owned(), 2, 1)]);
+    assert_eq!(told(&[(1, 12), (2, 12), (4, 13)]), [("s2".to_owned(), 2, 1)]);
+}
+
+#[test]
+fn a_snapshot_from_before_there_were_quotas_and_services_is_read() {
     let snapshot = Snapshot { position: 7, data: br#"{"form":1,"agents":[]}"#.into() };
-    assert_eq!(Projection::restore(&snapshot).unwrap().quotas().iter().count(), 0);
+    let restored = Projection::restore(&snapshot).unwrap();
+    assert_eq!((restored.quotas().iter().count(), restored.services().iter().count()), (0, 0));
 }
 
 fn filters() -> impl Strategy<Value = AgentFilter> {
@@ -184,7 +211,7 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..12_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..14_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {

@@ -16,6 +16,7 @@ mod openapi;
 mod pause;
 mod pool;
 mod scheduling;
+mod services;
 mod settings;
 mod snapshots;
 mod streams;

@@ -78,10 +78,14 @@ fn about(event: &Event) -> String {
             format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
         }
         Event::AgentExpired { reason } => reason.clone(),
+        Event::ServiceSet { service, generation, .. } => {
+            format!("{} replicas of generation {generation} for {}", service.replicas, service.owner)
+        }
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
-        | Event::AgentRemoved {} => String::new(),
+        | Event::AgentRemoved {}
+        | Event::ServiceRemoved {} => String::new(),
     }
 }
 

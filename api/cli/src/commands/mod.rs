@@ -12,6 +12,7 @@ mod logs;
 mod machine;
 mod program;
 mod scheduling;
+mod services;
 mod snapshots;
 mod stop;
 mod templates;
@@ -49,6 +50,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Images => done(images::images(context).await),
         Verb::Template { action } => done(templates::perform(context, action).await),
         Verb::Templates => done(templates::ls(context).await),
+        Verb::Service { action } => services::perform(context, action).await,
         Verb::Queue => done(scheduling::queue(context).await),
         Verb::Hosts => done(scheduling::hosts(context).await),
         Verb::Quota(args) => done(scheduling::quota(context, &args).await),
