@@ -192,6 +192,14 @@ impl AgentDir {
         self.0.join("v.sock")
     }
 
+    /// The Unix socket that a connection of the guest to `port` of the host ends in.
+    #[must_use]
+    pub fn host_port(&self, port: u32) -> PathBuf {
+        let mut socket = self.vsock().into_os_string();
+        socket.push(format!("_{port}"));
+        socket.into()
+    }
+
     /// The serial console's log.
     #[must_use]
     pub fn console(&self) -> PathBuf {

@@ -1,4 +1,14 @@
 //! Services: a name behind which a number of agents of one make stand, and that picks one for each call.
+//!
+//! Agents find services by themselves: any program of theirs connects to [`crate::guest::SERVICES_PORT`] of the host (CID 2,
+//! vsock) and sends one line.
+//!
+//! | line | answer |
+//! |---|---|
+//! | `CONNECT <service>` | `OK <agent>`, and from then on the stream is one to the port of that replica; or `ERR <sentence>`, and the end |
+//! | `LIST` | one [`FoundService`] as JSON a line, and the end; or `ERR <sentence>` |
+//!
+//! Lines end with `\n` and have at most [`MAX_LINE`] bytes with it. An agent finds the services of its own owner only.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,6 +38,58 @@ pub const MAX_SERVICE_NAME: usize = 54;
 pub const MAX_CALL_WAIT_MS: u64 = 600_000;
 /// How long a call waits for a replica when it does not say, milliseconds.
 pub const DEFAULT_CALL_WAIT_MS: u64 = 10_000;
+
+/// Longest line that an agent may send to find a service, bytes.
+pub const MAX_LINE: usize = 128;
+
+/// What an agent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// To be connected with a replica of this service.
+    Connect(AgentName),
+    /// To know which services there are.
+    List,
+}
+
+/// A line that says no [`Wish`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the line cannot be understood: send CONNECT and the name of a service, or LIST")]
+pub struct NoWish;
+
+impl Wish {
+    /// Reads a line, without its end.
+    ///
+    /// # Errors
+    /// [`NoWish`].
+    pub fn parse(line: &[u8]) -> Result<Self, NoWish> {
+        let text = std::str::from_utf8(line).map_err(|_| NoWish)?;
+        match text.strip_suffix('\r').unwrap_or(text).split_once(' ') {
+            Some(("CONNECT", name)) => Ok(Self::Connect(name.parse().map_err(|_| NoWish)?)),
+            None if text.trim_end() == "LIST" => Ok(Self::List),
+            _ => Err(NoWish),
+        }
+    }
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(service) => write!(f, "CONNECT {service}"),
+            Self::List => f.write_str("LIST"),
+        }
+    }
+}
+
+/// A service, as an agent finds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundService {
+    /// Its name.
+    pub name: AgentName,
+    /// Replicas that take connections.
+    pub ready: u32,
+    /// Whether it takes connections at all: whether its spec names a port.
+    pub connectable: bool,
+}
 
 /// What a service is to be: the body of `POST /v1/services` and of `PUT /v1/services/{service}`.
 ///
@@ -61,6 +123,9 @@ pub struct ServiceSpec {
     /// Who it belongs to, and its replicas with it.
     #[serde(default, skip_serializing_if = "Owner::is_default")]
     pub owner: Owner,
+    /// TCP port at 127.0.0.1 of every replica where its program listens: other agents of the owner are connected with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// Whether a replica begins anew when its VMM ends; `always` when absent. One that does not is replaced.
     #[serde(default = "always")]
     pub restart: RestartPolicy,
@@ -232,4 +297,41 @@ pub enum CallResult {
     Exec(ExecReply),
     /// The code ended.
     Eval(EvalReply),
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn wishes_are_lines() {
+        let connect = Wish::Connect("web-1".parse().unwrap());
+        for (line, wish) in [
+            ("CONNECT web-1", Ok(connect.clone())),
+            ("CONNECT web-1\r", Ok(connect)),
+            ("LIST", Ok(Wish::List)),
+            ("LIST\r", Ok(Wish::List)),
+            ("CONNECT", Err(NoWish)),
+            ("CONNECT ", Err(NoWish)),
+            ("CONNECT Web", Err(NoWish)),
+            ("CONNECT web 80", Err(NoWish)),
+            ("LIST all", Err(NoWish)),
+            ("GET / HTTP/1.1", Err(NoWish)),
+        ] {
+            assert_eq!(Wish::parse(line.as_bytes()), wish, "{line:?}");
+        }
+        let longest: AgentName = "x".repeat(63).parse().unwrap();
+        assert!(Wish::Connect(longest).to_string().len() < MAX_LINE);
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_a_wish_or_none(line in prop::collection::vec(any::<u8>(), 0..80)) {
+            if let Ok(wish) = Wish::parse(&line) {
+                prop_assert_eq!(Wish::parse(wish.to_string().as_bytes()), Ok(wish));
+            }
+        }
+    }
 }

@@ -9,8 +9,8 @@ use ark_types::eval::{EvalReply, EvalRequest};
 use ark_types::exec::{ExecReply, ExecRequest, ExitStatus};
 use ark_types::healing::{AgentHealth, RestartPolicy};
 use ark_types::service::{
-    CallResult, DrainReplica, Replica, ReplicaState, ScaleService, Service, ServiceCall, ServiceList,
-    ServiceReply, ServiceSpec, UpdatePolicy,
+    CallResult, DrainReplica, FoundService, Replica, ReplicaState, ScaleService, Service, ServiceCall,
+    ServiceList, ServiceReply, ServiceSpec, UpdatePolicy,
 };
 use frozen::Frozen;
 
@@ -29,6 +29,7 @@ fn most() -> ServiceSpec {
         env: BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())]),
         labels: BTreeMap::from([("app".to_owned(), "shop".to_owned())]).try_into().unwrap(),
         owner: "shop".parse().unwrap(),
+        port: Some(8080),
         restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
         update: UpdatePolicy { max_unavailable: 1, max_surge: 2 },
     }
@@ -88,6 +89,7 @@ fn services() {
         .with("scale", &ScaleService { replicas: 5 })
         .with("drain", &DrainReplica { agent: "web-00112233".to_owned() })
         .with("list", &ServiceList { services: vec![service] })
+        .with("found", &FoundService { name: "web".parse().unwrap(), ready: 2, connectable: true })
         .with("call exec", &ServiceCall::Exec(program))
         .with("call eval", &ServiceCall::Eval(code))
         .with("reply exec", &reply(CallResult::Exec(exec)))

@@ -146,6 +146,10 @@ async fn check(core: &Arc<Core>, spec: &ServiceSpec) -> Result<(), Refusal> {
         let why = "an update may neither go below nor above the replicas that are wanted, so it could not begin: have max_unavailable or max_surge be 1 or more";
         return Err(ServiceError::Invalid(why.to_owned()).into());
     }
+    if spec.port == Some(0) {
+        let why = "port 0 is none: name the one where the replicas' program listens, or leave it out";
+        return Err(ServiceError::Invalid(why.to_owned()).into());
+    }
     let request = request(spec, spec.env.clone(), 1).map_err(|e| ServiceError::Invalid(e.to_string()))?;
     admission::admit(core, &request).await?;
     Ok(())

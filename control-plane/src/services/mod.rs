@@ -17,6 +17,7 @@
 //! | `look` | the task that sees to it |
 //! | `attempts` | replicas that did not come to be, and when the next one is tried |
 //! | [`call`], `pick` | one call to whichever replica has the fewest |
+//! | `switchboard` | agents find services, and are connected with replicas |
 //! | `view` | what clients are told |
 //!
 //! Nothing about a replica is remembered that its agent does not say: a later `arkd` finds it by its labels. That it is drained
@@ -31,6 +32,7 @@ mod error;
 mod look;
 mod pick;
 mod reconcile;
+mod switchboard;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -45,6 +47,7 @@ use ark_types::service::{GENERATION_LABEL, SERVICE_LABEL};
 use crate::problems::Refusal;
 
 pub use error::ServiceError;
+pub(crate) use switchboard::Switchboard;
 pub use table::Services;
 
 /// Labels that only `arkd` gives.

@@ -4,6 +4,7 @@ mod adopt;
 mod agents;
 mod bad_input;
 mod consoles;
+mod discovery;
 mod events;
 mod exec;
 mod faults;

@@ -84,6 +84,9 @@ pub(crate) struct ServiceSpecArgs {
     /// Whose it is
     #[arg(long, env = "ARK_OWNER", value_name = "OWNER")]
     pub(crate) owner: Option<Owner>,
+    /// TCP port at 127.0.0.1 of every replica where its program listens, for other agents of the owner
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    pub(crate) port: Option<u16>,
     /// Begin a replica anew when it ends by itself: never, on-failure or always; with `:N` at most N times until it ran well.
     /// One that does not begin anew is replaced
     #[arg(long, value_parser = parse::restart, default_value = "always", value_name = "POLICY")]
