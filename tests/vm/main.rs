@@ -15,6 +15,7 @@ mod healing;
 mod pause;
 mod refusals;
 mod rest;
+mod services;
 mod snapshots;
 mod soak;
 mod templates;

@@ -1,5 +1,6 @@
 //! `ark service …`, against a server that answers as `arkd` would.
 
+#[expect(dead_code, reason = "of what the tests share, these need no agent")]
 mod host;
 
 use std::sync::{Arc, Mutex};
