@@ -23,6 +23,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::{ServiceError, call, view};
+use crate::agent::Handle;
 use crate::core::Core;
 use crate::guest::dial;
 
@@ -30,6 +31,10 @@ use crate::guest::dial;
 const MOST: usize = 64;
 /// How long an agent may take to say what it wants.
 const FIRST_WORD: Duration = Duration::from_secs(10);
+/// How long an agent that was answered may take to end its side.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Most bytes that are read from it then.
+const MAX_UNREAD: usize = 64 << 10;
 /// How long it waits for a replica that is ready.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause after an accept(2) that failed for want of something, descriptors for example.
@@ -112,6 +117,24 @@ async fn answer(mut stream: UnixStream, core: Weak<Core>, id: String) {
         let line = refused.to_string().replace(['\n', '\r'], " ");
         let _ = stream.write_all(format!("ERR {line}\n").as_bytes()).await;
     }
+    part(stream).await;
+}
+
+/// Says that no more comes, and reads what still does for a moment: closed with something unread, the connection would be broken
+/// before the other side has read the answer.
+async fn part(mut stream: UnixStream) {
+    let _ = stream.shutdown().await;
+    let reading = async {
+        let mut buffer = [0; 4096];
+        let mut most = MAX_UNREAD;
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            most = most.saturating_sub(count);
+            if most == 0 {
+                return;
+            }
+        }
+    };
+    let _ = timeout(LAST_WORDS, reading).await;
 }
 
 /// What the agent wants, and what it sent behind that.
@@ -133,15 +156,17 @@ async fn wish(stream: &mut UnixStream) -> Result<(Wish, BytesMut), Refused> {
     Ok((wish, buffer))
 }
 
-/// The owner of the agent `id`.
-fn owner(core: &Core, id: &str) -> Result<Owner, Refused> {
-    let agent = core.registry.find(id).map_err(|_| Refused::NoAgent)?;
-    Ok(agent.look(|agent| agent.owner.clone()))
+/// The agent `id`, and whose it is.
+fn caller(core: &Core, id: &str) -> Result<(Handle, Owner), Refused> {
+    // One that is in no list may have the name of one that is.
+    let agent = core.registry.find(id).ok().filter(|agent| agent.id() == id).ok_or(Refused::NoAgent)?;
+    let owner = agent.look(|agent| agent.owner.clone());
+    Ok((agent, owner))
 }
 
 async fn list(stream: &mut UnixStream, core: &Weak<Core>, id: &str) -> Result<(), Refused> {
     let core = core.upgrade().ok_or(Refused::NoAgent)?;
-    let owner = owner(&core, id)?;
+    let (_, owner) = caller(&core, id)?;
     let mut text = Vec::new();
     for Service { spec, ready, .. } in view::all(&core).services {
         if spec.owner == owner {
@@ -164,7 +189,7 @@ async fn connect(
     service: &str,
 ) -> Result<(), Refused> {
     let core = core.upgrade().ok_or(Refused::NoAgent)?;
-    let owner = owner(&core, id)?;
+    let (caller, owner) = caller(&core, id)?;
     // That of another owner is as good as none.
     let spec = view::one(&core, service).ok().map(|service| service.spec);
     let spec = spec.filter(|spec| spec.owner == owner);
@@ -193,6 +218,7 @@ async fn connect(
             tracing::debug!(service, replica = name, error = %plain(&error), "a stream to a replica broke");
         },
         () = replica.ended() => {}
+        () = caller.ended() => {}
     }
     picked.end(true);
     Ok(())

@@ -84,8 +84,7 @@ fn conditions(entry: &Entry, wanted: &Wanted, ready: u32, updated: u32) -> Vec<S
     } else if let Some((why, failures)) = failed {
         let wait = entry.attempts.wait(Instant::now()).map_or(0, |wait| wait.as_secs() + 1);
         let next = if wait == 0 { "now".to_owned() } else { format!("within {wait} s") };
-        let times =
-            if failures == 1 { String::new() } else { format!(", for the {failures}th time in a row") };
+        let times = if failures == 1 { String::new() } else { format!(" ({failures} times in a row)") };
         conditions.push(format!("{why}{times}; another one is tried {next}"));
     }
     conditions
