@@ -19,6 +19,7 @@ use crate::ledger::Ledger;
 use crate::pool::Pool;
 use crate::registry::Registry;
 use crate::scheduler::{Ask, Denied, Grant, Scheduler};
+use crate::services::Services;
 use crate::snapshots::{Store, Tenant};
 use crate::stats::Stats;
 use crate::store::EventLog;
@@ -46,6 +47,8 @@ pub struct Core {
     pub registry: Registry,
     /// Room for agents, and who gets it.
     pub scheduler: Arc<Scheduler>,
+    /// Services, and calls under way in their replicas.
+    pub services: Services,
     /// Snapshots.
     pub snapshots: Store,
     /// Templates.
@@ -101,6 +104,7 @@ impl Core {
         let memory = host::Memory::read()?.total_mib;
         let scheduler = Scheduler::new(config.scheduler, memory, host::cpus());
         ledger.projection().quotas().iter().for_each(|(owner, quota)| scheduler.set_quota(owner, quota));
+        let services = Services::open(&config.state, ledger.projection().services());
         let images = Images::new(config.assets.images());
         templates.sweep_at_start(&images, |template| ledger.projection().pools().of(template).is_some());
         let (registry, started) = (Registry::default(), Instant::now());
@@ -121,6 +125,7 @@ impl Core {
             ledger,
             registry,
             scheduler,
+            services,
             snapshots,
             templates,
             consoles,

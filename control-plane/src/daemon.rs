@@ -156,6 +156,7 @@ impl Daemon {
         drop(held);
         agent::load_paused(&core);
         agent::settle(&core, &untold).await;
+        core.services.start(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let open = telemetry::measured(routes.clone(), &core);
@@ -203,6 +204,7 @@ impl Daemon {
     /// Ends agents, connections and listeners, and removes every file it made in the run directory.
     pub async fn shut_down(self) {
         self.end.cancel();
+        self.core.services.close();
         self.core.templates.shut_down();
         tokio::join!(self.core.registry.shut_down(GRACE), self.core.pool.shut_down());
         // By now they were told of the agents' ends.
@@ -214,6 +216,7 @@ impl Daemon {
     /// Ends connections and listeners and what was made ahead, and leaves the agents to the next `arkd`; how many run on.
     pub async fn leave(self) -> usize {
         self.end.cancel();
+        self.core.services.close();
         self.core.closing.cancel();
         self.core.templates.shut_down();
         tokio::join!(self.core.pool.shut_down(), await_connections(self.servers));

@@ -332,9 +332,9 @@ impl Inner {
     }
 
     async fn compact(self: Arc<Self>, retention: Retention) {
-        let inner = Arc::clone(&self);
-        let snapshot = move || inner.projection.read().unwrap_or_else(PoisonError::into_inner).snapshot();
-        let Ok(snapshot) = tokio::task::spawn_blocking(snapshot).await else { return };
+        // Written without the lock: everybody who asks something waits for that.
+        let still = self.projection.read().unwrap_or_else(PoisonError::into_inner).still();
+        let Ok(snapshot) = tokio::task::spawn_blocking(move || still.snapshot()).await else { return };
         let position = snapshot.position;
         match self.log.compact(snapshot, retention).await {
             Ok(()) => tracing::debug!(position, "a snapshot of the projection is kept"),

@@ -22,6 +22,7 @@
 //! | [`routes`] | the REST API, one file per noun |
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
+//! | [`services`] | names with replicas behind them: healing, updates, and who takes a call |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`reconcile`] | what an agent needs to be as it is wanted: restarts, limits, hung guests |
 //! | [`pool`] | VMMs and forks made ahead of need |
@@ -59,6 +60,7 @@ pub mod registry;
 pub mod routes;
 pub mod scheduler;
 pub mod server;
+pub mod services;
 pub mod settings;
 pub mod snapshots;
 mod spawn;

@@ -17,6 +17,7 @@ use crate::images::ImageError;
 use crate::pool::policy::PolicyError;
 use crate::registry::{AdmitError, NoSuchAgent};
 use crate::scheduler::Denied;
+use crate::services::ServiceError;
 use crate::snapshots::SnapshotError;
 use crate::store::{AppendError, ReadError};
 use crate::templates::TemplateError;
@@ -184,6 +185,26 @@ impl From<Denied> for Refusal {
             Denied::Quota(_) => ProblemKind::QuotaExceeded,
         };
         Self::new(kind, denied.to_string())
+    }
+}
+
+impl From<ServiceError> for Refusal {
+    fn from(error: ServiceError) -> Self {
+        let kind = match error {
+            ServiceError::NotFound(_) | ServiceError::NoReplica { .. } => ProblemKind::ServiceNotFound,
+            ServiceError::Exists(_) => ProblemKind::NameTaken,
+            ServiceError::Leaving(_) | ServiceError::TooMany => ProblemKind::InUse,
+            ServiceError::Invalid(_) => ProblemKind::InvalidValue,
+            ServiceError::Environment(ref source)
+                if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
+            {
+                ProblemKind::DiskFull
+            }
+            ServiceError::Environment(_) => ProblemKind::HostUnable,
+            ServiceError::Unready { .. } => ProblemKind::ServiceUnready,
+            ServiceError::Interrupted => ProblemKind::Internal,
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

@@ -16,6 +16,7 @@ mod pause;
 mod pools;
 mod refusals;
 mod rest;
+mod services;
 mod snapshots;
 mod soak;
 mod templates;

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | PID 1 without arguments | makes the guest usable ([`boot`]), says hello, serves operations over vsock |
 //! | `ark-guestd serve --listen PATH` | serves the same operations over a Unix socket, without touching the system; with `--evaluator FILE`, that evaluates Python |
+//! | `ark-guestd connect SERVICE`, `ark-guestd services` | connects standard input and output with a replica of a service, or lists services ([`connect`]); programs in a guest find it at [`connect::PLACE`] |
 //!
-//! Either way it collects orphans where the kernel gives it any. Threads, no runtime:
+//! Serving, it collects orphans where the kernel gives it any. Threads, no runtime:
 //!
 //! ```text
 //!   main ── reaps orphans              hello ── heartbeats
@@ -25,6 +26,8 @@ use ark_link::{Address, Listener, Stream};
 
 mod boot;
 mod children;
+mod connect;
+mod dial;
 mod eval;
 mod exec;
 mod failure;
@@ -40,7 +43,7 @@ use server::Server;
 
 /// Version told in hello.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const USAGE: &str = "usage: ark-guestd serve --listen PATH [--evaluator FILE]\n       (without arguments it is the PID 1 of a guest)";
+const USAGE: &str = "usage: ark-guestd serve --listen PATH [--evaluator FILE]\n       ark-guestd connect SERVICE\n       ark-guestd services\n       (without arguments it is the PID 1 of a guest)";
 
 fn main() -> ExitCode {
     one_heap();
@@ -54,6 +57,8 @@ fn main() -> ExitCode {
         {
             serve_unix(path.into(), Some(file.into()))
         }
+        [connect, service] if connect == "connect" => connect::connect(service),
+        [services] if services == "services" => connect::list(),
         [version] if version == "--version" => {
             println!("ark-guestd {VERSION}");
             ExitCode::SUCCESS

@@ -17,7 +17,7 @@ use crate::children::Children;
 use crate::eval::Evaluators;
 use crate::failure::{Failure, failure};
 use crate::renew::Renewals;
-use crate::{eval, exec, files, system};
+use crate::{dial, eval, exec, files, system};
 
 /// Most operations at once.
 const MAX_OPERATIONS: usize = 256;
@@ -172,6 +172,7 @@ impl Server {
                 let renewed = self.renewals.renew(&first.parse()?, &self.evaluators)?;
                 Ok(connection.send(&Frame::json(Kind::Renewed, &renewed)?)?)
             }
+            Kind::Dial => dial::serve(connection, first.parse()?),
             Kind::Eval => eval::serve(connection, &first.parse()?, &self.evaluators, self.children),
             kind => {
                 Err(failure(ErrorCode::BadRequest, format!("a {kind:?} frame begins no operation")).into())

@@ -170,6 +170,12 @@ impl Stream {
         shutdown(self.fd.as_raw_fd(), Shutdown::Write)?;
         Ok(())
     }
+
+    /// Ends it in both directions, for whoever waits for it, too.
+    pub fn end(&self) {
+        // One that is gone already has ended.
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
+    }
 }
 
 /// A connection in the making.

@@ -3,6 +3,7 @@
 mod branches;
 mod pools;
 mod scheduling;
+mod services;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub(crate) use branches::{
 };
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
+pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -142,6 +144,11 @@ pub(crate) enum Verb {
     Pool {
         #[command(subcommand)]
         action: PoolAction,
+    },
+    /// Services: names with a number of agents behind them, one of which takes each call
+    Service {
+        #[command(subcommand)]
+        action: ServiceAction,
     },
     /// Show who waits for room, and where each stands
     Queue,

@@ -21,6 +21,7 @@ mod operate;
 mod pools;
 mod rest;
 mod scheduling;
+mod services;
 mod uri;
 
 pub use connect::Endpoint;

@@ -252,6 +252,16 @@ impl Client {
         self.parse(response).await
     }
 
+    /// Changes a part of what is there.
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let response = self.send_json(Method::PATCH, target, body).await?;
+        self.parse(response).await
+    }
+
     async fn send_json(
         &self,
         method: Method,

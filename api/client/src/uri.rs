@@ -56,6 +56,11 @@ pub(crate) fn owner(owner: &str) -> String {
     format!("/v1/owners/{}", encode(owner, false))
 }
 
+/// `/v1/services/<service><rest>`.
+pub(crate) fn service(service: &str, rest: &str) -> String {
+    format!("/v1/services/{}{rest}", encode(service, false))
+}
+
 /// `/v1/agents/<agent>/files<rest>?path=<path>`.
 pub(crate) fn files(name: &str, rest: &str, path: &str) -> String {
     format!("{}?path={}", agent(name, &format!("/files{rest}")), encode(path, true))
@@ -73,6 +78,7 @@ mod tests {
         assert_eq!(template("a?b"), "/v1/templates/a%3Fb");
         assert_eq!(pool("a/b"), "/v1/pools/a%2Fb");
         assert_eq!(owner("a/b"), "/v1/owners/a%2Fb");
+        assert_eq!(service("a/b", "/call"), "/v1/services/a%2Fb/call");
         assert_eq!(image("a b"), "/v1/images/a%20b");
         assert_eq!(query("/v1/x", &[("a", None), ("b", None)]), "/v1/x");
         assert_eq!(

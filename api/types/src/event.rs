@@ -15,6 +15,7 @@ use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::pool::PoolPolicy;
 use crate::scheduling::Quota;
+use crate::service::ServiceSpec;
 use crate::vmm::ExitRecord;
 
 /// Most events of one page.
@@ -64,6 +65,18 @@ impl Stream {
     #[must_use]
     pub fn pool_template(&self) -> Option<AgentName> {
         self.0.strip_prefix("pool/")?.parse().ok()
+    }
+
+    /// The stream of the service `name`.
+    #[must_use]
+    pub fn service(name: &AgentName) -> Self {
+        Self(format!("service/{name}"))
+    }
+
+    /// The service that it is the stream of; none when it is that of something else.
+    #[must_use]
+    pub fn service_name(&self) -> Option<AgentName> {
+        self.0.strip_prefix("service/")?.parse().ok()
     }
 
     /// The id of the agent that it is the stream of; none when it is that of something else.
@@ -326,6 +339,20 @@ pub enum Event {
     /// From now on a template has the standbys that every one in use has.
     #[serde(rename = "pool.removed")]
     PoolRemoved {},
+    /// From now on a service is to be so.
+    #[serde(rename = "service.set")]
+    ServiceSet {
+        /// How, without the values of its environment.
+        service: Box<ServiceSpec>,
+        /// Names of the environment's variables.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        env: Vec<String>,
+        /// Generation that its replicas are made as.
+        generation: u64,
+    },
+    /// A service is to be no more, and its replicas neither.
+    #[serde(rename = "service.removed")]
+    ServiceRemoved {},
 }
 
 impl Event {
@@ -347,6 +374,8 @@ impl Event {
             Self::OwnerQuotaSet { .. } => "owner.quota_set",
             Self::PoolSet { .. } => "pool.set",
             Self::PoolRemoved {} => "pool.removed",
+            Self::ServiceSet { .. } => "service.set",
+            Self::ServiceRemoved {} => "service.removed",
         }
     }
 
@@ -367,7 +396,9 @@ impl Event {
             | Self::AgentExpired { .. }
             | Self::OwnerQuotaSet { .. }
             | Self::PoolSet { .. }
-            | Self::PoolRemoved {} => false,
+            | Self::PoolRemoved {}
+            | Self::ServiceSet { .. }
+            | Self::ServiceRemoved {} => false,
         }
     }
 }
@@ -399,6 +430,9 @@ mod tests {
         assert_eq!(Stream::owner(&owner).to_string().parse(), Ok(Stream::owner(&owner)));
         assert_eq!(Stream::owner(&owner).owner_name(), Some(owner));
         assert_eq!((Stream::agent("0a").owner_name(), Stream::agent("0a").pool_template()), (None, None));
+        let service: AgentName = "web".parse().unwrap();
+        assert_eq!(Stream::service(&service).service_name(), Some(service));
+        assert_eq!(Stream::agent("0a").service_name(), None);
         for text in ["", "agent", "agent/", "/x", "Agent/x", "a/b/c", "agent/x y", "agent/\u{e9}"] {
             assert_eq!(text.parse::<Stream>(), Err(InvalidStream(text.to_owned())));
         }

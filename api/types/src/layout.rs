@@ -3,7 +3,7 @@
 //! | directory | environment | default | holds |
 //! |---|---|---|---|
 //! | assets | `ARK_ASSETS` | `..` of the program's own directory | `bin/`, `kernel/`, `images/`, `machine/`: read-only, made by `make` |
-//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, templates, snapshots, paused agents, consoles, machine's data disk and logs |
+//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, environments of services, templates, snapshots, paused agents, consoles, machine's data disk and logs |
 //! | run | `ARK_RUN` | `/run/ark` (root), `$XDG_RUNTIME_DIR/ark` | sockets, `agents/<id>/`: gone with the host |
 
 use std::path::{Path, PathBuf};
@@ -119,6 +119,12 @@ impl StateDir {
         self.0.join("events.db")
     }
 
+    /// Directory of the environments of services: `<service>.<generation>.json` each, mode 0600.
+    #[must_use]
+    pub fn services(&self) -> PathBuf {
+        self.0.join("services")
+    }
+
     /// Log of an `arkd` that `ark` started.
     #[must_use]
     pub fn daemon_log(&self) -> PathBuf {
@@ -184,6 +190,14 @@ impl AgentDir {
     #[must_use]
     pub fn vsock(&self) -> PathBuf {
         self.0.join("v.sock")
+    }
+
+    /// The Unix socket that a connection of the guest to `port` of the host ends in.
+    #[must_use]
+    pub fn host_port(&self, port: u32) -> PathBuf {
+        let mut socket = self.vsock().into_os_string();
+        socket.push(format!("_{port}"));
+        socket.into()
     }
 
     /// The serial console's log.

@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`pool`], [`healing`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`pool`], [`service`], [`healing`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
@@ -29,6 +29,7 @@ pub mod pool;
 pub mod problem;
 pub mod receipt;
 pub mod scheduling;
+pub mod service;
 pub mod shutdown;
 pub mod snapshot;
 pub mod stats;

@@ -63,6 +63,8 @@ problem_kinds! {
     ImageNotFound = "/problems/image-not-found", 404, "No such image";
     /// No template of that name.
     TemplateNotFound = "/problems/template-not-found", 404, "No such template";
+    /// No service of that name, or no replica of that name in it.
+    ServiceNotFound = "/problems/service-not-found", 404, "No such service";
     /// No snapshot of that name.
     SnapshotNotFound = "/problems/snapshot-not-found", 404, "No such snapshot";
     /// The agent was booted, so nothing was checked.
@@ -121,6 +123,8 @@ problem_kinds! {
     QueueFull = "/problems/queue-full", 503, "Too many requests wait for room";
     /// No host had room for as long as the request waited.
     QueueTimeout = "/problems/queue-timeout", 503, "No host had room in time";
+    /// No replica of the service took calls for as long as the call waited.
+    ServiceUnready = "/problems/service-unready", 503, "No replica of the service is ready";
     /// A deadline of `arkd` passed.
     DeadlinePassed = "/problems/deadline-passed", 504, "The deadline passed";
     /// No room on disk.
@@ -138,7 +142,7 @@ impl ProblemKind {
         match self {
             Self::QuotaExceeded | Self::HostFull | Self::QueueFull => Some(5),
             // It has waited already.
-            Self::QueueTimeout => Some(1),
+            Self::QueueTimeout | Self::ServiceUnready => Some(1),
             _ => None,
         }
     }
@@ -156,6 +160,7 @@ impl From<ErrorCode> for ProblemKind {
             ErrorCode::FileNotFound => Self::FileNotFound,
             ErrorCode::FileError => Self::FileError,
             ErrorCode::NoEvaluator => Self::NoEvaluator,
+            ErrorCode::NotListening => Self::ServiceUnready,
             ErrorCode::Exhausted => Self::HostUnable,
             ErrorCode::DeadlinePassed => Self::DeadlinePassed,
             ErrorCode::Internal => Self::GuestMisbehaved,

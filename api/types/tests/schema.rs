@@ -205,6 +205,7 @@ fn guest_messages() {
         ErrorCode::FileNotFound,
         ErrorCode::FileError,
         ErrorCode::NoEvaluator,
+        ErrorCode::NotListening,
         ErrorCode::DeadlinePassed,
         ErrorCode::Exhausted,
         ErrorCode::Internal,

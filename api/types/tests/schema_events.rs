@@ -10,6 +10,7 @@ use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Owner};
 use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
+use ark_types::service::ServiceSpec;
 use ark_types::vmm::{ExitReason, ExitRecord};
 use frozen::{Frozen, digest};
 
@@ -47,8 +48,12 @@ fn continuity() -> Continuity {
     }
 }
 
+fn service() -> ServiceSpec {
+    serde_json::from_str(r#"{ "name": "web", "replicas": 3, "template": "py", "owner": "shop" }"#).unwrap()
+}
+
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 14] {
+fn events() -> [Event; 16] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -63,7 +68,9 @@ fn events() -> [Event; 14] {
         | Event::AgentRemoved {}
         | Event::OwnerQuotaSet { .. }
         | Event::PoolSet { .. }
-        | Event::PoolRemoved {} => {}
+        | Event::PoolRemoved {}
+        | Event::ServiceSet { .. }
+        | Event::ServiceRemoved {} => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -85,6 +92,8 @@ fn events() -> [Event; 14] {
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
         Event::PoolSet { policy: PoolPolicy { min: 2, max: 20, target_wait_ms: 50 } },
         Event::PoolRemoved {},
+        Event::ServiceSet { service: Box::new(service()), env: vec!["LANG".to_owned()], generation: 2 },
+        Event::ServiceRemoved {},
     ]
 }
 
@@ -97,6 +106,7 @@ fn every_event() {
         let stream = match event {
             Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
             Event::PoolSet { .. } | Event::PoolRemoved {} => Stream::pool(&name("py")),
+            Event::ServiceSet { .. } | Event::ServiceRemoved {} => Stream::service(&name("web")),
             _ => Stream::agent("0123456789abcdef"),
         };
         let recorded = Recorded { position, at_unix_ms: 1_700_000_000_000, stream, version: position, event };

@@ -15,6 +15,7 @@ use crate::images::Image;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
 use crate::scheduler::{Ask, Grant};
+use crate::services::without_own_labels;
 use crate::snapshots::Hold;
 
 /// Where an agent branches.
@@ -131,7 +132,8 @@ fn begin(
                 // The parent's are not inherited: they may be secrets.
                 env: BTreeMap::new(),
                 auto_remove: false,
-                labels: parent.labels.clone(),
+                // A fork of a service's replica is none.
+                labels: without_own_labels(&parent.labels),
                 owner: parent.owner.clone(),
                 // Policy and limits are wishes for the parent alone.
                 upkeep: Upkeep::default(),

@@ -128,6 +128,11 @@ impl Handle {
         Agent { name: self.0.name.clone(), ..self.0.state.borrow().clone() }
     }
 
+    /// What `see` makes of what it is now, without a copy of that.
+    pub(crate) fn look<T>(&self, see: impl FnOnce(&Agent) -> T) -> T {
+        see(&self.0.state.borrow())
+    }
+
     /// What it had to prove when it was restored; none when it was booted.
     #[must_use]
     pub fn receipt(&self) -> Option<Receipt> {

@@ -1,6 +1,5 @@
 //! How an agent's VMM and guest come up: by a boot, or from a snapshot with every check.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ use crate::core::Core;
 use crate::guest::{Event, Greeter, Renewal, renew};
 use crate::host::millis;
 use crate::pool::Den;
+use crate::services::Switchboard;
 use crate::snapshots::{Hold, LABEL_IMAGE, LABEL_IMAGE_DIGEST};
 use crate::supervisor::{Vmm, tail_text};
 use crate::telemetry::Phase;
@@ -40,10 +40,12 @@ pub(super) struct Life {
     /// None once it ended, or before it began.
     pub(super) vmm: Option<Vmm>,
     pub(super) greeter: Greeter,
+    /// Where its guest finds services.
+    switchboard: Switchboard,
     /// What one is that this `arkd` restored, and what its guest said.
     restored: Option<Restored>,
     _home: Home,
-    _seat: Seat,
+    seat: Seat,
 }
 
 struct Restored {
@@ -76,9 +78,11 @@ impl Life {
         let seat = Seat::new(Arc::clone(core), id);
         let home = Home::make(dir.clone()).map_err(|source| directory(dir, source))?;
         // Anything but its absence is told by what follows.
-        let _ = std::fs::remove_file(hello_socket(dir));
-        match Greeter::listen(&hello_socket(dir)) {
-            Ok(greeter) => Ok(Self { vmm: None, greeter, restored: None, _home: home, _seat: seat }),
+        let _ = std::fs::remove_file(dir.host_port(HELLO_PORT));
+        match listen(dir, &seat) {
+            Ok((greeter, switchboard)) => {
+                Ok(Self { vmm: None, greeter, switchboard, restored: None, _home: home, seat })
+            }
             Err(source) => {
                 home.leave();
                 Err(directory(dir, source))
@@ -87,17 +91,17 @@ impl Life {
     }
 
     fn within(home: Home, vmm: Option<Vmm>, dir: &AgentDir, seat: Seat) -> Result<Self, BootError> {
-        let greeter = Greeter::listen(&hello_socket(dir)).map_err(|source| directory(dir, source))?;
-        Ok(Self { vmm, greeter, restored: None, _home: home, _seat: seat })
+        let (greeter, switchboard) = listen(dir, &seat).map_err(|source| directory(dir, source))?;
+        Ok(Self { vmm, greeter, switchboard, restored: None, _home: home, seat })
     }
 
     /// Makes room for another VMM after [`Self::kill`]: what the guest of the last one still said is heard no more.
     fn clear(&mut self, dir: &AgentDir) -> Result<(), BootError> {
         boot::clear(dir);
-        let socket = hello_socket(dir);
         // Anything but its absence is told by what follows.
-        let _ = std::fs::remove_file(&socket);
-        self.greeter = Greeter::listen(&socket).map_err(|source| directory(dir, source))?;
+        let _ = std::fs::remove_file(dir.host_port(HELLO_PORT));
+        (self.greeter, self.switchboard) =
+            listen(dir, &self.seat).map_err(|source| directory(dir, source))?;
         Ok(())
     }
 
@@ -147,11 +151,10 @@ pub(super) async fn ended(vmm: &mut Option<Vmm>) -> ExitRecord {
     }
 }
 
-/// The socket that the guest calls.
-fn hello_socket(dir: &AgentDir) -> PathBuf {
-    let mut socket = dir.vsock().into_os_string();
-    socket.push(format!("_{HELLO_PORT}"));
-    socket.into()
+/// Listens on the sockets that the guest calls.
+fn listen(dir: &AgentDir, seat: &Seat) -> std::io::Result<(Greeter, Switchboard)> {
+    let greeter = Greeter::listen(&dir.host_port(HELLO_PORT))?;
+    Ok((greeter, Switchboard::listen(&seat.0, dir, seat.1.clone())?))
 }
 
 fn directory(dir: &AgentDir, source: std::io::Error) -> BootError {

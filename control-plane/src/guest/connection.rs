@@ -1,8 +1,9 @@
 //! One operation's connection: handshake, then frames each way.
 
 use std::io;
+use std::time::Duration;
 
-use ark_types::guest::{EncodedFrame, Frame, GuestError, Kind, MAX_PAYLOAD, header};
+use ark_types::guest::{DialRequest, EncodedFrame, Frame, GuestError, Kind, MAX_PAYLOAD, header};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -17,6 +18,8 @@ const READ_FIRST: usize = 8 << 10;
 const READ_MUCH: usize = 256 << 10;
 /// Most characters of a guest's error message that are told.
 const MAX_MESSAGE: usize = 2000;
+/// How long a guest may take to connect with one of its programs; on an emulated host it is slow.
+const DIAL_LIMIT: Duration = Duration::from_secs(20);
 /// Longest line a VMM answers `CONNECT` with (`OK 4294967295\n` has 14 bytes).
 const MAX_HANDSHAKE: usize = 32;
 
@@ -65,6 +68,31 @@ impl Connection {
         let mut connection = Self::open(address, &question.encode()).await?;
         connection.reader.expect(answer).await
     }
+}
+
+/// A connection to a program in a guest, without frames.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    /// The connection.
+    pub(crate) stream: UnixStream,
+    /// What the program sent already.
+    pub(crate) first: BytesMut,
+    /// Has the guest count as used.
+    _in_use: Option<InUse>,
+}
+
+/// Connects with the program that listens on TCP `port` in the guest at `address`.
+///
+/// # Errors
+/// [`GuestFailure`].
+pub(crate) async fn dial(address: &Address, port: u16) -> Result<Dialled, GuestFailure> {
+    let request = Frame::json(Kind::Dial, &DialRequest { port })?;
+    let mut connection = Connection::open(address, &request.encode()).await?;
+    let answer = tokio::time::timeout(DIAL_LIMIT, connection.reader.expect(Kind::Ok)).await;
+    answer.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
+    let Connection { reader: FrameReader { socket, buffer, in_use, .. }, writer } = connection;
+    let stream = socket.reunite(writer.socket).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
+    Ok(Dialled { stream, first: buffer, _in_use: in_use })
 }
 
 /// Frames from a guest.

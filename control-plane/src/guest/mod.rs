@@ -17,6 +17,7 @@ use std::time::Duration;
 use ark_types::guest::{FrameError, GuestError, Kind};
 use ark_types::plain::plain;
 
+pub(crate) use connection::dial;
 pub use connection::{Connection, FrameReader, FrameWriter};
 pub use eval::{Evaluated, evaluate};
 pub use exec::{Captured, capture};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{Event, Recorded};
@@ -55,7 +56,7 @@ pub fn place(agent: &Agent) -> Place {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Agents {
     /// Oldest first.
-    agents: BTreeMap<Place, Agent>,
+    agents: BTreeMap<Place, Arc<Agent>>,
     places: HashMap<String, Place>,
     /// By key, then by value.
     labels: HashMap<String, BTreeMap<String, BTreeSet<Place>>>,
@@ -74,12 +75,17 @@ impl Agents {
     /// The agent `id`.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Agent> {
-        self.agents.get(self.places.get(id)?)
+        self.agents.get(self.places.get(id)?).map(AsRef::as_ref)
     }
 
     /// Every agent, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Agent> {
-        self.agents.values()
+        self.agents.values().map(AsRef::as_ref)
+    }
+
+    /// Every agent as it is now, oldest first.
+    pub(super) fn all(&self) -> Vec<Arc<Agent>> {
+        self.agents.values().cloned().collect()
     }
 
     /// Agents after `after` that `filter` lets through, oldest first.
@@ -96,11 +102,12 @@ impl Agents {
                     .flat_map(|set| set.range::<Place, _>((start, Bound::Unbounded)))
                     .collect();
                 places.sort_unstable();
-                let agents = places.into_iter().filter_map(|place| self.agents.get(place));
+                let agents = places.into_iter().filter_map(|place| self.agents.get(place)).map(AsRef::as_ref);
                 Box::new(agents.filter(|agent| filter.lets(agent)))
             }
             None => {
-                let agents = self.agents.range::<Place, _>((start, Bound::Unbounded)).map(|(_, agent)| agent);
+                let agents =
+                    self.agents.range::<Place, _>((start, Bound::Unbounded)).map(|(_, agent)| agent.as_ref());
                 Box::new(agents.filter(|agent| filter.lets(agent)))
             }
         }
@@ -129,7 +136,7 @@ impl Agents {
             return self.insert(agent.clone().newborn());
         }
         let Some(place) = recorded.stream.agent_id().and_then(|id| self.places.get(id)) else { return };
-        let Some(agent) = self.agents.get_mut(place) else { return };
+        let Some(agent) = self.agents.get_mut(place).map(Arc::make_mut) else { return };
         let has_ended = matches!(agent.state, AgentState::Stopped | AgentState::Failed);
         match &recorded.event {
             Event::AgentRemoved {} => {
@@ -171,7 +178,9 @@ impl Agents {
             | Event::AgentExpired { .. }
             | Event::OwnerQuotaSet { .. }
             | Event::PoolSet { .. }
-            | Event::PoolRemoved {} => {}
+            | Event::PoolRemoved {}
+            | Event::ServiceSet { .. }
+            | Event::ServiceRemoved {} => {}
         }
     }
 
@@ -187,7 +196,7 @@ impl Agents {
         } else {
             self.removed.remove(&place);
         }
-        self.agents.insert(place, agent);
+        self.agents.insert(place, Arc::new(agent));
     }
 
     fn forget_the_oldest(&mut self) {

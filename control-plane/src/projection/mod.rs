@@ -3,8 +3,11 @@
 mod agents;
 mod pools;
 mod quotas;
+mod services;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use ark_types::agent::Agent;
 use ark_types::event::Recorded;
@@ -15,6 +18,7 @@ use crate::store::Snapshot;
 pub use agents::{AgentFilter, Agents, Place, place};
 pub use pools::Pools;
 pub use quotas::Quotas;
+pub use services::{WantedService, WantedServices};
 
 /// Form of the projection's snapshots.
 const FORM: u32 = 1;
@@ -34,8 +38,16 @@ pub struct UnusableSnapshot {
 pub struct Projection {
     position: u64,
     agents: Agents,
+    rest: Rest,
+}
+
+/// What there is beside agents. Each is absent in what was written before there were any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Rest {
     quotas: Quotas,
     pools: Pools,
+    services: WantedServices,
 }
 
 /// The projection on disk: what cannot be told from the rest.
@@ -43,12 +55,29 @@ pub struct Projection {
 struct Stored<T> {
     form: u32,
     agents: T,
-    /// Absent in what was written before there were any.
-    #[serde(default)]
-    quotas: Quotas,
-    /// As those.
-    #[serde(default)]
-    pools: Pools,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+/// The projection as it was, to be written at leisure.
+#[derive(Debug)]
+pub struct Still {
+    position: u64,
+    agents: Vec<Arc<Agent>>,
+    rest: Rest,
+}
+
+impl Still {
+    /// It, as the log keeps it.
+    ///
+    /// # Panics
+    /// Never: every part of it can be written as JSON.
+    #[must_use]
+    pub fn snapshot(self) -> Snapshot {
+        let agents: Vec<&Agent> = self.agents.iter().map(AsRef::as_ref).collect();
+        let data = serde_json::to_vec(&Stored { form: FORM, agents, rest: self.rest });
+        Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
+    }
 }
 
 impl Projection {
@@ -67,13 +96,19 @@ impl Projection {
     /// What owners may have.
     #[must_use]
     pub const fn quotas(&self) -> &Quotas {
-        &self.quotas
+        &self.rest.quotas
     }
 
     /// Which pools templates are to have.
     #[must_use]
     pub const fn pools(&self) -> &Pools {
-        &self.pools
+        &self.rest.pools
+    }
+
+    /// What services are to be.
+    #[must_use]
+    pub const fn services(&self) -> &WantedServices {
+        &self.rest.services
     }
 
     /// Takes in the event after the last one.
@@ -81,20 +116,16 @@ impl Projection {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
-        self.quotas.apply(recorded);
-        self.pools.apply(recorded);
+        let Rest { quotas, pools, services } = &mut self.rest;
+        quotas.apply(recorded);
+        pools.apply(recorded);
+        services.apply(recorded);
     }
 
-    /// It, as the log keeps it.
-    ///
-    /// # Panics
-    /// Never: every part of it can be written as JSON.
+    /// It as it is now.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        let agents: Vec<&Agent> = self.agents.iter().collect();
-        let (quotas, pools) = (self.quotas.clone(), self.pools.clone());
-        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas, pools });
-        Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
+    pub fn still(&self) -> Still {
+        Still { position: self.position, agents: self.agents.all(), rest: self.rest.clone() }
     }
 
     /// The projection that `snapshot` is of.
@@ -105,10 +136,10 @@ impl Projection {
         let unusable = |why| UnusableSnapshot { position: snapshot.position, why };
         let stored: Stored<Vec<Agent>> =
             serde_json::from_slice(&snapshot.data).map_err(|error| unusable(error.to_string()))?;
-        if stored.form != FORM {
-            return Err(unusable(format!("it is of form {}, and this arkd knows {FORM}", stored.form)));
+        let Stored { form, agents, rest } = stored;
+        if form != FORM {
+            return Err(unusable(format!("it is of form {form}, and this arkd knows {FORM}")));
         }
-        let agents = stored.agents.into_iter().collect();
-        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas, pools: stored.pools })
+        Ok(Self { position: snapshot.position, agents: agents.into_iter().collect(), rest })
     }
 }

@@ -8,6 +8,7 @@ use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Selector};
 use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
+use ark_types::service::ServiceSpec;
 use proptest::prelude::*;
 
 use super::*;
@@ -45,6 +46,11 @@ fn created(n: u64) -> Event {
     }
 }
 
+fn service(n: u64) -> ServiceSpec {
+    let spec = format!(r#"{{ "name": "s{}", "replicas": {n}, "image": "base" }}"#, n % 3);
+    serde_json::from_str(&spec).unwrap()
+}
+
 fn continuity(n: u64) -> Continuity {
     Continuity {
         restarts: 1,
@@ -72,11 +78,17 @@ fn event(n: u64, kind: u8) -> Event {
         8 => Event::AgentRemoved {},
         9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
         10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
-        12 if n.is_multiple_of(3) => Event::PoolRemoved {},
-        12 => Event::PoolSet { policy: policy(n) },
-        _ => Event::OwnerQuotaSet {
+        11 => Event::OwnerQuotaSet {
             quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
         },
+        12 if n.is_multiple_of(3) => Event::PoolRemoved {},
+        12 => Event::PoolSet { policy: policy(n) },
+        13 => Event::ServiceSet {
+            service: Box::new(service(n)),
+            env: (0..n % 3).map(|n| format!("KEY{n}")).collect(),
+            generation: n / 2,
+        },
+        _ => Event::ServiceRemoved {},
     }
 }
 
@@ -88,6 +100,7 @@ fn recorded(events: impl IntoIterator<Item = (u64, u8)>) -> Vec<Recorded> {
             Event::PoolSet { .. } | Event::PoolRemoved {} => {
                 Stream::pool(&format!("t{}", n % 2).parse().unwrap())
             }
+            Event::ServiceSet { .. } | Event::ServiceRemoved {} => Stream::service(&service(n).name),
             _ => Stream::agent(&id(n)),
         };
         Recorded { position, at_unix_ms: 1000 + position, stream, version: 1, event }
@@ -135,7 +148,7 @@ fn the_oldest_history_is_forgotten_whole() {
     assert_eq!(projection.agents().select(&labelled, None).count(), 0);
     assert_eq!(projection.agents().get(&id(1)), None);
     // What is forgotten is in no snapshot either.
-    assert_eq!(Projection::restore(&projection.snapshot()).unwrap(), projection);
+    assert_eq!(Projection::restore(&projection.still().snapshot()).unwrap(), projection);
 }
 
 #[test]
@@ -171,10 +184,23 @@ fn the_last_policy_of_a_pool_counts() {
 }
 
 #[test]
-fn a_snapshot_from_before_there_were_quotas_and_pools_is_read() {
+fn a_service_is_as_it_was_set_last_until_it_is_removed() {
+    let told = |events: &[(u64, u8)]| {
+        let projection = projection(&recorded(events.iter().copied()));
+        let services = projection.services().iter();
+        services
+            .map(|(name, wanted)| (name.to_string(), wanted.spec.replicas, wanted.generation))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(&[(1, 13), (4, 13), (2, 13)]), [("s1".to_owned(), 4, 2), ("s2".to_owned(), 2, 1)]);
+    assert_eq!(told(&[(1, 13), (2, 13), (4, 14)]), [("s2".to_owned(), 2, 1)]);
+}
+
+#[test]
+fn a_snapshot_from_before_there_was_anything_but_agents_is_read() {
     let snapshot = Snapshot { position: 7, data: br#"{"form":1,"agents":[]}"#.into() };
     let restored = Projection::restore(&snapshot).unwrap();
-    assert_eq!((restored.quotas().iter().count(), restored.pools().iter().count()), (0, 0));
+    assert_eq!(restored, Projection { position: 7, ..Projection::default() });
 }
 
 fn filters() -> impl Strategy<Value = AgentFilter> {
@@ -207,14 +233,14 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..13_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..15_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {
     #[test]
     fn a_snapshot_and_the_rest_are_the_same_as_everything(events in lives(), cut in 0..200_usize) {
         let (before, after) = events.split_at(cut.min(events.len()));
-        let mut from_snapshot = Projection::restore(&projection(before).snapshot()).unwrap();
+        let mut from_snapshot = Projection::restore(&projection(before).still().snapshot()).unwrap();
         after.iter().for_each(|event| from_snapshot.apply(event));
         prop_assert_eq!(from_snapshot, projection(&events));
     }

@@ -18,6 +18,7 @@ use super::Shared;
 use crate::agent;
 use crate::problems::Refusal;
 use crate::projection::{AgentFilter, Place, place};
+use crate::services::refuse_own_labels;
 use crate::spawn::spawn;
 
 /// Grace of a deletion that names none.
@@ -45,6 +46,7 @@ pub(super) async fn create_agent(
     State(core): State<Shared>,
     Json(request): Json<CreateAgent>,
 ) -> Result<impl IntoResponse, Refusal> {
+    refuse_own_labels(&request.labels)?;
     let agent = spawn(&core, request).await?;
     let location = format!("/v1/agents/{}", agent.id);
     Ok((StatusCode::CREATED, AppendHeaders([(header::LOCATION, location)]), Json(agent)))

@@ -9,6 +9,8 @@ use axum::extract::{Path, State};
 use tracing::Instrument as _;
 
 use super::Shared;
+use crate::agent::Handle;
+use crate::core::Core;
 use crate::problems::Refusal;
 use crate::telemetry::Phase;
 use crate::traces::step;
@@ -28,8 +30,13 @@ pub(super) async fn eval(
 ) -> Result<Json<EvalReply>, Refusal> {
     check_eval(&request)?;
     let agent = core.registry.find(&agent)?;
+    Ok(Json(run(&core, &agent, &request).await?))
+}
+
+/// Runs code, which was checked, in the evaluator of `agent`.
+pub(super) async fn run(core: &Core, agent: &Handle, request: &EvalRequest) -> Result<EvalReply, Refusal> {
     let began = Instant::now();
-    let run = agent.eval(&request).instrument(step("eval"));
+    let run = agent.eval(request).instrument(step("eval"));
     let reply = match request.timeout_ms {
         None => run.await,
         Some(ms) => {
@@ -43,5 +50,5 @@ pub(super) async fn eval(
     };
     let reply = reply?;
     core.telemetry.phase(Phase::Eval, began.elapsed());
-    Ok(Json(reply))
+    Ok(reply)
 }

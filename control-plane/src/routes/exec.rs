@@ -13,6 +13,8 @@ use tracing::{Instrument as _, Span};
 
 use super::Shared;
 use super::stream::{Peer, accept};
+use crate::agent::Handle;
+use crate::core::Core;
 use crate::guest::capture;
 use crate::problems::Refusal;
 use crate::telemetry::Phase;
@@ -30,13 +32,23 @@ pub(super) async fn exec(
     State(core): State<Shared>,
     Path(agent): Path<String>,
     headers: HeaderMap,
-    Json(mut request): Json<ExecRequest>,
+    Json(request): Json<ExecRequest>,
 ) -> Result<Json<ExecReply>, Refusal> {
     let agent = core.registry.find(&agent)?;
+    Ok(Json(run(&core, &agent, &headers, request).await?))
+}
+
+/// Runs a program to its end in `agent`.
+pub(super) async fn run(
+    core: &Core,
+    agent: &Handle,
+    headers: &HeaderMap,
+    mut request: ExecRequest,
+) -> Result<ExecReply, Refusal> {
     let address = agent.guest()?;
     let (encoding, timeout_ms) = (request.encoding, request.timeout_ms);
     let step = step("exec");
-    pass_on(&mut request, traceparent(&step, &headers));
+    pass_on(&mut request, traceparent(&step, headers));
     let (frame, stdin) = prepare_exec(request, agent.env())?;
     let began = Instant::now();
     let run = capture(address, &frame, &stdin).instrument(step);
@@ -58,14 +70,14 @@ pub(super) async fn exec(
         }
         Err(failure) => return Err(agent.explain(failure).await.into()),
     };
-    Ok(Json(ExecReply {
+    Ok(ExecReply {
         status: captured.end.status,
         exit_code: captured.end.status.shell_code(),
         stdout: encode(&captured.stdout, encoding),
         stderr: encode(&captured.stderr, encoding),
         truncated: captured.truncated,
         duration_us: captured.end.duration_us,
-    }))
+    })
 }
 
 /// Runs a program with its input, output, signals and terminal size as a WebSocket.

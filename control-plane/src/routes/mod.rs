@@ -13,6 +13,7 @@ mod logs;
 mod openapi;
 mod pools;
 mod scheduling;
+mod services;
 mod shutdown;
 mod snapshots;
 mod stats;
@@ -77,6 +78,15 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(scheduling::list_hosts))
         .routes(routes!(scheduling::list_owners))
         .routes(routes!(scheduling::inspect_owner, scheduling::set_quota, scheduling::delete_quota))
+        .routes(routes!(services::create_service, services::list_services))
+        .routes(routes!(
+            services::inspect_service,
+            services::set_service,
+            services::scale_service,
+            services::delete_service
+        ))
+        .routes(routes!(services::drain_replica))
+        .routes(routes!(services::call_service))
         .routes(routes!(host::host_exec_stream))
         .routes(routes!(shutdown::shut_down));
     openapi::frame().nest("/v1", v1)

@@ -293,7 +293,7 @@ pub struct LabelName(String);
 /// Labels that `arkd`'s own series bear.
 pub(crate) const OWN_LABELS: &[&str] = &[
     "agent", "counter", "device", "id", "kind", "le", "method", "origin", "outcome", "phase", "reason",
-    "result", "route", "state", "status", "template", "version",
+    "result", "route", "service", "state", "status", "template", "version",
 ];
 
 /// A text that cannot name a label.

@@ -8,7 +8,7 @@
 //! | `scrape` | what is only looked at when somebody asks: pools, agents, this process |
 //!
 //! The names are frozen in `api/types/schema/metrics.txt`. Labels have few values: no name that a client chose is one, except
-//! those of living agents and of templates that have a pool, which are bounded in number.
+//! those of living agents, of templates that have a pool and of services, which are bounded in number.
 
 mod http;
 mod scrape;

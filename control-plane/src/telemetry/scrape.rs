@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 
 use super::{Ahead, Labels, Telemetry};
 use crate::core::Core;
+use crate::services::view;
 use crate::stats::{self, FRESH_ENOUGH};
 use crate::traces;
 
@@ -37,6 +38,7 @@ pub async fn scrape(core: &Core) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_labels(labels);
     counted(&mut registry, &core.telemetry);
     seen(&mut registry, core);
+    services(&mut registry, core);
     process(&mut registry, core);
     if settings.agent_series.get() > 0 {
         let list = core.stats.all(&core.registry, FRESH_ENOUGH).await;
@@ -142,6 +144,22 @@ fn pools(registry: &mut Registry, core: &Core) {
     registry.register("ark_pool_wanted", "Standbys that a template is to have", wanted);
     registry.register("ark_pool_hits", "Agents that were made of a standby", hits);
     registry.register("ark_pool_misses", "Agents for which there was no standby", misses);
+}
+
+/// Services one by one, which are bounded in number.
+fn services(registry: &mut Registry, core: &Core) {
+    let (replicas, calls): (Gauges<2>, Totals<2>) = <_>::default();
+    for told in view::numbers(&core.services) {
+        let service = || ("service", told.service.clone().into());
+        for (state, count) in &told.replicas {
+            replicas.get_or_create(&[service(), ("state", state.to_string().into())]).set(float(*count));
+        }
+        for (outcome, count) in told.calls {
+            calls.get_or_create(&[service(), ("outcome", outcome.into())]).inc_by(precise(count));
+        }
+    }
+    registry.register("ark_service_replicas", "Replicas of services, by state", replicas);
+    registry.register("ark_service_calls", "Calls to services, by what came of them", calls);
 }
 
 /// This very process, under the names that Prometheus' own clients give.

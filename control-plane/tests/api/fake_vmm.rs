@@ -14,8 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use ark_types::eval::{EvalEnd, EvalException, EvalRequest};
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
 use ark_types::guest::{
-    ClockSet, Decoder, ErrorCode, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
-    SignalRequest, Started,
+    ClockSet, Decoder, DialRequest, ErrorCode, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew,
+    Renewed, SignalRequest, Started,
 };
 use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, ProcessorModel,
@@ -405,6 +405,7 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
     match (first.kind, script.as_str()) {
         (_, "lies") => send(&mut stream, &Frame::empty(Kind::PowerOff)),
         (_, "dies-in-exec") => end(ExitReason::GuestPanic, Some("out of memory")),
+        (Kind::Dial, _) => dial(stream, &first.parse().unwrap(), machine),
         (Kind::Exec, _) => exec(stream, incoming, &first.parse().unwrap()),
         (Kind::FileRead, "shrinks") => {
             let mut info = describe(Path::new("/bin/sh")).unwrap();
@@ -541,6 +542,21 @@ fn exec(mut stream: UnixStream, mut incoming: Incoming, request: &ExecRequest) {
     send(&mut stream, &Frame::json(Kind::Exited, &end).unwrap());
     // A guest that takes one operation per connection: arkd finds its kept one closed and makes another.
     let _ = stream.shutdown(std::net::Shutdown::Both);
+}
+
+/// A program that sends back what it receives, in capitals and with its host's name first, until that ends.
+fn dial(mut stream: UnixStream, request: &DialRequest, machine: &Machine) {
+    if request.port != 7 {
+        return fail(&mut stream, ErrorCode::NotListening, "nobody listens there");
+    }
+    send(&mut stream, &Frame::empty(Kind::Ok));
+    let _ = writeln!(stream, "{}", machine.memory.lock().unwrap().hostname);
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        buffer[..n].make_ascii_uppercase();
+        let _ = stream.write_all(&buffer[..n]);
+    }
+    let _ = stream.write_all(b"bye\n");
 }
 
 fn pump(

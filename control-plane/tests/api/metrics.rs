@@ -74,6 +74,8 @@ async fn what_happens_is_counted_under_names_that_stay() {
     client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
     client.post("/v1/agents", &json!({ "name": "bad", "image": "panics", "cold": true })).await;
     client.post("/v1/agents", &json!({ "name": "a1", "image": "base", "cold": true })).await;
+    client.post("/v1/services", &json!({ "name": "web", "replicas": 0, "image": "base" })).await;
+    client.post("/v1/services/web/call?wait_ms=0", &json!({ "eval": { "code": "hostname" } })).await;
     client.get("/nowhere/at/all").await;
     eventually("the guests were heard", async || {
         let list: StatsList = client.get("/v1/stats").await.json();
@@ -111,6 +113,8 @@ async fn what_happens_is_counted_under_names_that_stay() {
     is("ark_http_requests_total", &route, 1.0);
     is("ark_http_requests_total", &[("route", "none"), ("status", "404")], 1.0);
     is("ark_http_request_seconds_count", &route[..2], 1.0);
+    is("ark_service_calls_total", &[("service", "web"), ("outcome", "unready")], 1.0);
+    is("ark_service_replicas", &[("service", "web"), ("state", "ready")], 0.0);
     is("ark_snapshots", &[("kind", "snapshot")], 2.0);
     is("ark_snapshot_bytes", &[("kind", "snapshot")], 8192.0);
     is("ark_agent_exits_total", &[("agent", "a1")], 7.0);

@@ -10,7 +10,7 @@
 //! its reason. PID 1 needs no protection from the OOM killer: the kernel never picks the global init
 //! (`oom_unkillable_task`, mm/oom_kill.c), so nothing has to be undone for programs either.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -29,6 +29,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::{Mode, umask};
 
 use crate::VERSION;
+use crate::connect;
 use crate::eval::Evaluators;
 use crate::renew::{identity, secrets};
 use crate::server::Server;
@@ -41,6 +42,8 @@ const HELLO_STACK: usize = 128 << 10;
 /// Open files of a process, soft and hard: enough for 256 programs at once in guestd itself, and far from what makes
 /// programs slow that walk through all of them.
 const OPEN_FILES: (u64, u64) = (65_536, 524_288);
+/// The file of PID 1, in the initramfs.
+const THIS_PROGRAM: &str = "/init";
 /// Kernel parameter that names the host.
 const HOSTNAME_KEY: &str = "ark.hostname=";
 /// Kernel parameter that carries the machine-id, 32 hexadecimal digits.
@@ -83,11 +86,14 @@ fn start() -> Result<Arc<Server>, BootError> {
     let host = Address::Vsock { cid: HOST_CID, port: HELLO_PORT };
     // The host answers while the root is mounted. One that does not listen yet hears hello from the hello thread.
     let call = call(&host).ok();
+    // Its file is out of sight once the root is entered.
+    let this = File::open(THIS_PROGRAM).map_err(at("opening this program's file"))?;
     let scratch = mounts::root()?;
     let here = Address::Vsock { cid: ANY_CID, port: CONTROL_PORT };
     let listener = Listener::bind(&here).map_err(at("listening for the host on vsock"))?;
     let hello = call.and_then(|call| call.say_hello(VERSION).ok());
     mounts::rest(&scratch)?;
+    mounts::show_program(&this, Path::new(connect::PLACE))?;
     loopback_up().map_err(at("bringing up the loopback interface"))?;
     name_machine()?;
     stay_quiet().map_err(at("writing to /proc/sys/vm"))?;

@@ -139,3 +139,12 @@ pub(super) fn rest(scratch: &File) -> Result<(), BootError> {
     }
     Ok(())
 }
+
+/// Shows the file of this program, opened before the root was entered, at `place`, for programs to run.
+pub(super) fn show_program(program: &File, place: &Path) -> Result<(), BootError> {
+    let step = || format!("showing this program at {}", place.display());
+    let dir = place.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir).and_then(|()| File::create(place)).map_err(at(step()))?;
+    let source = format!("/proc/self/fd/{}", program.as_raw_fd());
+    mount(Some(source.as_str()), place, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(at(step()))
+}

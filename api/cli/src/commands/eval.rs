@@ -125,7 +125,7 @@ async fn evaluate(
     if context.ui.json {
         context.ui.show(&Report { agent, reply: &reply }, |_| String::new())?;
     } else {
-        write(&reply).map_err(Failure::Output)?;
+        write_reply(&reply).map_err(Failure::Output)?;
     }
     if reply.truncated {
         context.ui.note("the code wrote more than is kept: the rest of its output is lost");
@@ -134,7 +134,7 @@ async fn evaluate(
 }
 
 /// Writes output as it is, then the value on a line of its own, or the traceback.
-fn write(reply: &EvalReply) -> io::Result<()> {
+pub(super) fn write_reply(reply: &EvalReply) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(reply.stdout.as_bytes())?;
     stdout.flush()?;

@@ -82,11 +82,15 @@ fn about(event: &Event) -> String {
         Event::PoolSet { policy: PoolPolicy { min, max, target_wait_ms } } => {
             format!("{min} to {max} standbys, target wait {}", span(*target_wait_ms))
         }
+        Event::ServiceSet { service, generation, .. } => {
+            format!("{} replicas of generation {generation} for {}", service.replicas, service.owner)
+        }
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
         | Event::AgentRemoved {}
-        | Event::PoolRemoved {} => String::new(),
+        | Event::PoolRemoved {}
+        | Event::ServiceRemoved {} => String::new(),
     }
 }
 

@@ -13,6 +13,7 @@ mod machine;
 mod pools;
 mod program;
 mod scheduling;
+mod services;
 mod snapshots;
 mod stop;
 mod templates;
@@ -51,6 +52,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Template { action } => done(templates::perform(context, action).await),
         Verb::Templates => done(templates::ls(context).await),
         Verb::Pool { action } => done(pools::perform(context, action).await),
+        Verb::Service { action } => services::perform(context, action).await,
         Verb::Queue => done(scheduling::queue(context).await),
         Verb::Hosts => done(scheduling::hosts(context).await),
         Verb::Quota(args) => done(scheduling::quota(context, &args).await),

@@ -65,6 +65,13 @@ pub struct ClockSet {
     pub unix_ns: u64,
 }
 
+/// A program in the guest to be connected with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DialRequest {
+    /// TCP port that it listens on at 127.0.0.1.
+    pub port: u16,
+}
+
 /// Why the guest could not do it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -95,6 +102,8 @@ pub enum ErrorCode {
     FileError,
     /// The image has no evaluator of that language.
     NoEvaluator,
+    /// No program listens on the port.
+    NotListening,
     /// The guest lacks memory, processes or descriptors.
     Exhausted,
     /// What was asked for took longer than it was given.

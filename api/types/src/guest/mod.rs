@@ -1,6 +1,6 @@
 //! Host ↔ guest: frames over vsock.
 //!
-//! Two ports are in use. The guest connects to [`HELLO_PORT`] of the host (CID 2), sends one [`Kind::Hello`] and then a
+//! Three ports are in use. The guest connects to [`HELLO_PORT`] of the host (CID 2), sends one [`Kind::Hello`] and then a
 //! [`Kind::Heartbeat`] every [`HEARTBEAT_INTERVAL_MS`]. The host connects to [`CONTROL_PORT`] of the guest, and
 //! its first frame says which operation is wanted:
 //!
@@ -14,12 +14,15 @@
 //! | `ClockSet` ([`ClockSet`]) | | `ClockSet` with the guest's clock after it was set; or `Error` |
 //! | `Renew` ([`Renew`]) | | `Renewed` ([`Renewed`]); or `Error` |
 //! | `Eval` ([`crate::eval::EvalRequest`]) | | (`Stdout` or `Stderr`)*, `Evaluated` ([`crate::eval::EvalEnd`]); or `Error` |
+//! | `Dial` ([`DialRequest`]) | after `Ok`: whatever the program reads | `Ok`, then whatever the program writes; or `Error` |
 //! | `PowerOff` | | `Ok`, then the guest shuts down |
 //!
 //! A connection carries one operation at a time. After an operation's last frame the host may name the next one within ten
-//! seconds; after an `Error` it may not. When the host's side closes before `Exited`, the guest kills the program's process group. A written file appears under
+//! seconds; after an `Error` it may not, and from the `Ok` of a `Dial` on there are no frames any more: the connection is the program's. When the host's side closes before `Exited`, the guest kills the program's process group. A written file appears under
 //! its name only after `End`: an upload that breaks leaves nothing behind. The exec WebSocket of the REST API carries the
 //! same frames, one per binary message.
+//!
+//! Any program in the guest may connect to [`SERVICES_PORT`] of the host. What is said there is in [`crate::service`].
 
 mod encoded;
 mod frame;
@@ -29,7 +32,8 @@ mod renew;
 pub use encoded::EncodedFrame;
 pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION, header};
 pub use messages::{
-    ClockSet, ErrorCode, FileWrite, GuestError, Heartbeat, Hello, PathRequest, SignalRequest, Started,
+    ClockSet, DialRequest, ErrorCode, FileWrite, GuestError, Heartbeat, Hello, PathRequest, SignalRequest,
+    Started,
 };
 pub use renew::{Renew, Renewed};
 
@@ -37,5 +41,7 @@ pub use renew::{Renew, Renewed};
 pub const HELLO_PORT: u32 = 1024;
 /// Guest port that takes operations.
 pub const CONTROL_PORT: u32 = 1025;
+/// Host port (CID 2) where programs of the guest find services.
+pub const SERVICES_PORT: u32 = 1026;
 /// Time between heartbeats, milliseconds. Hundreds of idle agents share a host: each wakes it this often.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 5000;

@@ -1,0 +1,312 @@
+//! What is known of one service now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use ark_types::agent::{Agent, AgentName, AgentState, CreateAgent};
+use ark_types::label::InvalidLabel;
+use ark_types::scheduling::Spread;
+use ark_types::service::{GENERATION_LABEL, ReplicaState, ServiceSpec};
+
+use super::attempts::Attempts;
+use super::environment::Environment;
+use super::reconcile::{Action, Desired, Making, Member, reconcile};
+use super::with_own_labels;
+use crate::agent::Handle;
+use crate::problems::Refusal;
+use crate::projection::WantedService;
+
+/// How long a replica has to be ready until it is relied on.
+const PROOF: Duration = Duration::from_secs(1);
+/// How long a drained replica may finish what is under way where nobody says.
+pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(30);
+/// Time that a replica's guest has to end in order.
+const END_GRACE: Duration = Duration::from_secs(2);
+
+/// What a service is to be, with its secrets.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) service: WantedService,
+    /// The values of its environment, or why they are not known.
+    pub(super) env: Result<Environment, String>,
+}
+
+impl Wanted {
+    pub(super) const fn generation(&self) -> u64 {
+        self.service.generation
+    }
+}
+
+/// The request for one more replica, a name for it included, of a service that is to be as `spec` says.
+///
+/// # Errors
+/// Too many labels.
+pub(super) fn request(
+    spec: &ServiceSpec,
+    env: Environment,
+    generation: u64,
+) -> Result<CreateAgent, InvalidLabel> {
+    Ok(CreateAgent {
+        // Always a name: that of the service, which is short enough, a dash and hexadecimal digits.
+        name: format!("{}-{:08x}", spec.name, rand::random::<u32>()).parse().ok(),
+        image: spec.image.clone(),
+        template: spec.template.clone(),
+        cold: false,
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        env,
+        auto_remove: false,
+        labels: with_own_labels(&spec.labels, spec.name.as_ref(), generation)?,
+        owner: spec.owner.clone(),
+        priority: 0,
+        queue_timeout_ms: None,
+        // Where there are several hosts, one that fails does not take the service with it.
+        anti_affinity: Some(spec.name.clone()),
+        spread: Spread::Soft,
+        restart: spec.restart,
+        ttl_s: None,
+        idle_timeout_s: None,
+    })
+}
+
+/// What came of calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Calls {
+    pub(super) ok: u64,
+    pub(super) failed: u64,
+    pub(super) unready: u64,
+    pub(super) abandoned: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// None once it is removed; it is known until its last replica is gone.
+    pub(super) wanted: Option<Wanted>,
+    /// Replicas by the ids of their agents.
+    pub(super) replicas: BTreeMap<String, Replica>,
+    /// Names of those that are made.
+    pub(super) spawning: BTreeSet<AgentName>,
+    pub(super) attempts: Attempts,
+    pub(super) calls: Calls,
+    /// Calls picked so far.
+    pub(super) turn: u64,
+    /// How long replicas that are drained for an update, or with the service, may finish what is under way.
+    pub(super) grace: Duration,
+}
+
+/// A replica, as far as its agent does not know it.
+#[derive(Debug)]
+pub(super) struct Replica {
+    pub(super) handle: Handle,
+    pub(super) generation: u64,
+    /// Calls under way.
+    pub(super) load: u32,
+    /// It takes no new calls, and goes then at the latest.
+    pub(super) drained_until: Option<Instant>,
+    /// Its removal was asked for.
+    is_going: bool,
+    ready_since: Option<Instant>,
+    /// Whether that it proved itself was taken note of, or that it ended without.
+    is_judged: bool,
+}
+
+/// What is to be done outside the table.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Make an agent.
+    Make { request: Box<CreateAgent>, generation: u64 },
+    /// Remove an agent, with this grace.
+    Remove(Handle, Duration),
+}
+
+impl Replica {
+    pub(super) const fn new(handle: Handle, generation: u64) -> Self {
+        Self {
+            handle,
+            generation,
+            load: 0,
+            drained_until: None,
+            is_going: false,
+            ready_since: None,
+            is_judged: false,
+        }
+    }
+
+    pub(super) fn state(&self) -> ReplicaState {
+        self.handle.look(|agent| self.state_of(agent))
+    }
+
+    pub(super) fn state_of(&self, agent: &Agent) -> ReplicaState {
+        match agent.state {
+            AgentState::Stopping => ReplicaState::Ended,
+            AgentState::Stopped | AgentState::Failed if agent.backoff_until_unix_ms.is_none() => {
+                ReplicaState::Ended
+            }
+            _ if self.drained_until.is_some() => ReplicaState::Draining,
+            AgentState::Creating | AgentState::Stopped | AgentState::Failed => ReplicaState::Starting,
+            AgentState::Paused => ReplicaState::Unready,
+            AgentState::Running if !agent.health.is_healthy() => ReplicaState::Unready,
+            AgentState::Running => ReplicaState::Ready,
+        }
+    }
+
+    /// Looks at it, at `now`.
+    fn observe(&mut self, id: &str, generation: Option<u64>, now: Instant) -> Member {
+        let state = self.state();
+        if state != ReplicaState::Ready {
+            self.ready_since = None;
+        }
+        let since = (state == ReplicaState::Ready).then(|| *self.ready_since.get_or_insert(now));
+        let is_over = self.drained_until.is_some_and(|until| self.load == 0 || now >= until);
+        Member {
+            id: id.to_owned(),
+            is_current: generation == Some(self.generation),
+            state,
+            is_proved: since.is_some_and(|since| now.duration_since(since) >= PROOF),
+            load: self.load,
+            is_drained: is_over,
+            is_going: self.is_going || self.handle.look(|agent| agent.state == AgentState::Stopping),
+        }
+    }
+}
+
+impl Entry {
+    pub(super) fn new(wanted: Option<Wanted>) -> Self {
+        Self {
+            wanted,
+            replicas: BTreeMap::new(),
+            spawning: BTreeSet::new(),
+            attempts: Attempts::default(),
+            calls: Calls::default(),
+            turn: 0,
+            grace: DRAIN_GRACE,
+        }
+    }
+
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.wanted.as_ref().map(Wanted::generation)
+    }
+
+    /// Takes in the agents that bear its label, which are all there are of it. Those that are still made are not known before
+    /// whoever makes them says so.
+    pub(super) fn take_in(&mut self, handles: Vec<Handle>) {
+        let found: BTreeMap<String, Handle> = handles
+            .into_iter()
+            .filter(|handle| !self.spawning.contains(handle.name()))
+            .map(|handle| (handle.id().to_owned(), handle))
+            .collect();
+        self.replicas.retain(|id, _| found.contains_key(id));
+        for (id, handle) in found {
+            let generation =
+                || handle.look(|agent| agent.labels.get(GENERATION_LABEL).and_then(|text| text.parse().ok()));
+            let generation = generation().unwrap_or_default();
+            self.replicas.entry(id).or_insert_with(|| Replica::new(handle, generation));
+        }
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.wanted.is_none() && self.replicas.is_empty() && self.spawning.is_empty()
+    }
+
+    /// Whether its last generation failed while there are replicas before it.
+    pub(super) fn is_stopped(&self) -> bool {
+        let generation = self.generation();
+        self.attempts.is_hopeless()
+            && self.replicas.values().any(|replica| Some(replica.generation) != generation)
+    }
+
+    /// Looks at its replicas and decides what is to be done at `now`. What concerns only the table is done.
+    pub(super) fn attend(&mut self, now: Instant) -> Vec<Order> {
+        let generation = self.generation();
+        let members: Vec<Member> =
+            self.replicas.iter_mut().map(|(id, replica)| replica.observe(id, generation, now)).collect();
+        self.judge(&members, now);
+        let making = match &self.wanted {
+            None => Making::Removed,
+            Some(_) if self.is_stopped() => Making::Stopped,
+            Some(wanted) if wanted.env.is_err() || self.attempts.wait(now).is_some() => Making::Waits,
+            Some(_) => Making::Goes,
+        };
+        let spec = self.wanted.as_ref().map(|wanted| &wanted.service.spec);
+        let desired = Desired {
+            replicas: spec.map_or(0, |spec| spec.replicas),
+            update: spec.map(|spec| spec.update).unwrap_or_default(),
+            making,
+        };
+        let spawning = u32::try_from(self.spawning.len()).unwrap_or(u32::MAX);
+        let mut orders = Vec::new();
+        for action in reconcile(desired, &members, spawning) {
+            match action {
+                Action::Spawn { count } => {
+                    orders.extend((0..count).filter_map(|_| self.order()));
+                }
+                Action::Drain { id } => self.drain(&id, now, self.grace),
+                Action::Remove { id } => orders.extend(self.remove(&id)),
+            }
+        }
+        orders
+    }
+
+    /// Takes note of replicas of the last generation that proved themselves, or ended without.
+    fn judge(&mut self, members: &[Member], now: Instant) {
+        for member in members.iter().filter(|member| member.is_current) {
+            let Some(replica) = self.replicas.get_mut(&member.id).filter(|replica| !replica.is_judged) else {
+                continue;
+            };
+            if member.is_proved {
+                replica.is_judged = true;
+                self.attempts.succeed();
+            } else if member.state == ReplicaState::Ended && replica.drained_until.is_none() {
+                replica.is_judged = true;
+                let (name, reason) = (replica.handle.name(), replica.handle.look(|a| a.reason.clone()));
+                let why = format!("the replica {name} ended: {}", reason.unwrap_or_default());
+                // One that somebody ends is no failure.
+                if !member.is_going {
+                    self.attempts.note(why, true, now);
+                }
+            }
+        }
+    }
+
+    /// Begins to drain the replica `id`, if it is there and is not drained yet.
+    pub(super) fn drain(&mut self, id: &str, now: Instant, grace: Duration) {
+        if let Some(replica) = self.replicas.get_mut(id) {
+            replica.drained_until.get_or_insert(now + grace);
+        }
+    }
+
+    fn remove(&mut self, id: &str) -> Option<Order> {
+        let replica = self.replicas.get_mut(id)?;
+        replica.is_going = true;
+        Some(Order::Remove(replica.handle.clone(), END_GRACE))
+    }
+
+    /// The order to make one more replica, which counts as being made from now on.
+    fn order(&mut self) -> Option<Order> {
+        let wanted = self.wanted.as_ref()?;
+        let generation = wanted.generation();
+        let request = request(&wanted.service.spec, wanted.env.clone().ok()?, generation).ok()?;
+        self.spawning.insert(request.name.clone()?);
+        Some(Order::Make { request: Box::new(request), generation })
+    }
+
+    /// A replica called `name` of `generation` came to be, or not, at `now`.
+    pub(super) fn made(
+        &mut self,
+        name: &AgentName,
+        generation: u64,
+        made: Result<(), Refusal>,
+        now: Instant,
+    ) {
+        self.spawning.remove(name);
+        if let Err(Refusal(problem)) = made
+            && self.generation() == Some(generation)
+        {
+            let is_fault = problem.kind.retry_after_s().is_none();
+            let why = format!("a replica did not start: {}", problem.detail);
+            self.attempts.note(why, is_fault, now);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Where one agent's programs find services: a socket that its VMM connects to for them, and streams on to replicas.
+//!
+//! ```text
+//!  program ─ vsock 2:1026 ─► its VMM ─ v.sock_1026 ─► here ─ v.sock, Dial ─► replica's VMM ─► guestd ─► 127.0.0.1:port
+//! ```
+//!
+//! Everything an agent sends is hostile until checked: its line is bounded in length and time, and its streams in number. They
+//! all end with its VMM, and count as calls of the replica that they lead to.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use ark_types::guest::SERVICES_PORT;
+use ark_types::label::Owner;
+use ark_types::layout::AgentDir;
+use ark_types::plain::plain;
+use ark_types::service::{FoundService, MAX_LINE, NoWish, Service, Wish};
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use super::{ServiceError, call, view};
+use crate::agent::Handle;
+use crate::core::Core;
+use crate::guest::dial;
+
+/// Most connections of one agent at a time.
+const MOST: usize = 64;
+/// How long an agent may take to say what it wants.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// How long an agent that was answered may take to end its side.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Most bytes that are read from it then.
+const MAX_UNREAD: usize = 64 << 10;
+/// How long it waits for a replica that is ready.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause after an accept(2) that failed for want of something, descriptors for example.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens for one agent's programs. Dropping it ends everything that they have here.
+#[derive(Debug)]
+pub(crate) struct Switchboard {
+    task: JoinHandle<()>,
+}
+
+impl Switchboard {
+    /// Listens for the agent `id`, whose directory is `dir`, in place of who did before; call it before the VMM starts.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub(crate) fn listen(core: &Arc<Core>, dir: &AgentDir, id: String) -> io::Result<Self> {
+        let socket = dir.host_port(SERVICES_PORT);
+        // Anything but its absence is told by what follows.
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket)?;
+        Ok(Self { task: tokio::spawn(serve(listener, Arc::downgrade(core), id)) })
+    }
+}
+
+impl Drop for Switchboard {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Serves connections, at most [`MOST`] at a time. They end with this future.
+async fn serve(listener: UnixListener, core: Weak<Core>, id: String) {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(_) = streams.join_next() => {}
+            accepted = listener.accept(), if streams.len() < MOST => match accepted {
+                Ok((stream, _)) => drop(streams.spawn(answer(stream, core.clone(), id.clone()))),
+                Err(_) => sleep(PAUSE).await,
+            },
+        }
+    }
+}
+
+/// Why an agent does not get what it wants.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// It was not understood.
+    #[error(transparent)]
+    NoWish(#[from] NoWish),
+    /// It said nothing in time, or too much.
+    #[error("no line of at most {MAX_LINE} bytes came within {} s", FIRST_WORD.as_secs())]
+    NoLine,
+    /// It is none yet, or no more.
+    #[error("services are for agents that run")]
+    NoAgent,
+    /// The service.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// It has no port.
+    #[error("the service {0} takes no connections: its spec names no port")]
+    NoPort(String),
+    /// The replica cannot be reached.
+    #[error("the replica {0} cannot be connected with: {1}")]
+    Replica(String, String),
+}
+
+/// Answers one connection. Whoever does not listen is not told.
+async fn answer(mut stream: UnixStream, core: Weak<Core>, id: String) {
+    let refused = match wish(&mut stream).await {
+        Ok((Wish::List, _)) => list(&mut stream, &core, &id).await,
+        Ok((Wish::Connect(service), early)) => {
+            connect(&mut stream, early, &core, &id, service.as_ref()).await
+        }
+        Err(refused) => Err(refused),
+    };
+    if let Err(refused) = refused {
+        // One line, whatever is quoted in it.
+        let line = refused.to_string().replace(['\n', '\r'], " ");
+        let _ = stream.write_all(format!("ERR {line}\n").as_bytes()).await;
+    }
+    part(stream).await;
+}
+
+/// Says that no more comes, and reads what still does for a moment: closed with something unread, the connection would be broken
+/// before the other side has read the answer.
+async fn part(mut stream: UnixStream) {
+    let _ = stream.shutdown().await;
+    let reading = async {
+        let mut buffer = [0; 4096];
+        let mut most = MAX_UNREAD;
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            most = most.saturating_sub(count);
+            if most == 0 {
+                return;
+            }
+        }
+    };
+    let _ = timeout(LAST_WORDS, reading).await;
+}
+
+/// What the agent wants, and what it sent behind that.
+async fn wish(stream: &mut UnixStream) -> Result<(Wish, BytesMut), Refused> {
+    let mut buffer = BytesMut::with_capacity(MAX_LINE);
+    let line = async {
+        loop {
+            if let Some(end) = buffer.iter().take(MAX_LINE).position(|byte| *byte == b'\n') {
+                return Some(buffer.split_to(end + 1));
+            }
+            let is_too_long = buffer.len() >= MAX_LINE;
+            if is_too_long || stream.read_buf(&mut buffer).await.ok()? == 0 {
+                return None;
+            }
+        }
+    };
+    let line = timeout(FIRST_WORD, line).await.ok().flatten().ok_or(Refused::NoLine)?;
+    let wish = Wish::parse(line.strip_suffix(b"\n").unwrap_or(&line))?;
+    Ok((wish, buffer))
+}
+
+/// The agent `id`, and whose it is.
+fn caller(core: &Core, id: &str) -> Result<(Handle, Owner), Refused> {
+    // One that is in no list may have the name of one that is.
+    let agent = core.registry.find(id).ok().filter(|agent| agent.id() == id).ok_or(Refused::NoAgent)?;
+    let owner = agent.look(|agent| agent.owner.clone());
+    Ok((agent, owner))
+}
+
+async fn list(stream: &mut UnixStream, core: &Weak<Core>, id: &str) -> Result<(), Refused> {
+    let core = core.upgrade().ok_or(Refused::NoAgent)?;
+    let (_, owner) = caller(&core, id)?;
+    let mut text = Vec::new();
+    for Service { spec, ready, .. } in view::all(&core).services {
+        if spec.owner == owner {
+            let found = FoundService { name: spec.name, ready, connectable: spec.port.is_some() };
+            // Of a name and numbers there is always a JSON form.
+            text.extend(serde_json::to_vec(&found).unwrap_or_default());
+            text.push(b'\n');
+        }
+    }
+    let _ = stream.write_all(&text).await;
+    Ok(())
+}
+
+/// Connects the agent with a replica of `service`, until both sides are done.
+async fn connect(
+    stream: &mut UnixStream,
+    early: BytesMut,
+    core: &Weak<Core>,
+    id: &str,
+    service: &str,
+) -> Result<(), Refused> {
+    let core = core.upgrade().ok_or(Refused::NoAgent)?;
+    let (caller, owner) = caller(&core, id)?;
+    // That of another owner is as good as none.
+    let spec = view::one(&core, service).ok().map(|service| service.spec);
+    let spec = spec.filter(|spec| spec.owner == owner);
+    let spec = spec.ok_or_else(|| ServiceError::NotFound(service.to_owned()))?;
+    let port = spec.port.ok_or_else(|| Refused::NoPort(service.to_owned()))?;
+    let picked = call::begin(&core, service, PATIENCE).await?;
+    drop(core);
+    let replica = picked.handle().clone();
+    let name = replica.name().to_string();
+    let address = replica.guest().map_err(|why| Refused::Replica(name.clone(), why.to_string()))?;
+    let mut dialled = match dial(address, port).await {
+        Ok(dialled) => dialled,
+        Err(failure) => {
+            picked.end(false);
+            return Err(Refused::Replica(name, failure.to_string()));
+        }
+    };
+    let pass_on = async {
+        stream.write_all(format!("OK {name}\n").as_bytes()).await?;
+        stream.write_all(&dialled.first).await?;
+        dialled.stream.write_all(&early).await?;
+        copy_bidirectional(stream, &mut dialled.stream).await
+    };
+    tokio::select! {
+        passed = pass_on => if let Err(error) = passed {
+            tracing::debug!(service, replica = name, error = %plain(&error), "a stream to a replica broke");
+        },
+        () = replica.ended() => {}
+        () = caller.ended() => {}
+    }
+    picked.end(true);
+    Ok(())
+}
