@@ -22,6 +22,7 @@ use crate::scheduler::{Ask, Denied, Grant, Scheduler};
 use crate::snapshots::{Store, Tenant};
 use crate::stats::Stats;
 use crate::store::EventLog;
+use crate::tasks::Tasks;
 use crate::telemetry::{Phase, Telemetry};
 use crate::templates::Templates;
 use crate::traces::step;
@@ -52,6 +53,8 @@ pub struct Core {
     pub templates: Templates,
     /// Consoles of agents that are gone.
     pub consoles: Consoles,
+    /// Tasks.
+    pub tasks: Tasks,
     /// What agents use.
     pub stats: Stats,
     /// What happened, how often, how long it took.
@@ -91,6 +94,7 @@ impl Core {
         snapshots.sweep();
         let templates = Templates::open(&config.state, &snapshots);
         let consoles = Consoles::open(config.state.consoles(), config.consoles)?;
+        let tasks = Tasks::open(config.state.tasks(), ledger.projection().tasks(), config.tasks)?;
         let (answer, probe) = watch::channel(None);
         let (vmm, limit) = (config.assets.program("ark-vmm"), config.timing.probe);
         tokio::spawn(async move {
@@ -119,6 +123,7 @@ impl Core {
             snapshots,
             templates,
             consoles,
+            tasks,
             stats,
             telemetry,
             pool,

@@ -167,7 +167,17 @@ impl Agents {
             }
             Event::AgentStopping {} => agent.state = AgentState::Stopping,
             // Until it runs again it has ended; what its limits lead to is told by what follows.
-            Event::AgentRestarting { .. } | Event::AgentExpired { .. } | Event::OwnerQuotaSet { .. } => {}
+            Event::AgentRestarting { .. } | Event::AgentExpired { .. } => {}
+            // Of something else.
+            Event::OwnerQuotaSet { .. }
+            | Event::TaskCreated { .. }
+            | Event::TaskStarted { .. }
+            | Event::TaskAttemptFailed { .. }
+            | Event::TaskSucceeded { .. }
+            | Event::TaskFailed { .. }
+            | Event::TaskCancelled {}
+            | Event::TaskTimedOut { .. }
+            | Event::TaskRemoved {} => {}
         }
     }
 

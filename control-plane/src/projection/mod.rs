@@ -2,17 +2,20 @@
 
 mod agents;
 mod quotas;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
 use ark_types::agent::Agent;
 use ark_types::event::Recorded;
+use ark_types::task::Task;
 use serde::{Deserialize, Serialize};
 
 use crate::store::Snapshot;
 
 pub use agents::{AgentFilter, Agents, Place, place};
 pub use quotas::Quotas;
+pub use tasks::{TaskFilter, Tasks, task_place};
 
 /// Form of the projection's snapshots.
 const FORM: u32 = 1;
@@ -33,16 +36,20 @@ pub struct Projection {
     position: u64,
     agents: Agents,
     quotas: Quotas,
+    tasks: Tasks,
 }
 
 /// The projection on disk: what cannot be told from the rest.
 #[derive(Serialize, Deserialize)]
-struct Stored<T> {
+struct Stored<T, U> {
     form: u32,
     agents: T,
     /// Absent in what was written before there were any.
     #[serde(default)]
     quotas: Quotas,
+    /// As absent as those.
+    #[serde(default)]
+    tasks: U,
 }
 
 impl Projection {
@@ -64,12 +71,19 @@ impl Projection {
         &self.quotas
     }
 
+    /// Tasks that were not removed.
+    #[must_use]
+    pub const fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     /// Takes in the event after the last one.
     pub fn apply(&mut self, recorded: &Recorded) {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
         self.quotas.apply(recorded);
+        self.tasks.apply(recorded);
     }
 
     /// It, as the log keeps it.
@@ -79,7 +93,8 @@ impl Projection {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let agents: Vec<&Agent> = self.agents.iter().collect();
-        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas: self.quotas.clone() });
+        let tasks: Vec<&Task> = self.tasks.iter().collect();
+        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas: self.quotas.clone(), tasks });
         Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
     }
 
@@ -89,12 +104,13 @@ impl Projection {
     /// [`UnusableSnapshot`].
     pub fn restore(snapshot: &Snapshot) -> Result<Self, UnusableSnapshot> {
         let unusable = |why| UnusableSnapshot { position: snapshot.position, why };
-        let stored: Stored<Vec<Agent>> =
+        let stored: Stored<Vec<Agent>, Vec<Task>> =
             serde_json::from_slice(&snapshot.data).map_err(|error| unusable(error.to_string()))?;
         if stored.form != FORM {
             return Err(unusable(format!("it is of form {}, and this arkd knows {FORM}", stored.form)));
         }
         let agents = stored.agents.into_iter().collect();
-        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas })
+        let tasks = stored.tasks.into_iter().collect();
+        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas, tasks })
     }
 }

@@ -16,6 +16,7 @@ mod shutdown;
 mod snapshots;
 mod stats;
 mod stream;
+mod tasks;
 mod templates;
 
 use std::sync::Arc;
@@ -74,6 +75,10 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(scheduling::list_hosts))
         .routes(routes!(scheduling::list_owners))
         .routes(routes!(scheduling::inspect_owner, scheduling::set_quota, scheduling::delete_quota))
+        .routes(routes!(tasks::create_task, tasks::list_tasks))
+        .routes(routes!(tasks::inspect_task, tasks::delete_task))
+        .routes(routes!(tasks::task_logs))
+        .routes(routes!(tasks::cancel_task))
         .routes(routes!(host::host_exec_stream))
         .routes(routes!(shutdown::shut_down));
     openapi::frame().nest("/v1", v1)

@@ -19,5 +19,6 @@ mod scheduling;
 mod settings;
 mod snapshots;
 mod streams;
+mod tasks;
 mod templates;
 mod traces;
