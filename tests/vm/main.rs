@@ -17,5 +17,6 @@ mod refusals;
 mod rest;
 mod snapshots;
 mod soak;
+mod tasks;
 mod templates;
 mod vmm;

@@ -2,6 +2,7 @@
 
 mod branches;
 mod scheduling;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, TemplateAction,
 };
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
+pub(crate) use tasks::{TaskAction, TaskArgs, TaskListArgs, TaskRunArgs};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -136,6 +138,11 @@ pub(crate) enum Verb {
     },
     /// List templates
     Templates,
+    /// Work that is done in agents made for it, as often as it takes, whatever dies meanwhile
+    Task {
+        #[command(subcommand)]
+        action: TaskAction,
+    },
     /// Show who waits for room, and where each stands
     Queue,
     /// Show hosts, and what is reserved on them

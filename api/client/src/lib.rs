@@ -20,6 +20,7 @@ mod files;
 mod operate;
 mod rest;
 mod scheduling;
+mod tasks;
 mod uri;
 
 pub use connect::Endpoint;
@@ -28,3 +29,4 @@ pub use events::{AgentQuery, EventQuery, EventStream};
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecStream};
 pub use files::{ByteStream, Download};
 pub use rest::Client;
+pub use tasks::TaskQuery;

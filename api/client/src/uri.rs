@@ -51,6 +51,11 @@ pub(crate) fn owner(owner: &str) -> String {
     format!("/v1/owners/{}", encode(owner, false))
 }
 
+/// `/v1/tasks/<task><rest>`.
+pub(crate) fn task(task: &str, rest: &str) -> String {
+    format!("/v1/tasks/{}{rest}", encode(task, false))
+}
+
 /// `/v1/agents/<agent>/files<rest>?path=<path>`.
 pub(crate) fn files(name: &str, rest: &str, path: &str) -> String {
     format!("{}?path={}", agent(name, &format!("/files{rest}")), encode(path, true))
@@ -67,6 +72,7 @@ mod tests {
         assert_eq!(snapshot("s/..", "?orphans=true"), "/v1/snapshots/s%2F..?orphans=true");
         assert_eq!(template("a?b"), "/v1/templates/a%3Fb");
         assert_eq!(owner("a/b"), "/v1/owners/a%2Fb");
+        assert_eq!(task("a/b", "/logs"), "/v1/tasks/a%2Fb/logs");
         assert_eq!(image("a b"), "/v1/images/a%20b");
         assert_eq!(query("/v1/x", &[("a", None), ("b", None)]), "/v1/x");
         assert_eq!(

@@ -458,7 +458,7 @@ pub struct Task {
     pub spec: TaskSpec,
     /// Where it is in its life.
     pub state: TaskState,
-    /// Why it is in that, as a sentence.
+    /// Why it is in that, as a sentence; of a queued one, what it lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Attempts, oldest first; of more than 100 the newest.

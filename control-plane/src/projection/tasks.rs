@@ -5,9 +5,7 @@ use std::ops::Bound;
 
 use ark_types::event::{Event, Recorded};
 use ark_types::label::{Owner, Selector};
-use ark_types::task::{
-    AttemptEnd, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState,
-};
+use ark_types::task::{AttemptEnd, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState};
 
 use super::Place;
 
@@ -225,7 +223,8 @@ mod tests {
 
     /// What can happen to a task, whether it makes sense or not.
     fn event(id: u8, what: u8, attempt: u32) -> Event {
-        let failed = |outcome, retry_unix_ms| Event::TaskAttemptFailed { attempt, end: end(outcome), retry_unix_ms };
+        let failed =
+            |outcome, retry_unix_ms| Event::TaskAttemptFailed { attempt, end: end(outcome), retry_unix_ms };
         match what {
             0 => Event::TaskCreated { task: spec(id) },
             1 | 2 => Event::TaskStarted { attempt, agent: Some("a".to_owned()) },

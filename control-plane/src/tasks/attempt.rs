@@ -33,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an interpreter may take to learn its environment.
 const SET_UP: Duration = Duration::from_secs(10);
 
+/// Longest reason that is recorded, characters.
+const MAX_REASON: usize = 1000;
+
 /// What a guest is told about the attempt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Which<'a> {
@@ -90,7 +93,7 @@ pub(super) async fn attempt(
         Err(refusal) => return Attempted::NoAgent(refusal),
     };
     let Ok(handle) = core.registry.find(&agent.id) else {
-        return Attempted::Ended(lost("its agent ended at once".to_owned()), None);
+        return Attempted::Ended(lost("its agent ended at once"), None);
     };
     let _ = progress.agent.set(handle.clone());
     // Its agent is one that goes with its client; this is the client.
@@ -119,15 +122,25 @@ pub(super) async fn attempt(
                 ProblemKind::DeadlinePassed => AttemptOutcome::TimedOut,
                 _ => AttemptOutcome::Lost,
             };
-            let end = AttemptEnd { outcome, reason: Some(problem.detail), exit_code: None, output: None };
-            Attempted::Ended(end, None)
+            let reason = Some(shortened(&problem.detail));
+            Attempted::Ended(AttemptEnd { outcome, reason, exit_code: None, output: None }, None)
         }
     }
 }
 
 /// The end of an attempt whose agent is no more.
-pub(super) const fn lost(reason: String) -> AttemptEnd {
-    AttemptEnd { outcome: AttemptOutcome::Lost, reason: Some(reason), exit_code: None, output: None }
+pub(super) fn lost(reason: &str) -> AttemptEnd {
+    AttemptEnd {
+        outcome: AttemptOutcome::Lost,
+        reason: Some(shortened(reason)),
+        exit_code: None,
+        output: None,
+    }
+}
+
+/// What a guest may have said, short enough to be recorded.
+pub(super) fn shortened(text: &str) -> String {
+    text.chars().take(MAX_REASON).collect()
 }
 
 fn agent_for(request: &CreateTask, id: &str) -> CreateAgent {
@@ -179,8 +192,7 @@ pub(super) fn code(
     timeout_ms: Option<u64>,
 ) -> Result<[EvalRequest; 2], Refusal> {
     check_env(&eval.env)?;
-    let env: BTreeMap<String, String> =
-        eval.env.clone().into_iter().chain(which.variables()).collect();
+    let env: BTreeMap<String, String> = eval.env.clone().into_iter().chain(which.variables()).collect();
     // A JSON object of strings is a Python dictionary of the same strings.
     let env = serde_json::to_string(&env).unwrap_or_default();
     let set_up = EvalRequest {
@@ -189,7 +201,8 @@ pub(super) fn code(
         timeout_ms: Some(millis(SET_UP)),
     };
     let code = EvalRequest { code: eval.code.clone(), language: eval.language, timeout_ms };
-    check_eval(&set_up).map_err(|_| Refusal::new(ProblemKind::InvalidValue, "the environment of the code is too large"))?;
+    check_eval(&set_up)
+        .map_err(|_| Refusal::new(ProblemKind::InvalidValue, "the environment of the code is too large"))?;
     check_eval(&code)?;
     Ok([set_up, code])
 }
@@ -203,7 +216,10 @@ async fn in_time<T>(
     let Some(ms) = timeout_ms else { return work.await };
     let limit = Duration::from_millis(ms).saturating_add(core.config.timing.exec_slack);
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(Refusal::new(ProblemKind::DeadlinePassed, format!("it did not end after its {ms} ms, and its agent hangs")))
+        Err(Refusal::new(
+            ProblemKind::DeadlinePassed,
+            format!("it did not end after its {ms} ms, and its agent hangs"),
+        ))
     })
 }
 
@@ -239,8 +255,13 @@ async fn run(
         }
     };
     let exit_code = Some(end.status.shell_code());
-    let head =
-        Head { attempt: which.attempt, exit_code, duration_us: end.duration_us, truncated, ..Head::default() };
+    let head = Head {
+        attempt: which.attempt,
+        exit_code,
+        duration_us: end.duration_us,
+        truncated,
+        ..Head::default()
+    };
     Ok((AttemptEnd { outcome, reason, exit_code, output: None }, Output { head, stdout, stderr }))
 }
 
@@ -255,9 +276,18 @@ async fn evaluate(
     let ask = async |request: &EvalRequest| {
         in_time(core, request.timeout_ms, async { Ok(agent.eval(request).await?) }).await
     };
-    if let Some(exception) = ask(&set_up).await?.exception {
-        let detail = format!("the interpreter did not take its environment: {}", exception.kind);
-        return Err(Refusal::new(ProblemKind::GuestMisbehaved, detail));
+    let misbehaves = |why: &str| {
+        let detail = format!("the interpreter did not take its environment: {why}");
+        Refusal::new(ProblemKind::GuestMisbehaved, detail)
+    };
+    match ask(&set_up).await {
+        Ok(EvalReply { exception: None, .. }) => {}
+        Ok(EvalReply { exception: Some(exception), .. }) => return Err(misbehaves(&exception.kind)),
+        // That was not the code's own time.
+        Err(Refusal(problem)) if problem.kind == ProblemKind::DeadlinePassed => {
+            return Err(misbehaves(&problem.detail));
+        }
+        Err(refusal) => return Err(refusal),
     }
     let began = Instant::now();
     let EvalReply { stdout, stderr, value, exception, truncated, duration_us } = ask(&code).await?;
@@ -265,11 +295,20 @@ async fn evaluate(
     let (outcome, reason) = match &exception {
         None => (AttemptOutcome::Succeeded, None),
         // What it says is output, and may be a secret.
-        Some(exception) => (AttemptOutcome::Failed, Some(format!("the code raised {}", exception.kind))),
+        Some(exception) => {
+            (AttemptOutcome::Failed, Some(shortened(&format!("the code raised {}", exception.kind))))
+        }
     };
     let exit_code = Some(u8::from(exception.is_some()));
-    let head =
-        Head { attempt: which.attempt, exit_code, value, exception, duration_us, truncated, ..Head::default() };
+    let head = Head {
+        attempt: which.attempt,
+        exit_code,
+        value,
+        exception,
+        duration_us,
+        truncated,
+        ..Head::default()
+    };
     let output = Output { head, stdout: stdout.into_bytes(), stderr: stderr.into_bytes() };
     Ok((AttemptEnd { outcome, reason, exit_code, output: None }, output))
 }
@@ -293,9 +332,14 @@ mod tests {
         let (frame, stdin) = program(&command, WHICH, Some(7)).unwrap();
         let request: ExecRequest = frame.parse().unwrap();
         let told = |name: &str| request.env.get(name).map(String::as_str);
-        assert_eq!((told("A"), told(ID_VARIABLE), told(ATTEMPT_VARIABLE)), (Some("1"), Some("00"), Some("3")));
+        assert_eq!(
+            (told("A"), told(ID_VARIABLE), told(ATTEMPT_VARIABLE)),
+            (Some("1"), Some("00"), Some("3"))
+        );
         assert_eq!((stdin.as_slice(), request.timeout_ms), (&b"hi"[..], Some(7)));
-        assert!(program(&TaskCommand::default(), WHICH, None).unwrap_err().0.detail.contains("argv is empty"));
+        assert!(
+            program(&TaskCommand::default(), WHICH, None).unwrap_err().0.detail.contains("argv is empty")
+        );
     }
 
     #[test]

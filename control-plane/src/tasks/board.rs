@@ -45,6 +45,8 @@ struct Share {
     served: u64,
     /// None of its tasks is begun before.
     rests: Duration,
+    /// What the last of its attempts that came to nothing lacked, until one comes to something.
+    obstacle: Option<String>,
     ready: BTreeSet<Turn>,
 }
 
@@ -116,13 +118,18 @@ impl Board {
 
     /// The attempt of `id` that is under way came to nothing: it has its place again, and nothing of its owner is begun before
     /// `until`.
-    pub(super) fn rest(&mut self, id: &str, until: Duration) {
+    pub(super) fn rest(&mut self, id: &str, until: Duration, why: String) {
         let Some((task, _)) = self.open.get(id) else { return };
         let (counts, owner) = ((task.attempts, task.failures), task.owner.clone());
         self.put_back(id, counts, Duration::ZERO);
         if let Some(share) = self.owners.get_mut(&owner) {
-            share.rests = until;
+            (share.rests, share.obstacle) = (until, Some(why));
         }
+    }
+
+    /// What the tasks of `owner` lack to be begun; none when it is only their turn.
+    pub(super) fn obstacle(&self, owner: &Owner) -> Option<String> {
+        self.owners.get(owner)?.obstacle.clone()
     }
 
     /// Takes a task out, wherever it is.
@@ -175,7 +182,10 @@ impl Board {
         match stage {
             Stage::Ready => drop(share.ready.remove(&turn(id, task))),
             Stage::Waiting(until) => drop(self.waiting.remove(&(*until, id.to_owned()))),
-            Stage::Running => (share.running, self.running) = (share.running - 1, self.running - 1),
+            Stage::Running => {
+                (share.running, self.running) = (share.running - 1, self.running - 1);
+                share.obstacle = None;
+            }
         }
     }
 }
@@ -226,7 +236,10 @@ mod tests {
         board.insert("2", Open { deadline: Some(3 * SECOND), ..open("a", 0, 2) }, 9 * SECOND);
         assert_eq!((board.begin(SECOND), board.next_time(SECOND)), (None, Some(2 * SECOND)));
         assert_eq!(board.begin(2 * SECOND).unwrap().0, "1");
-        assert_eq!((board.is_running("1"), board.is_running("2"), board.is_running("3")), (Some(true), Some(false), None));
+        assert_eq!(
+            (board.is_running("1"), board.is_running("2"), board.is_running("3")),
+            (Some(true), Some(false), None)
+        );
         assert_eq!(board.next_time(2 * SECOND), Some(3 * SECOND));
         assert_eq!((board.overdue(2 * SECOND), board.overdue(3 * SECOND)), (vec![], vec!["2".to_owned()]));
         assert_eq!((board.overdue(3 * SECOND), board.next_time(3 * SECOND)), (vec![], Some(9 * SECOND)));
@@ -242,11 +255,14 @@ mod tests {
             board.insert(id, open(owner, 0, id.as_bytes()[1].into()), Duration::ZERO);
         }
         assert_eq!(board.begin(SECOND).unwrap().0, "a1");
-        board.rest("a1", 3 * SECOND);
+        board.rest("a1", 3 * SECOND, "no room".to_owned());
+        assert_eq!(board.obstacle(&"a".parse().unwrap()).as_deref(), Some("no room"));
         assert_eq!(all(&mut board, SECOND), ["b1"]);
         assert_eq!(board.next_time(SECOND), Some(3 * SECOND));
         assert_eq!(all(&mut board, 3 * SECOND), ["a1", "a2"], "it kept its place");
         assert_eq!(board.next_time(3 * SECOND), None, "what has no place waits for one");
+        board.remove("a1");
+        assert_eq!(board.obstacle(&"a".parse().unwrap()), None);
     }
 
     proptest! {

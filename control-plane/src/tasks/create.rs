@@ -58,7 +58,8 @@ pub async fn create(core: &Arc<Core>, request: CreateTask) -> Result<Created, Re
         }
         make(&core, request, work).await.map(Created::New)
     });
-    let interrupted = |_| Refusal::new(ProblemKind::Internal, "the creation of the task was interrupted: try again");
+    let interrupted =
+        |_| Refusal::new(ProblemKind::Internal, "the creation of the task was interrupted: try again");
     creation.await.map_err(interrupted)?
 }
 
@@ -78,7 +79,8 @@ async fn known(core: &Core, request: &CreateTask) -> Result<Option<Task>, Refusa
     };
     let (files, id, asked) = (core.tasks.files.clone(), task.spec.id.clone(), request.clone());
     let is_same = blocking(move || files.is_of(&id, &asked)).await.map_err(|error| {
-        let detail = format!("what the task {} was asked for with cannot be read: {}", task.spec.id, plain(&error));
+        let detail =
+            format!("what the task {} was asked for with cannot be read: {}", task.spec.id, plain(&error));
         Refusal::new(ProblemKind::HostUnable, detail)
     })?;
     if is_same {
@@ -94,7 +96,9 @@ async fn known(core: &Core, request: &CreateTask) -> Result<Option<Task>, Refusa
 async fn make(core: &Arc<Core>, request: CreateTask, work: TaskWork) -> Result<Task, Refusal> {
     let (open, most) = (core.tasks.lock().board.len(), core.tasks.limits.open);
     if open >= most {
-        let detail = format!("{open} tasks have not ended, and no more may wait: try again later, or raise `tasks.open`");
+        let detail = format!(
+            "{open} tasks have not ended, and no more may wait: try again later, or raise `tasks.open`"
+        );
         return Err(Refusal::new(ProblemKind::QueueFull, detail));
     }
     let spec = spec_of(&request, work);
@@ -131,7 +135,10 @@ async fn discard(core: &Core, id: &str) {
 fn unwritable(error: &io::Error) -> Refusal {
     let is_full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
     let kind = if is_full { ProblemKind::DiskFull } else { ProblemKind::HostUnable };
-    Refusal::new(kind, format!("the task cannot be kept: {}; see that the state directory works", plain(error)))
+    Refusal::new(
+        kind,
+        format!("the task cannot be kept: {}; see that the state directory works", plain(error)),
+    )
 }
 
 fn spec_of(request: &CreateTask, work: TaskWork) -> TaskSpec {
@@ -157,7 +164,9 @@ fn check(core: &Core, request: &CreateTask) -> Result<TaskWork, Refusal> {
     if !PRIORITIES.contains(&request.priority) {
         let (least, most) = (PRIORITIES.start(), PRIORITIES.end());
         let given = request.priority;
-        return Err(invalid(format!("a priority of {given} is out of bounds: give one from {least} to {most}")));
+        return Err(invalid(format!(
+            "a priority of {given} is out of bounds: give one from {least} to {most}"
+        )));
     }
     check_times(request)?;
     check_place(core, request)?;
@@ -167,14 +176,17 @@ fn check(core: &Core, request: &CreateTask) -> Result<TaskWork, Refusal> {
             if stdin.len() > MAX_STDIN {
                 return Err(invalid(format!("stdin has {} bytes: at most {MAX_STDIN}", stdin.len())));
             }
-            let program = command.argv.first().cloned().unwrap_or_default();
+            let program =
+                command.argv.first().map_or_else(String::new, |program| attempt::shortened(program));
             Ok(TaskWork::Command { program })
         }
         (None, Some(eval)) => {
             attempt::code(eval, LARGEST, request.timeout_ms)?;
             Ok(TaskWork::Eval { language: eval.language })
         }
-        (Some(_), Some(_)) => Err(invalid("command and eval exclude each other: name the one that is to be done")),
+        (Some(_), Some(_)) => {
+            Err(invalid("command and eval exclude each other: name the one that is to be done"))
+        }
         (None, None) => Err(invalid("neither command nor eval is named: name the one that is to be done")),
     }
 }
@@ -212,11 +224,11 @@ fn check_place(core: &Core, request: &CreateTask) -> Result<(), Refusal> {
             core.templates.describe(template.as_ref())?;
             Ok(())
         }
-        (Some(_), Some(_)) => {
-            Err(invalid("image and template exclude each other: name the one that the agents are to be made of"))
-        }
-        (None, None) => {
-            Err(invalid("neither image nor template is named: name the one that the agents are to be made of"))
-        }
+        (Some(_), Some(_)) => Err(invalid(
+            "image and template exclude each other: name the one that the agents are to be made of",
+        )),
+        (None, None) => Err(invalid(
+            "neither image nor template is named: name the one that the agents are to be made of",
+        )),
     }
 }

@@ -65,7 +65,8 @@ pub(super) const fn is_refusal(kind: ProblemKind) -> bool {
 /// How long `task` has to wait at `now`, and how long it has until its deadline. A clock that was set makes neither longer than it
 /// was to be.
 pub(super) fn times(task: &Task, now_unix_ms: u64) -> (Duration, Option<Duration>) {
-    let until = |unix_ms: u64, most: u64| Duration::from_millis(unix_ms.saturating_sub(now_unix_ms).min(most));
+    let until =
+        |unix_ms: u64, most: u64| Duration::from_millis(unix_ms.saturating_sub(now_unix_ms).min(most));
     let spec = &task.spec;
     let wait = task.retry_unix_ms.map_or(Duration::ZERO, |at| until(at, spec.retry.max_backoff_ms));
     let left = spec.deadline_ms.map(|ms| until(spec.created_unix_ms.saturating_add(ms), ms));
@@ -90,7 +91,13 @@ pub(super) enum Verdict {
 /// What becomes of a task whose attempt number `attempt` ended with `end`, after `failures` earlier ones that count.
 pub(super) fn after(retry: &Retry, failures: u32, attempt: u32, end: &AttemptEnd) -> Verdict {
     let why = || end.reason.clone().unwrap_or_default();
-    let given_up = || if retry.max_attempts == 1 { why() } else { format!("{}; it is not tried again after {attempt} attempts", why()) };
+    let given_up = || {
+        if retry.max_attempts == 1 {
+            why()
+        } else {
+            format!("{}; it is not tried again after {attempt} attempts", why())
+        }
+    };
     let failures = failures + u32::from(end.outcome.is_failure());
     match end.outcome {
         AttemptOutcome::Succeeded => Verdict::Over(Event::TaskSucceeded { attempt, end: end.clone() }),
@@ -116,7 +123,9 @@ pub(super) fn told(attempt: u32, end: AttemptEnd, verdict: &Verdict, now_unix_ms
         Verdict::Over(event) => {
             vec![Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None }, event.clone()]
         }
-        Verdict::Again(Duration::ZERO) => vec![Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None }],
+        Verdict::Again(Duration::ZERO) => {
+            vec![Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None }]
+        }
         Verdict::Again(wait) => {
             let retry_unix_ms = Some(now_unix_ms.saturating_add(crate::host::millis(*wait)));
             vec![Event::TaskAttemptFailed { attempt, end, retry_unix_ms }]
@@ -194,9 +203,15 @@ mod tests {
         let reason = "it broke".to_owned();
         assert_eq!(over(&once, &end(AttemptOutcome::Failed)), Verdict::Over(Event::TaskFailed { reason }));
         let reason = "it broke; it is not tried again after 4 attempts".to_owned();
-        assert_eq!(over(&thrice, &end(AttemptOutcome::TimedOut)), Verdict::Over(Event::TaskTimedOut { reason }));
+        assert_eq!(
+            over(&thrice, &end(AttemptOutcome::TimedOut)),
+            Verdict::Over(Event::TaskTimedOut { reason })
+        );
         let reason = "it broke".to_owned();
-        assert_eq!(after(&thrice, 0, 1, &end(AttemptOutcome::Refused)), Verdict::Over(Event::TaskFailed { reason }));
+        assert_eq!(
+            after(&thrice, 0, 1, &end(AttemptOutcome::Refused)),
+            Verdict::Over(Event::TaskFailed { reason })
+        );
     }
 
     proptest! {

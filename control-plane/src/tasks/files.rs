@@ -14,7 +14,9 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
 
 use ark_types::eval::EvalException;
-use ark_types::task::{CreateTask, KeptOutput, MAX_KEPT_OUTPUT, MAX_SHOWN_OUTPUT, OutputStream, Task, TaskResult};
+use ark_types::task::{
+    CreateTask, KeptOutput, MAX_KEPT_OUTPUT, MAX_SHOWN_OUTPUT, OutputStream, Task, TaskResult,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -91,7 +93,9 @@ impl Files {
     pub(super) fn open(dir: PathBuf, tasks: &Tasks) -> io::Result<Self> {
         make_private_dir(&dir)?;
         for path in fs::read_dir(&dir)?.flatten().map(|entry| entry.path()) {
-            let part = |part: Option<&std::ffi::OsStr>| part.and_then(|part| part.to_str()).unwrap_or_default().to_owned();
+            let part = |part: Option<&std::ffi::OsStr>| {
+                part.and_then(|part| part.to_str()).unwrap_or_default().to_owned()
+            };
             let (id, what) = (part(path.file_stem()), part(path.extension()));
             let is_needed = tasks.get(&id).is_some_and(|task| match what.as_str() {
                 REQUEST => !task.state.is_ended(),
@@ -217,7 +221,8 @@ mod tests {
     }
 
     fn request(argument: &str) -> CreateTask {
-        let command = TaskCommand { argv: vec!["true".to_owned(), argument.to_owned()], ..TaskCommand::default() };
+        let command =
+            TaskCommand { argv: vec!["true".to_owned(), argument.to_owned()], ..TaskCommand::default() };
         CreateTask { command: Some(command), key: Some("k".parse().unwrap()), ..CreateTask::default() }
     }
 
@@ -256,7 +261,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path().join("tasks"), &Tasks::default()).unwrap();
         let task = task("1", TaskState::Succeeded);
-        assert_eq!((files.result(&task).unwrap(), files.log("1", OutputStream::Stdout).unwrap()), (None, vec![]));
+        assert_eq!(
+            (files.result(&task).unwrap(), files.log("1", OutputStream::Stdout).unwrap()),
+            (None, vec![])
+        );
         let head = Head { attempt: 3, value: Some("4\n2".to_owned()), ..Head::default() };
         let output = Output { head: head.clone(), stdout: b"out\n\xff".to_vec(), stderr: b"err".to_vec() };
         let kept = files.write_output("1", output).unwrap();
@@ -265,13 +273,17 @@ mod tests {
         assert_eq!((result.attempt, result.value.as_deref(), result.truncated), (3, Some("4\n2"), false));
         assert_eq!((result.stdout.as_str(), result.stderr.as_str()), ("out\n\u{fffd}", "err"));
 
-        let output = Output { head: head.clone(), stdout: vec![b'x'; MAX_SHOWN_OUTPUT + 1], stderr: Vec::new() };
+        let output =
+            Output { head: head.clone(), stdout: vec![b'x'; MAX_SHOWN_OUTPUT + 1], stderr: Vec::new() };
         assert!(!files.write_output("1", output).unwrap().truncated, "all of it is kept");
         let result = files.result(&task).unwrap().unwrap();
         assert_eq!((result.stdout.len(), result.truncated), (MAX_SHOWN_OUTPUT, true));
         assert_eq!(files.log("1", OutputStream::Stdout).unwrap().len(), MAX_SHOWN_OUTPUT + 1);
         let output = Output { head, stdout: Vec::new(), stderr: vec![b'x'; MAX_KEPT_OUTPUT + 9] };
-        assert_eq!(files.write_output("1", output).unwrap().stderr_bytes, u64::try_from(MAX_KEPT_OUTPUT).unwrap());
+        assert_eq!(
+            files.write_output("1", output).unwrap().stderr_bytes,
+            u64::try_from(MAX_KEPT_OUTPUT).unwrap()
+        );
         assert!(files.result(&task).unwrap().unwrap().truncated);
     }
 }

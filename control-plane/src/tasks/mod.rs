@@ -190,11 +190,17 @@ impl Tasks {
 
 /// No task of that id.
 fn not_found(id: &str) -> Refusal {
-    Refusal::new(ProblemKind::TaskNotFound, format!("there is no task {id:?}: `ark task ls` lists those there are"))
+    Refusal::new(
+        ProblemKind::TaskNotFound,
+        format!("there is no task {id:?}: `ark task ls` lists those there are"),
+    )
 }
 
 fn unreadable(id: &str, error: &io::Error) -> Refusal {
-    Refusal::new(ProblemKind::HostUnable, format!("the output of the task {id} cannot be read: {}", plain(error)))
+    Refusal::new(
+        ProblemKind::HostUnable,
+        format!("the output of the task {id} cannot be read: {}", plain(error)),
+    )
 }
 
 /// Does what blocks elsewhere.
@@ -202,13 +208,18 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// The task `id`, as far as it is recorded.
+/// The task `id`, as far as it is recorded; of one that waits for its turn also what it lacks.
 ///
 /// # Errors
 /// When there is none.
 pub async fn find(core: &Core, id: &str) -> Result<Task, Refusal> {
     core.ledger.caught_up().await;
-    core.ledger.projection().tasks().get(id).cloned().ok_or_else(|| not_found(id))
+    let task = core.ledger.projection().tasks().get(id).cloned();
+    let mut task = task.ok_or_else(|| not_found(id))?;
+    if task.state == TaskState::Queued {
+        task.reason = core.tasks.lock().board.obstacle(&task.spec.owner).or(task.reason);
+    }
+    Ok(task)
 }
 
 /// The task `id` when it has ended, or as it is after `limit`.
@@ -268,7 +279,9 @@ pub async fn cancel(core: &Core, id: &str, limit: Duration) -> Result<Task, Refu
             Err(Refusal::new(ProblemKind::TaskEnded, format!("the task {id} has ended: it is {state}")))
         }
         state => {
-            let detail = format!("the task {id} is being cancelled and still {state}: look again with `ark task show {id}`");
+            let detail = format!(
+                "the task {id} is being cancelled and still {state}: look again with `ark task show {id}`"
+            );
             Err(Refusal::new(ProblemKind::DeadlinePassed, detail))
         }
     }

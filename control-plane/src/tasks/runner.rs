@@ -9,7 +9,7 @@ use ark_types::task::{AttemptEnd, AttemptOutcome, CreateTask, Task, TaskState};
 use futures_util::future::join_all;
 use tokio::sync::watch;
 
-use super::attempt::{Attempted, Progress, Which, attempt, lost};
+use super::attempt::{Attempted, Progress, Which, attempt, lost, shortened};
 use super::board::{Board, Open};
 use super::decide::{Refused, Verdict, after, told};
 use super::files::Output;
@@ -44,16 +44,19 @@ pub(super) fn resume(core: &Arc<Core>) {
 
 /// Begins attempts as their turns come, until `arkd` ends.
 pub(super) async fn run(core: Arc<Core>) {
+    let _ = core.tasks.ending.run_until_cancelled(rounds(&core)).await;
+}
+
+async fn rounds(core: &Arc<Core>) {
     let tasks = &core.tasks;
-    while !tasks.ending.is_cancelled() {
-        end_late_ones(&core).await;
-        begin(&core);
-        remove_surplus(&core).await;
+    loop {
+        end_late_ones(core).await;
+        begin(core);
+        remove_surplus(core).await;
         let now = tasks.now();
         let next = tasks.lock().board.next_time(now);
         let nap = next.map_or(Duration::MAX, |next| next.saturating_sub(now));
         tokio::select! {
-            () = tasks.ending.cancelled() => return,
             () = tasks.changed.notified() => {}
             () = tokio::time::sleep(nap) => {}
         }
@@ -82,7 +85,8 @@ fn begin(core: &Arc<Core>) {
 async fn end_late_ones(core: &Core) {
     let late = core.tasks.lock().board.overdue(core.tasks.now());
     let waited = late.into_iter().filter(|id| matches!(core.tasks.halt(id, Halt::Late), Halted::Taken));
-    let endings: Vec<_> = waited.map(|id| async move { finish(core, &id, vec![Halt::Late.event()]).await }).collect();
+    let endings: Vec<_> =
+        waited.map(|id| async move { finish(core, &id, vec![Halt::Late.event()]).await }).collect();
     // What is not recorded now is owed to the log.
     drop(join_all(endings).await);
 }
@@ -170,13 +174,15 @@ async fn conclude(
         Fate::Attempted(Attempted::NoAgent(Refusal(problem))) => match Refused::of(problem.kind) {
             Refused::NoRoom => {
                 tracing::debug!(id = which.task, why = problem.detail, "a task waits for room");
-                return rest(core, which.task).await;
+                return rest(core, which.task, problem.detail).await;
             }
             Refused::Never => {
-                let _ = finish(core, which.task, vec![Event::TaskFailed { reason: problem.detail }]).await;
+                let _ =
+                    finish(core, which.task, vec![Event::TaskFailed { reason: shortened(&problem.detail) }])
+                        .await;
                 return;
             }
-            Refused::Lost => (lost(problem.detail), None),
+            Refused::Lost => (lost(&problem.detail), None),
         },
     };
     let end = keep(core, which.task, end, output).await;
@@ -211,7 +217,8 @@ async fn stop(core: &Core, which: Which<'_>, progress: &Progress, halt: Halt) {
         output: None,
     };
     let attempt = which.attempt;
-    let stopped = progress.is_told().then_some(Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None });
+    let stopped =
+        progress.is_told().then_some(Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None });
     let _ = finish(core, which.task, stopped.into_iter().chain([halt.event()]).collect()).await;
 }
 
@@ -231,8 +238,8 @@ async fn keep(core: &Core, id: &str, mut end: AttemptEnd, output: Option<Output>
 }
 
 /// There was no room for the task: it has its place again, and its owner's tasks rest a while.
-async fn rest(core: &Core, id: &str) {
-    put_back(core, id, |board, now| board.rest(id, now.saturating_add(PAUSE))).await;
+async fn rest(core: &Core, id: &str, why: String) {
+    put_back(core, id, |board, now| board.rest(id, now.saturating_add(PAUSE), why)).await;
 }
 
 /// Has `put` put a task back on the board, unless somebody wanted it to end meanwhile.

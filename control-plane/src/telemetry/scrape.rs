@@ -134,7 +134,11 @@ fn seen(registry: &mut Registry, core: &Core) {
     registry.register("ark_pool_ready", "What is made ahead of need and waits", there);
 
     let (queued, running) = core.tasks.levels();
-    registry.register("ark_tasks_queued", "Tasks that wait for their turn or their time", gauge(float(queued)));
+    registry.register(
+        "ark_tasks_queued",
+        "Tasks that wait for their turn or their time",
+        gauge(float(queued)),
+    );
     registry.register("ark_tasks_running", "Tasks with an attempt under way", gauge(float(running)));
 
     let (snapshots, snapshot_bytes): (Gauges<1>, Gauges<1>) = <_>::default();

@@ -1,6 +1,7 @@
 //! Tasks: done at least once, tried again, timed out, cancelled, and none lost when `arkd` is killed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ark_types::agent::AgentList;
@@ -8,16 +9,19 @@ use ark_types::event::{Event, EventList, Recorded};
 use ark_types::problem::ProblemKind;
 use ark_types::task::{AttemptOutcome, Task, TaskList, TaskState};
 use arkd::config::TaskLimits;
+use arkd::daemon::Daemon;
+use arkd::store::{Condition, EventLog};
 use hyper::{Method, StatusCode};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
+use crate::events::Brittle;
 use crate::harness::{Ark, Client, Place, eventually, runs, signal, started};
 
 /// A task that runs `line` in a shell.
 fn shell(line: &str, more: &Value) -> Value {
-    let mut body =
-        json!({ "image": "base", "memory_mib": 64, "command": { "argv": ["sh", "-c", line] } });
+    let mut body = json!({ "image": "base", "memory_mib": 64, "command": { "argv": ["sh", "-c", line] } });
     body.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
     body
 }
@@ -126,9 +130,7 @@ async fn a_task_runs_in_an_agent_of_its_own_and_keeps_what_came_of_it() {
 async fn code_is_evaluated_with_its_environment() {
     let place = Place::new();
     let Ark { daemon, client } = place.start().await;
-    let eval = |code: &str| {
-        json!({ "image": "base", "memory_mib": 64, "eval": { "code": code, "env": { "A": "x" } } })
-    };
+    let eval = |code: &str| json!({ "image": "base", "memory_mib": 64, "eval": { "code": code, "env": { "A": "x" } } });
     for (code, value) in [("ARK_TASK_ATTEMPT", "1"), ("A", "x")] {
         let task = done(&client, &eval(code)).await;
         let result = task.result.unwrap();
@@ -163,7 +165,9 @@ async fn a_task_is_tried_again_until_it_succeeds_or_may_not_fail_any_more() {
     assert_eq!((task.state, task.failures, task.result.unwrap().exit_code), (TaskState::Failed, 1, Some(7)));
 
     // What no agent can do is not tried again; one that dies or does not come up is.
-    let task = done(client, &shell("", &json!({ "retry": retry["retry"], "command": { "argv": ["/no/such"] } }))).await;
+    let task =
+        done(client, &shell("", &json!({ "retry": retry["retry"], "command": { "argv": ["/no/such"] } })))
+            .await;
     assert_eq!((task.state, task.attempts.len()), (TaskState::Failed, 1), "{task:?}");
     assert_eq!(task.attempts[0].end.as_ref().unwrap().outcome, AttemptOutcome::Refused);
     let twice = json!({ "retry": { "max_attempts": 2, "backoff_ms": 1 }, "image": "dies-in-exec" });
@@ -205,7 +209,8 @@ async fn a_task_is_cancelled_wherever_it_is() {
     config.tasks = TaskLimits { at_once: 1, ..config.tasks };
     let Ark { daemon, client } = place.start_with(config).await;
     let client = &client;
-    let cancel = async |task: &Task| client.post(&format!("/v1/tasks/{}/cancel", task.spec.id), &json!({})).await;
+    let cancel =
+        async |task: &Task| client.post(&format!("/v1/tasks/{}/cancel", task.spec.id), &json!({})).await;
     let first = create(client, &shell("sleep 1000", &json!({}))).await;
     let first = running(client, &first).await;
     let second = create(client, &shell("true", &json!({}))).await;
@@ -220,7 +225,8 @@ async fn a_task_is_cancelled_wherever_it_is() {
     assert_eq!((cancelled.state, runs(pid), living(client).await), (TaskState::Cancelled, false, 0));
     assert_eq!(cancelled.attempts[0].end.as_ref().unwrap().outcome, AttemptOutcome::Stopped);
     assert_eq!(cancel(&first).await.json::<Task>().state, TaskState::Cancelled, "once is as good as twice");
-    let long = json!({ "retry": { "max_attempts": 9, "backoff_ms": 80_000_000, "max_backoff_ms": 80_000_000 } });
+    let long =
+        json!({ "retry": { "max_attempts": 9, "backoff_ms": 80_000_000, "max_backoff_ms": 80_000_000 } });
     let third = create(client, &shell("false", &long)).await;
     let waits = async || show(client, &third.spec.id).await.state == TaskState::Waiting;
     eventually("it waits for its time", waits).await;
@@ -240,7 +246,8 @@ async fn a_key_makes_one_task_of_many_requests() {
     let body = shell("echo once", &json!({ "key": "nightly-1" }));
     let asked = (0..8).map(|_| client.post("/v1/tasks", &body));
     let replies = futures_util::future::join_all(asked).await;
-    let ids: std::collections::HashSet<_> = replies.iter().map(|reply| reply.json::<Task>().spec.id).collect();
+    let ids: std::collections::HashSet<_> =
+        replies.iter().map(|reply| reply.json::<Task>().spec.id).collect();
     let made = replies.iter().filter(|reply| reply.status() == StatusCode::CREATED).count();
     assert_eq!((ids.len(), made), (1, 1));
     let other = shell("echo twice", &json!({ "key": "nightly-1" }));
@@ -298,18 +305,28 @@ async fn what_makes_no_sense_is_refused_and_leaves_nothing() {
         (json!({ "eval": { "code": "1" } }), "exclude each other"),
         (json!({ "template": "py" }), "exclude each other"),
         (json!({ "command": { "argv": [] } }), "argv is empty"),
-        (json!({ "command": { "argv": ["a"], "env": { "A=B": "" } } }), "cannot name an environment variable"),
-        (json!({ "command": { "argv": ["a"], "stdin": "x".repeat((1 << 20) + 1) } }), "stdin has 1048577 bytes"),
+        (
+            json!({ "command": { "argv": ["a"], "env": { "A=B": "" } } }),
+            "cannot name an environment variable",
+        ),
+        (
+            json!({ "command": { "argv": ["a"], "stdin": "x".repeat((1 << 20) + 1) } }),
+            "stdin has 1048577 bytes",
+        ),
         (json!({ "priority": 101 }), "a priority of 101"),
         (json!({ "retry": { "max_attempts": 0 } }), "retry.max_attempts of 0"),
         (json!({ "timeout_ms": 0 }), "timeout_ms of 0"),
         (json!({ "vcpus": 0 }), "0"),
     ] {
-        let problem = client.post("/v1/tasks", &shell("true", &more)).await.problem(ProblemKind::InvalidValue);
+        let problem =
+            client.post("/v1/tasks", &shell("true", &more)).await.problem(ProblemKind::InvalidValue);
         assert!(problem.detail.contains(said), "{problem:?}");
     }
     client.post("/v1/tasks", &json!({ "image": "base" })).await.problem(ProblemKind::InvalidValue);
-    client.post("/v1/tasks", &json!({ "command": { "argv": ["true"] } })).await.problem(ProblemKind::InvalidValue);
+    client
+        .post("/v1/tasks", &json!({ "command": { "argv": ["true"] } }))
+        .await
+        .problem(ProblemKind::InvalidValue);
     let unknown = client.post("/v1/tasks", &shell("true", &json!({ "image": "none" }))).await;
     unknown.problem(ProblemKind::ImageNotFound);
     let unknown = json!({ "template": "none", "command": { "argv": ["true"] } });
@@ -337,6 +354,8 @@ async fn without_room_a_task_waits_and_that_is_no_attempt() {
     done(client, &shell("true", &json!({ "owner": "rich" }))).await;
     let now = show(client, &poor.spec.id).await;
     assert_eq!((now.state, now.attempts.len()), (TaskState::Queued, 0));
+    let lacks = async || show(client, &poor.spec.id).await.reason.is_some_and(|why| why.contains("poor may have"));
+    eventually("it says what it lacks", lacks).await;
     client.delete("/v1/owners/poor").await;
     assert_eq!(ended(client, &poor).await.attempts.len(), 1);
     daemon.shut_down().await;
@@ -368,22 +387,33 @@ async fn as_many_ended_tasks_are_kept_as_may_be_and_no_more_wait_than_may() {
     daemon.shut_down().await;
 }
 
-/// Kills `arkd` while a task runs; what the next one does.
 #[tokio::test]
 async fn what_runs_when_arkd_is_killed_or_ends_is_begun_again_with_the_next_number() {
     let place = Place::new();
-    let (mut last, client) = started(&place, &[]).await;
+    let (first, client) = started(&place, &[]).await;
+    // With a process ends what it left, so all stay until the end of the test.
+    let mut arkds = vec![first];
     let line = "echo $ARK_TASK_ATTEMPT; [ $ARK_TASK_ATTEMPT -gt 2 ] || sleep 1000";
     let task = create(&client, &shell(line, &json!({ "key": "k" }))).await;
     let mut agents = Vec::new();
-    for with in [Signal::SIGKILL, Signal::SIGTERM] {
-        agents.push(running(&place_client(&place), &task).await.attempts.last().unwrap().agent.clone());
-        last.end(with);
-        (last, _) = started(&place, &[]).await;
+    for (number, with) in [(1, Signal::SIGKILL), (2, Signal::SIGTERM)] {
+        let client = place_client(&place);
+        let is_running = async || {
+            let task = show(&client, &task.spec.id).await;
+            (task.state, task.last_attempt()) == (TaskState::Running, number)
+        };
+        eventually("the attempt runs", is_running).await;
+        agents.push(show(&client, &task.spec.id).await.attempts.last().unwrap().agent.clone());
+        arkds.last_mut().unwrap().end(with);
+        arkds.push(started(&place, &[]).await.0);
     }
     let client = place_client(&place);
     let ended = ended(&client, &task).await;
-    assert_eq!((ended.state, ended.failures, ended.last_attempt()), (TaskState::Succeeded, 0, 3), "{ended:?}");
+    assert_eq!(
+        (ended.state, ended.failures, ended.last_attempt()),
+        (TaskState::Succeeded, 0, 3),
+        "{ended:?}"
+    );
     assert_eq!(ended.result.unwrap().stdout, "3\n");
     for (attempt, agent) in ended.attempts.iter().zip(agents) {
         let end = attempt.end.as_ref().unwrap();
@@ -392,7 +422,41 @@ async fn what_runs_when_arkd_is_killed_or_ends_is_begun_again_with_the_next_numb
     eventually("no agent is left", async || living(&client).await == 0 && place.agent_dirs() == 0).await;
     let again = client.post("/v1/tasks", &shell(line, &json!({ "key": "k" }))).await;
     assert_eq!((again.status(), again.json::<Task>().spec.id), (StatusCode::OK, task.spec.id));
-    last.end(Signal::SIGTERM);
+    assert!(arkds.last_mut().unwrap().end(Signal::SIGTERM));
+}
+
+#[tokio::test]
+async fn without_room_for_the_log_no_task_is_acknowledged_or_begun_and_what_ended_is_recorded_later() {
+    let place = Place::new();
+    let condition = watch::Sender::new(Condition::Writable);
+    let brittle = |log| Arc::new(Brittle { log, condition: condition.clone() }) as Arc<dyn EventLog>;
+    let daemon = Daemon::start_on(place.config(), brittle).await.unwrap();
+    let client = &Client::unix(&place.run().api_socket());
+    let flag = place.path("flag");
+    let line = format!("until [ -e {} ]; do sleep 0.05; done; echo ran", flag.display());
+    let first = create(client, &shell(&line, &json!({}))).await;
+    running(client, &first).await;
+    condition.send_replace(Condition::Full("database or disk is full".to_owned()));
+    let files = || std::fs::read_dir(place.path("state/tasks")).unwrap().count();
+    assert_eq!(files(), 1);
+    client.post("/v1/tasks", &shell("true", &json!({ "key": "k" }))).await.problem(ProblemKind::LogFull);
+    let refused = client.post(&format!("/v1/tasks/{}/cancel", first.spec.id), &json!({})).await;
+    refused.problem(ProblemKind::LogFull);
+    assert_eq!(files(), 1, "nothing is left of what is not to be");
+    std::fs::write(&flag, "").unwrap();
+    eventually("its agent is gone", async || living(client).await == 0).await;
+    assert_eq!(
+        show(client, &first.spec.id).await.state,
+        TaskState::Running,
+        "what is not recorded is not told"
+    );
+
+    condition.send_replace(Condition::Writable);
+    assert_eq!(ended(client, &first).await.state, TaskState::Succeeded);
+    assert_eq!(kinds(client, &first).await, ["task.created", "task.started", "task.succeeded"]);
+    let later = done(client, &shell("true", &json!({ "key": "k" }))).await;
+    assert_eq!(later.state, TaskState::Succeeded);
+    daemon.shut_down().await;
 }
 
 fn place_client(place: &Place) -> Client {
@@ -438,7 +502,9 @@ async fn a_thousand_tasks_outlive_a_killed_arkd_and_each_succeeds_once() {
             Event::TaskSucceeded { .. } => {
                 *succeeded.entry(event.stream.task_id().unwrap().to_owned()).or_default() += 1;
             }
-            Event::TaskFailed { .. } | Event::TaskTimedOut { .. } | Event::TaskCancelled {} => panic!("{event:?}"),
+            Event::TaskFailed { .. } | Event::TaskTimedOut { .. } | Event::TaskCancelled {} => {
+                panic!("{event:?}")
+            }
             _ => {}
         }
     }

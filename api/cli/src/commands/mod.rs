@@ -14,6 +14,7 @@ mod program;
 mod scheduling;
 mod snapshots;
 mod stop;
+mod tasks;
 mod templates;
 mod top;
 
@@ -49,6 +50,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Images => done(images::images(context).await),
         Verb::Template { action } => done(templates::perform(context, action).await),
         Verb::Templates => done(templates::ls(context).await),
+        Verb::Task { action } => tasks::perform(context, action).await,
         Verb::Queue => done(scheduling::queue(context).await),
         Verb::Hosts => done(scheduling::hosts(context).await),
         Verb::Quota(args) => done(scheduling::quota(context, &args).await),
