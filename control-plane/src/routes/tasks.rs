@@ -127,6 +127,7 @@ pub(super) async fn inspect_task(
 pub(super) struct Part {
     /// Standard output or standard error; standard output when absent.
     #[serde(default)]
+    #[param(inline)]
     stream: OutputStream,
 }
 
