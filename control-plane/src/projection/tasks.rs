@@ -176,8 +176,7 @@ fn happen(task: &mut Task, event: &Event, at_unix_ms: u64) {
         }
         Event::TaskSucceeded { attempt, end } => {
             end_attempt(task, *attempt, end, at_unix_ms);
-            task.reason.clone_from(&end.reason);
-            task.state = TaskState::Succeeded;
+            finish(task, TaskState::Succeeded, end.reason.as_ref());
         }
         Event::TaskFailed { reason } => finish(task, TaskState::Failed, Some(reason)),
         Event::TaskTimedOut { reason } => finish(task, TaskState::TimedOut, Some(reason)),

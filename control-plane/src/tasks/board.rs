@@ -271,19 +271,23 @@ mod tests {
         fn every_task_is_in_one_place(doings in prop::collection::vec((0u8..5, 0u8..12, 0u64..9), 0..150)) {
             let mut board = Board::default();
             let (mut open_ones, mut running) = (BTreeMap::new(), BTreeSet::new());
-            for (what, n, time) in doings {
-                let (id, time) = (n.to_string(), Duration::from_secs(time));
+            let mut now = Duration::ZERO;
+            for (what, n, more) in doings {
+                // The clock only goes on; what is put on the board may have its time now or later.
+                let (id, more) = (n.to_string(), Duration::from_secs(more));
+                now += more / 3;
+                let time = now + more;
                 match what {
                     0 if !open_ones.contains_key(&id) => {
                         let task = Open { deadline: (n % 3 == 0).then_some(time), ..open(["a", "b"][usize::from(n % 2)], i32::from(n % 3), n.into()) };
                         board.insert(&id, task, time);
                         open_ones.insert(id, time);
                     }
-                    1 => if let Some((begun, _)) = board.begin(time) {
-                        prop_assert!(open_ones[&begun] <= time);
+                    1 => if let Some((begun, _)) = board.begin(now) {
+                        prop_assert!(open_ones[&begun] <= now);
                         prop_assert!(running.insert(begun));
                     } else {
-                        let due = |(id, at): (&String, &Duration)| *at <= time && !running.contains(id);
+                        let due = |(id, at): (&String, &Duration)| *at <= now && !running.contains(id);
                         prop_assert!(!open_ones.iter().any(due));
                     },
                     2 if running.remove(&id) => {
@@ -294,7 +298,7 @@ mod tests {
                         prop_assert_eq!(board.remove(&id).is_some(), open_ones.remove(&id).is_some());
                         running.remove(&id);
                     }
-                    _ => drop(board.overdue(time)),
+                    _ => drop(board.overdue(now)),
                 }
                 prop_assert_eq!((board.len(), board.under_way()), (open_ones.len(), running.len()));
             }

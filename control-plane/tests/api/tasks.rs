@@ -354,7 +354,8 @@ async fn without_room_a_task_waits_and_that_is_no_attempt() {
     done(client, &shell("true", &json!({ "owner": "rich" }))).await;
     let now = show(client, &poor.spec.id).await;
     assert_eq!((now.state, now.attempts.len()), (TaskState::Queued, 0));
-    let lacks = async || show(client, &poor.spec.id).await.reason.is_some_and(|why| why.contains("poor may have"));
+    let lacks =
+        async || show(client, &poor.spec.id).await.reason.is_some_and(|why| why.contains("poor may have"));
     eventually("it says what it lacks", lacks).await;
     client.delete("/v1/owners/poor").await;
     assert_eq!(ended(client, &poor).await.attempts.len(), 1);
