@@ -9,6 +9,7 @@ use ark_types::health::HostKind;
 use ark_types::layout::{Assets, RunDir, StateDir};
 
 use crate::args::Args;
+use crate::host;
 use crate::ledger::Compaction;
 use crate::scheduler::SchedulerConfig;
 use crate::settings::{self, Settings, TimeLimits};
@@ -42,6 +43,33 @@ pub struct Config {
     pub compaction: Compaction,
     /// How much of this host is given away.
     pub scheduler: SchedulerConfig,
+    /// Attempts of tasks, and what is kept of those that ended.
+    pub tasks: TaskLimits,
+}
+
+/// Bounds of tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskLimits {
+    /// Attempts under way at a time.
+    pub at_once: usize,
+    /// Tasks that have not ended.
+    pub open: usize,
+    /// Ended tasks that are kept.
+    pub keep: usize,
+    /// Bytes of their output.
+    pub keep_bytes: u64,
+}
+
+impl From<settings::Tasks> for TaskLimits {
+    fn from(tasks: settings::Tasks) -> Self {
+        let by_itself = 2 * usize::try_from(host::cpus()).unwrap_or(1);
+        Self {
+            at_once: if tasks.at_once.get() == 0 { by_itself } else { tasks.at_once.count() },
+            open: tasks.open.count(),
+            keep: tasks.keep.count(),
+            keep_bytes: tasks.keep_mib.get() << 20,
+        }
+    }
 }
 
 /// How much is made ahead of need; 0 is nothing.
@@ -155,6 +183,7 @@ impl Config {
             telemetry: settings.telemetry.clone(),
             compaction: Compaction::default(),
             scheduler: settings.scheduler,
+            tasks: settings.tasks.into(),
         })
     }
 }

@@ -23,6 +23,7 @@ use crate::services::Services;
 use crate::snapshots::{Store, Tenant};
 use crate::stats::Stats;
 use crate::store::EventLog;
+use crate::tasks::Tasks;
 use crate::telemetry::{Phase, Telemetry};
 use crate::templates::Templates;
 use crate::traces::step;
@@ -55,6 +56,8 @@ pub struct Core {
     pub templates: Templates,
     /// Consoles of agents that are gone.
     pub consoles: Consoles,
+    /// Tasks.
+    pub tasks: Tasks,
     /// What agents use.
     pub stats: Stats,
     /// What happened, how often, how long it took.
@@ -94,6 +97,7 @@ impl Core {
         snapshots.sweep();
         let templates = Templates::open(&config.state, &snapshots);
         let consoles = Consoles::open(config.state.consoles(), config.consoles)?;
+        let tasks = Tasks::open(config.state.tasks(), ledger.projection().tasks(), config.tasks)?;
         let (answer, probe) = watch::channel(None);
         let (vmm, limit) = (config.assets.program("ark-vmm"), config.timing.probe);
         tokio::spawn(async move {
@@ -129,6 +133,7 @@ impl Core {
             snapshots,
             templates,
             consoles,
+            tasks,
             stats,
             telemetry,
             pool,

@@ -158,6 +158,7 @@ impl Daemon {
         agent::settle(&core, &untold).await;
         core.services.start(&core);
         core.pool.start(&core);
+        core.tasks.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let open = telemetry::measured(routes.clone(), &core);
         let end = CancellationToken::new();
@@ -206,6 +207,7 @@ impl Daemon {
         self.end.cancel();
         self.core.services.close();
         self.core.templates.shut_down();
+        self.core.tasks.stop().await;
         tokio::join!(self.core.registry.shut_down(GRACE), self.core.pool.shut_down());
         // By now they were told of the agents' ends.
         self.core.closing.cancel();
@@ -219,7 +221,7 @@ impl Daemon {
         self.core.services.close();
         self.core.closing.cancel();
         self.core.templates.shut_down();
-        tokio::join!(self.core.pool.shut_down(), await_connections(self.servers));
+        tokio::join!(self.core.tasks.stop(), self.core.pool.shut_down(), await_connections(self.servers));
         // The agents' memory is read from snapshots that nobody holds for a while.
         self.core.snapshots.close();
         let left = self.core.registry.leave().await;

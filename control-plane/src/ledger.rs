@@ -137,6 +137,17 @@ impl Ledger {
         let _ = tokio::time::timeout(CATCH_UP, position.wait_for(|position| *position >= newest)).await;
     }
 
+    /// Position up to which the projection tells of everything, now and whenever it changes.
+    pub fn position(&self) -> watch::Receiver<u64> {
+        self.0.position.subscribe()
+    }
+
+    /// Waits until the projection tells of the event at `position`, which is durable.
+    pub async fn reached(&self, position: u64) {
+        // The sender is `self`'s.
+        let _ = self.position().wait_for(|now| *now >= position).await;
+    }
+
     /// Whether it is worth beginning what will have to be recorded.
     ///
     /// # Errors

@@ -26,6 +26,7 @@
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`reconcile`] | what an agent needs to be as it is wanted: restarts, limits, hung guests |
 //! | [`pool`] | VMMs and forks made ahead of need |
+//! | [`tasks`] | work that is done in agents made for it, whatever dies meanwhile |
 //! | [`supervisor`] | an `ark-vmm`, a child or adopted: start, identity, control socket, end |
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |
@@ -68,6 +69,7 @@ pub mod stats;
 pub mod store;
 pub mod supervisor;
 pub mod survivors;
+pub mod tasks;
 pub mod telemetry;
 pub mod templates;
 pub mod traces;

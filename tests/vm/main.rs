@@ -19,5 +19,6 @@ mod rest;
 mod services;
 mod snapshots;
 mod soak;
+mod tasks;
 mod templates;
 mod vmm;

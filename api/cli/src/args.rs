@@ -4,6 +4,7 @@ mod branches;
 mod pools;
 mod scheduling;
 mod services;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub(crate) use branches::{
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
+pub(crate) use tasks::{TaskAction, TaskArgs, TaskListArgs, TaskRunArgs};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -149,6 +151,11 @@ pub(crate) enum Verb {
     Service {
         #[command(subcommand)]
         action: ServiceAction,
+    },
+    /// Work that is done in agents made for it, as often as it takes, whatever dies meanwhile
+    Task {
+        #[command(subcommand)]
+        action: TaskAction,
     },
     /// Show who waits for room, and where each stands
     Queue,

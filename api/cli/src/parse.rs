@@ -7,6 +7,7 @@ use ark_types::agent::{AgentName, AgentState};
 use ark_types::healing::{MAX_RESTARTS, RestartPolicy};
 use ark_types::scheduling::MAX_QUEUE_TIMEOUT;
 use ark_types::snapshot::MAX_FORKS;
+use ark_types::task::TaskState;
 
 use crate::commands::cp::Place;
 
@@ -129,6 +130,14 @@ pub(crate) fn state(text: &str) -> Result<AgentState, String> {
     states.into_iter().find(|state| state.to_string() == text).ok_or_else(|| {
         let names = states.map(|state| state.to_string()).join(", ");
         format!("{text:?} is no state of an agent: write one of {names}")
+    })
+}
+
+/// A state of a task, as `ark task ls` shows it.
+pub(crate) fn task_state(text: &str) -> Result<TaskState, String> {
+    TaskState::ALL.into_iter().find(|state| state.word() == text).ok_or_else(|| {
+        let names = TaskState::ALL.map(TaskState::word).join(", ");
+        format!("{text:?} is no state of a task: write one of {names}")
     })
 }
 

@@ -22,6 +22,7 @@ mod pools;
 mod rest;
 mod scheduling;
 mod services;
+mod tasks;
 mod uri;
 
 pub use connect::Endpoint;
@@ -30,3 +31,4 @@ pub use events::{AgentQuery, EventQuery, EventStream};
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecStream};
 pub use files::{ByteStream, Download};
 pub use rest::Client;
+pub use tasks::TaskQuery;

@@ -61,6 +61,11 @@ pub(crate) fn service(service: &str, rest: &str) -> String {
     format!("/v1/services/{}{rest}", encode(service, false))
 }
 
+/// `/v1/tasks/<task><rest>`.
+pub(crate) fn task(task: &str, rest: &str) -> String {
+    format!("/v1/tasks/{}{rest}", encode(task, false))
+}
+
 /// `/v1/agents/<agent>/files<rest>?path=<path>`.
 pub(crate) fn files(name: &str, rest: &str, path: &str) -> String {
     format!("{}?path={}", agent(name, &format!("/files{rest}")), encode(path, true))
@@ -79,6 +84,7 @@ mod tests {
         assert_eq!(pool("a/b"), "/v1/pools/a%2Fb");
         assert_eq!(owner("a/b"), "/v1/owners/a%2Fb");
         assert_eq!(service("a/b", "/call"), "/v1/services/a%2Fb/call");
+        assert_eq!(task("a/b", "/logs"), "/v1/tasks/a%2Fb/logs");
         assert_eq!(image("a b"), "/v1/images/a%20b");
         assert_eq!(query("/v1/x", &[("a", None), ("b", None)]), "/v1/x");
         assert_eq!(

@@ -16,6 +16,7 @@ use crate::label::{Labels, Owner};
 use crate::pool::PoolPolicy;
 use crate::scheduling::Quota;
 use crate::service::ServiceSpec;
+use crate::task::{AttemptEnd, TaskSpec};
 use crate::vmm::ExitRecord;
 
 /// Most events of one page.
@@ -77,6 +78,18 @@ impl Stream {
     #[must_use]
     pub fn service_name(&self) -> Option<AgentName> {
         self.0.strip_prefix("service/")?.parse().ok()
+    }
+
+    /// The stream of the task `id`.
+    #[must_use]
+    pub fn task(id: &str) -> Self {
+        Self(format!("task/{id}"))
+    }
+
+    /// The id of the task that it is the stream of; none when it is that of something else.
+    #[must_use]
+    pub fn task_id(&self) -> Option<&str> {
+        self.0.strip_prefix("task/")
     }
 
     /// The id of the agent that it is the stream of; none when it is that of something else.
@@ -353,6 +366,58 @@ pub enum Event {
     /// A service is to be no more, and its replicas neither.
     #[serde(rename = "service.removed")]
     ServiceRemoved {},
+    /// A task was asked for and waits for its turn.
+    #[serde(rename = "task.created")]
+    TaskCreated {
+        /// What is settled about it.
+        task: TaskSpec,
+    },
+    /// An attempt begins.
+    #[serde(rename = "task.started")]
+    TaskStarted {
+        /// Its number, from 1.
+        attempt: u32,
+        /// Id of its agent; absent when none came up.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent: Option<String>,
+    },
+    /// An attempt ended, and the task is not done.
+    #[serde(rename = "task.attempt_failed")]
+    TaskAttemptFailed {
+        /// Its number.
+        attempt: u32,
+        /// How it ended.
+        end: AttemptEnd,
+        /// When the next one is made at the earliest, milliseconds since the Unix epoch; absent when there is nothing to wait for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_unix_ms: Option<u64>,
+    },
+    /// It is done.
+    #[serde(rename = "task.succeeded")]
+    TaskSucceeded {
+        /// Number of the attempt that did it.
+        attempt: u32,
+        /// How that ended.
+        end: AttemptEnd,
+    },
+    /// It is not tried any more.
+    #[serde(rename = "task.failed")]
+    TaskFailed {
+        /// Why, as a sentence.
+        reason: String,
+    },
+    /// It was not wanted any more.
+    #[serde(rename = "task.cancelled")]
+    TaskCancelled {},
+    /// It took too long.
+    #[serde(rename = "task.timed_out")]
+    TaskTimedOut {
+        /// What did, as a sentence.
+        reason: String,
+    },
+    /// Nothing of it is left.
+    #[serde(rename = "task.removed")]
+    TaskRemoved {},
 }
 
 impl Event {
@@ -376,6 +441,14 @@ impl Event {
             Self::PoolRemoved {} => "pool.removed",
             Self::ServiceSet { .. } => "service.set",
             Self::ServiceRemoved {} => "service.removed",
+            Self::TaskCreated { .. } => "task.created",
+            Self::TaskStarted { .. } => "task.started",
+            Self::TaskAttemptFailed { .. } => "task.attempt_failed",
+            Self::TaskSucceeded { .. } => "task.succeeded",
+            Self::TaskFailed { .. } => "task.failed",
+            Self::TaskCancelled {} => "task.cancelled",
+            Self::TaskTimedOut { .. } => "task.timed_out",
+            Self::TaskRemoved {} => "task.removed",
         }
     }
 
@@ -383,7 +456,7 @@ impl Event {
     #[must_use]
     pub const fn is_last(&self) -> bool {
         match self {
-            Self::AgentRemoved {} => true,
+            Self::AgentRemoved {} | Self::TaskRemoved {} => true,
             Self::AgentCreated { .. }
             | Self::AgentReady { .. }
             | Self::AgentPaused { .. }
@@ -398,7 +471,14 @@ impl Event {
             | Self::PoolSet { .. }
             | Self::PoolRemoved {}
             | Self::ServiceSet { .. }
-            | Self::ServiceRemoved {} => false,
+            | Self::ServiceRemoved {}
+            | Self::TaskCreated { .. }
+            | Self::TaskStarted { .. }
+            | Self::TaskAttemptFailed { .. }
+            | Self::TaskSucceeded { .. }
+            | Self::TaskFailed { .. }
+            | Self::TaskCancelled {}
+            | Self::TaskTimedOut { .. } => false,
         }
     }
 }
@@ -433,6 +513,8 @@ mod tests {
         let service: AgentName = "web".parse().unwrap();
         assert_eq!(Stream::service(&service).service_name(), Some(service));
         assert_eq!(Stream::agent("0a").service_name(), None);
+        assert_eq!(Stream::agent("0a").owner_name(), None);
+        assert_eq!((Stream::task("0a").task_id(), Stream::agent("0a").task_id()), (Some("0a"), None));
         for text in ["", "agent", "agent/", "/x", "Agent/x", "a/b/c", "agent/x y", "agent/\u{e9}"] {
             assert_eq!(text.parse::<Stream>(), Err(InvalidStream(text.to_owned())));
         }

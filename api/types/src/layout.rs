@@ -3,7 +3,7 @@
 //! | directory | environment | default | holds |
 //! |---|---|---|---|
 //! | assets | `ARK_ASSETS` | `..` of the program's own directory | `bin/`, `kernel/`, `images/`, `machine/`: read-only, made by `make` |
-//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, environments of services, templates, snapshots, paused agents, consoles, machine's data disk and logs |
+//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, environments of services, templates, snapshots, paused agents, tasks, consoles, machine's data disk and logs |
 //! | run | `ARK_RUN` | `/run/ark` (root), `$XDG_RUNTIME_DIR/ark` | sockets, `agents/<id>/`: gone with the host |
 
 use std::path::{Path, PathBuf};
@@ -105,6 +105,12 @@ impl StateDir {
     #[must_use]
     pub fn paused(&self) -> PathBuf {
         self.0.join("paused")
+    }
+
+    /// Directory of what tasks are to do, and of what came of them: `<task id>.<what>`.
+    #[must_use]
+    pub fn tasks(&self) -> PathBuf {
+        self.0.join("tasks")
     }
 
     /// Directory of the consoles of agents that are gone: `<agent id>.log` and `<agent id>.json` each.

@@ -67,6 +67,8 @@ problem_kinds! {
     ServiceNotFound = "/problems/service-not-found", 404, "No such service";
     /// No snapshot of that name.
     SnapshotNotFound = "/problems/snapshot-not-found", 404, "No such snapshot";
+    /// No task of that id.
+    TaskNotFound = "/problems/task-not-found", 404, "No such task";
     /// The agent was booted, so nothing was checked.
     NoReceipt = "/problems/no-receipt", 404, "The agent has no receipt";
     /// No such file in the agent.
@@ -77,6 +79,12 @@ problem_kinds! {
     NameTaken = "/problems/name-taken", 409, "The name is taken";
     /// The agent is not running.
     AgentNotRunning = "/problems/agent-not-running", 409, "The agent is not running";
+    /// The task has ended.
+    TaskEnded = "/problems/task-ended", 409, "The task has ended";
+    /// The task has not ended.
+    TaskNotEnded = "/problems/task-not-ended", 409, "The task has not ended";
+    /// The key belongs to a task of the owner with another body.
+    TaskKeyTaken = "/problems/task-key-taken", 409, "The key belongs to another task";
     /// Agents or snapshots need it.
     InUse = "/problems/in-use", 409, "It is in use";
     /// Events that were asked for are no longer in the log.

@@ -11,6 +11,7 @@ use ark_types::label::{Labels, Owner};
 use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
 use ark_types::service::ServiceSpec;
+use ark_types::task::{AttemptEnd, AttemptOutcome, KeptOutput, TaskSpec, TaskWork};
 use ark_types::vmm::{ExitReason, ExitRecord};
 use frozen::{Frozen, digest};
 
@@ -38,6 +39,30 @@ fn spec() -> AgentSpec {
     }
 }
 
+fn task_spec() -> TaskSpec {
+    TaskSpec {
+        id: "0123456789abcdef".to_owned(),
+        name: Some(name("nightly")),
+        owner: "shop".parse().unwrap(),
+        labels: Labels::default(),
+        key: Some("nightly-1".parse().unwrap()),
+        image: Some("base".parse().unwrap()),
+        template: None,
+        work: TaskWork::Command { program: "make".to_owned() },
+        priority: 5,
+        retry: ark_types::task::Retry::default(),
+        timeout_ms: Some(60_000),
+        deadline_ms: None,
+        created_unix_ms: 1_700_000_000_000,
+    }
+}
+
+fn attempt_end(outcome: AttemptOutcome, code: u8) -> AttemptEnd {
+    let reason = (code != 0).then(|| format!("the program exited with code {code}"));
+    let output = Some(KeptOutput { stdout_bytes: 6, stderr_bytes: 0, truncated: false });
+    AttemptEnd { outcome, reason, exit_code: Some(code), output }
+}
+
 fn continuity() -> Continuity {
     Continuity {
         restarts: 2,
@@ -53,7 +78,7 @@ fn service() -> ServiceSpec {
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 16] {
+fn events() -> [Event; 24] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -70,7 +95,15 @@ fn events() -> [Event; 16] {
         | Event::PoolSet { .. }
         | Event::PoolRemoved {}
         | Event::ServiceSet { .. }
-        | Event::ServiceRemoved {} => {}
+        | Event::ServiceRemoved {}
+        | Event::TaskCreated { .. }
+        | Event::TaskStarted { .. }
+        | Event::TaskAttemptFailed { .. }
+        | Event::TaskSucceeded { .. }
+        | Event::TaskFailed { .. }
+        | Event::TaskCancelled {}
+        | Event::TaskTimedOut { .. }
+        | Event::TaskRemoved {} => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -94,6 +127,18 @@ fn events() -> [Event; 16] {
         Event::PoolRemoved {},
         Event::ServiceSet { service: Box::new(service()), env: vec!["LANG".to_owned()], generation: 2 },
         Event::ServiceRemoved {},
+        Event::TaskCreated { task: task_spec() },
+        Event::TaskStarted { attempt: 1, agent: Some("fedcba9876543210".to_owned()) },
+        Event::TaskAttemptFailed {
+            attempt: 1,
+            end: attempt_end(AttemptOutcome::Failed, 3),
+            retry_unix_ms: Some(1_700_000_001_000),
+        },
+        Event::TaskSucceeded { attempt: 2, end: attempt_end(AttemptOutcome::Succeeded, 0) },
+        Event::TaskFailed { reason: "the program exited with code 3".to_owned() },
+        Event::TaskCancelled {},
+        Event::TaskTimedOut { reason: "its deadline is over".to_owned() },
+        Event::TaskRemoved {},
     ]
 }
 
@@ -104,6 +149,7 @@ fn every_event() {
     for (position, event) in (1..).zip(events()) {
         let kind = event.kind();
         let stream = match event {
+            _ if kind.starts_with("task.") => Stream::task("0123456789abcdef"),
             Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
             Event::PoolSet { .. } | Event::PoolRemoved {} => Stream::pool(&name("py")),
             Event::ServiceSet { .. } | Event::ServiceRemoved {} => Stream::service(&name("web")),
@@ -117,7 +163,7 @@ fn every_event() {
     let stopped =
         Event::AgentEnded { outcome: Outcome::Stopped, reason: "on request".to_owned(), exit: None };
     frozen.with("agent.ended on request", &stopped).with("list", &list).check("events");
-    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 1);
+    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 2);
 }
 
 #[test]

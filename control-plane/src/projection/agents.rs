@@ -181,6 +181,17 @@ impl Agents {
             | Event::PoolRemoved {}
             | Event::ServiceSet { .. }
             | Event::ServiceRemoved {} => {}
+            Event::AgentRestarting { .. } | Event::AgentExpired { .. } => {}
+            // Of something else.
+            Event::OwnerQuotaSet { .. }
+            | Event::TaskCreated { .. }
+            | Event::TaskStarted { .. }
+            | Event::TaskAttemptFailed { .. }
+            | Event::TaskSucceeded { .. }
+            | Event::TaskFailed { .. }
+            | Event::TaskCancelled {}
+            | Event::TaskTimedOut { .. }
+            | Event::TaskRemoved {} => {}
         }
     }
 

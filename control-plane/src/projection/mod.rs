@@ -4,6 +4,7 @@ mod agents;
 mod pools;
 mod quotas;
 mod services;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use ark_types::agent::Agent;
 use ark_types::event::Recorded;
+use ark_types::task::Task;
 use serde::{Deserialize, Serialize};
 
 use crate::store::Snapshot;
@@ -19,6 +21,7 @@ pub use agents::{AgentFilter, Agents, Place, place};
 pub use pools::Pools;
 pub use quotas::Quotas;
 pub use services::{WantedService, WantedServices};
+pub use tasks::{TaskFilter, Tasks, task_place};
 
 /// Form of the projection's snapshots.
 const FORM: u32 = 1;
@@ -38,10 +41,11 @@ pub struct UnusableSnapshot {
 pub struct Projection {
     position: u64,
     agents: Agents,
+    tasks: Tasks,
     rest: Rest,
 }
 
-/// What there is beside agents. Each is absent in what was written before there were any.
+/// What there is little of. Each is absent in what was written before there were any.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Rest {
@@ -52,9 +56,12 @@ struct Rest {
 
 /// The projection on disk: what cannot be told from the rest.
 #[derive(Serialize, Deserialize)]
-struct Stored<T> {
+struct Stored<T, U> {
     form: u32,
     agents: T,
+    /// As absent as [`Rest`].
+    #[serde(default)]
+    tasks: U,
     #[serde(flatten)]
     rest: Rest,
 }
@@ -64,6 +71,7 @@ struct Stored<T> {
 pub struct Still {
     position: u64,
     agents: Vec<Arc<Agent>>,
+    tasks: Vec<Arc<Task>>,
     rest: Rest,
 }
 
@@ -75,7 +83,8 @@ impl Still {
     #[must_use]
     pub fn snapshot(self) -> Snapshot {
         let agents: Vec<&Agent> = self.agents.iter().map(AsRef::as_ref).collect();
-        let data = serde_json::to_vec(&Stored { form: FORM, agents, rest: self.rest });
+        let tasks: Vec<&Task> = self.tasks.iter().map(AsRef::as_ref).collect();
+        let data = serde_json::to_vec(&Stored { form: FORM, agents, tasks, rest: self.rest });
         Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
     }
 }
@@ -111,11 +120,18 @@ impl Projection {
         &self.rest.services
     }
 
+    /// Tasks that were not removed.
+    #[must_use]
+    pub const fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     /// Takes in the event after the last one.
     pub fn apply(&mut self, recorded: &Recorded) {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
+        self.tasks.apply(recorded);
         let Rest { quotas, pools, services } = &mut self.rest;
         quotas.apply(recorded);
         pools.apply(recorded);
@@ -125,7 +141,8 @@ impl Projection {
     /// It as it is now.
     #[must_use]
     pub fn still(&self) -> Still {
-        Still { position: self.position, agents: self.agents.all(), rest: self.rest.clone() }
+        let (agents, tasks) = (self.agents.all(), self.tasks.all());
+        Still { position: self.position, agents, tasks, rest: self.rest.clone() }
     }
 
     /// The projection that `snapshot` is of.
@@ -134,12 +151,13 @@ impl Projection {
     /// [`UnusableSnapshot`].
     pub fn restore(snapshot: &Snapshot) -> Result<Self, UnusableSnapshot> {
         let unusable = |why| UnusableSnapshot { position: snapshot.position, why };
-        let stored: Stored<Vec<Agent>> =
+        let stored: Stored<Vec<Agent>, Vec<Task>> =
             serde_json::from_slice(&snapshot.data).map_err(|error| unusable(error.to_string()))?;
-        let Stored { form, agents, rest } = stored;
+        let Stored { form, agents, tasks, rest } = stored;
         if form != FORM {
             return Err(unusable(format!("it is of form {form}, and this arkd knows {FORM}")));
         }
-        Ok(Self { position: snapshot.position, agents: agents.into_iter().collect(), rest })
+        let (agents, tasks) = (agents.into_iter().collect(), tasks.into_iter().collect());
+        Ok(Self { position: snapshot.position, agents, tasks, rest })
     }
 }

@@ -112,16 +112,20 @@ pub(super) async fn list_agents(
     agents.sort_by_cached_key(place);
     let more = agents.len() > limit;
     agents.truncate(limit);
-    let next_cursor = agents.last().filter(|_| more).map(to_cursor);
+    let next_cursor = agents.last().filter(|_| more).map(|last| to_cursor(&place(last)));
     Ok(Json(AgentList { agents, next_cursor }))
 }
 
 /// Where a page ended, in a form that only [`from_cursor`] has to understand.
-fn to_cursor(last: &Agent) -> String {
-    format!("{}-{}", last.created_unix_ms, last.id)
+pub(super) fn to_cursor((created_unix_ms, id): &Place) -> String {
+    format!("{created_unix_ms}-{id}")
 }
 
-fn from_cursor(cursor: &str) -> Result<Place, Refusal> {
+/// The place that [`to_cursor`] made a cursor of.
+///
+/// # Errors
+/// A text that is no cursor.
+pub(super) fn from_cursor(cursor: &str) -> Result<Place, Refusal> {
     let place = cursor.split_once('-').and_then(|(at, id)| Some((at.parse().ok()?, id.to_owned())));
     place.ok_or_else(|| {
         let detail = format!("{cursor:?} is no cursor: send `next_cursor` of the page before as it is");

@@ -18,6 +18,7 @@ mod shutdown;
 mod snapshots;
 mod stats;
 mod stream;
+mod tasks;
 mod templates;
 
 use std::sync::Arc;
@@ -87,6 +88,10 @@ fn documented() -> OpenApiRouter<Shared> {
         ))
         .routes(routes!(services::drain_replica))
         .routes(routes!(services::call_service))
+        .routes(routes!(tasks::create_task, tasks::list_tasks))
+        .routes(routes!(tasks::inspect_task, tasks::delete_task))
+        .routes(routes!(tasks::task_logs))
+        .routes(routes!(tasks::cancel_task))
         .routes(routes!(host::host_exec_stream))
         .routes(routes!(shutdown::shut_down));
     openapi::frame().nest("/v1", v1)

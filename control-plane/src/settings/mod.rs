@@ -43,6 +43,8 @@ pub struct Settings {
     pub telemetry: Telemetry,
     /// How much of the host is given away.
     pub scheduler: SchedulerConfig,
+    /// Tasks, and what is kept of them.
+    pub tasks: Tasks,
 }
 
 /// `[listen]`.
@@ -163,6 +165,31 @@ impl Default for Telemetry {
             labels: BTreeMap::new(),
             otlp_endpoint: None,
             sample_ratio: Ratio::default(),
+        }
+    }
+}
+
+/// `[tasks]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tasks {
+    /// Attempts under way at a time; 0 for twice as many as there are processors.
+    pub at_once: Bounded<0, 1000>,
+    /// Tasks that have not ended, at most.
+    pub open: Bounded<1, 1_000_000>,
+    /// Tasks that are kept after their end, the last ones.
+    pub keep: Bounded<0, 1_000_000>,
+    /// Most bytes of their output, MiB; those that ended first go first.
+    pub keep_mib: Bounded<1, 1_048_576>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            at_once: Bounded::new(0),
+            open: Bounded::new(10_000),
+            keep: Bounded::new(10_000),
+            keep_mib: Bounded::new(256),
         }
     }
 }

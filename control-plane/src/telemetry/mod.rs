@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ark_types::agent::Origin;
+use ark_types::task::TaskState;
 use ark_types::vmm::ExitReason;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -156,6 +157,8 @@ pub struct Telemetry {
     vmm_exits: Counters<1>,
     requests: Counters<3>,
     request_time: Histograms<2>,
+    tasks: Counters<1>,
+    task_wait: Histogram,
     settings: Mutex<settings::Telemetry>,
 }
 
@@ -171,11 +174,16 @@ impl Telemetry {
             vmm_exits: Family::default(),
             requests: Family::default(),
             request_time: Family::new_with_constructor(new),
+            tasks: Family::default(),
+            task_wait: histogram(),
             settings: Mutex::new(settings),
         };
         // A rate needs a zero to begin with.
         for phase in Phase::ALL {
             drop(telemetry.phases.get_or_create(&[("phase", phase.label().into())]));
+        }
+        for state in TaskState::ALL.into_iter().filter(|state| state.is_ended()) {
+            drop(telemetry.tasks.get_or_create(&[("outcome", state.word().into())]));
         }
         for kind in [Ahead::Prepared, Ahead::Standby] {
             for result in ["hit", "miss"] {
@@ -212,6 +220,16 @@ impl Telemetry {
     /// A VMM ended.
     pub fn vmm_ended(&self, reason: ExitReason) {
         self.vmm_exits.get_or_create(&[("reason", word(reason).into())]).inc();
+    }
+
+    /// The first attempt of a task began, so long after its creation.
+    pub fn task_began(&self, waited: Duration) {
+        self.task_wait.observe(waited.as_secs_f64());
+    }
+
+    /// A task ended, in `state`.
+    pub fn task_ended(&self, state: TaskState) {
+        self.tasks.get_or_create(&[("outcome", state.word().into())]).inc();
     }
 
     /// `count` agents were made, or not.

@@ -54,7 +54,17 @@ pub async fn scrape(core: &Core) -> Result<String, fmt::Error> {
 
 /// What was counted where it happened.
 fn counted(registry: &mut Registry, telemetry: &Telemetry) {
-    let Telemetry { creates, phases, claims, vmm_exits, requests, request_time, settings: _ } = telemetry;
+    let Telemetry {
+        creates,
+        phases,
+        claims,
+        vmm_exits,
+        requests,
+        request_time,
+        tasks,
+        task_wait,
+        settings: _,
+    } = telemetry;
     registry.register(
         "ark_creates",
         "Agents asked for, by what they were to be made of and what came of it",
@@ -67,6 +77,12 @@ fn counted(registry: &mut Registry, telemetry: &Telemetry) {
     );
     registry.register("ark_pool_claims", "Wishes for what is made ahead of need", claims.clone());
     registry.register("ark_vmm_exits", "VMMs that ended, by reason", vmm_exits.clone());
+    registry.register("ark_tasks", "Tasks that ended, by what came of them", tasks.clone());
+    registry.register(
+        "ark_task_wait_seconds",
+        "Time from a task's creation to the beginning of its first attempt",
+        task_wait.clone(),
+    );
     registry.register("ark_http_requests", "Requests by route, method and status", requests.clone());
     registry.register(
         "ark_http_request_seconds",
@@ -119,6 +135,14 @@ fn seen(registry: &mut Registry, core: &Core) {
     );
     registry.register("ark_pool_ready", "What is made ahead of need and waits", there);
     pools(registry, core);
+
+    let (queued, running) = core.tasks.levels();
+    registry.register(
+        "ark_tasks_queued",
+        "Tasks that wait for their turn or their time",
+        gauge(float(queued)),
+    );
+    registry.register("ark_tasks_running", "Tasks with an attempt under way", gauge(float(running)));
 
     let (snapshots, snapshot_bytes): (Gauges<1>, Gauges<1>) = <_>::default();
     for (kind, count, bytes) in core.snapshots.usage() {

@@ -423,9 +423,9 @@ async fn who_follows_events_is_let_go_when_arkd_ends_and_only_so_many_may() {
 
 /// A log whose disk fills up and is emptied when the test says so.
 #[derive(Debug)]
-struct Brittle {
-    log: Arc<dyn EventLog>,
-    condition: watch::Sender<Condition>,
+pub(crate) struct Brittle {
+    pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) condition: watch::Sender<Condition>,
 }
 
 impl EventLog for Brittle {

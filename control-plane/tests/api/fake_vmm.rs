@@ -473,13 +473,21 @@ fn renew(stream: &mut UnixStream, machine: &Machine, order: Renew) {
     send(stream, &Frame::json(Kind::Renewed, &answer).unwrap());
 }
 
-/// An interpreter of `name=value`, `name`, `hostname`, `machine_id`, `renewals`, `raise` and `sleep`.
+/// An interpreter of `name=value`, `name`, `hostname`, `machine_id`, `renewals`, `raise` and `sleep`, whose environment is among its
+/// names.
 fn eval(stream: &mut UnixStream, machine: &Machine, request: &EvalRequest) {
     if request.code == "sleep" {
         std::thread::sleep(Duration::from_secs(1000));
     }
     let mut memory = machine.memory.lock().unwrap();
     let mut answer = EvalEnd { value: None, exception: None, duration_us: 3 };
+    let environment = request.code.strip_prefix("__import__('os').environ.update(");
+    if let Some(environment) = environment.and_then(|rest| rest.strip_suffix(')')) {
+        let names: BTreeMap<String, String> = serde_json::from_str(environment).unwrap();
+        memory.names.extend(names);
+        drop(memory);
+        return send(stream, &Frame::json(Kind::Evaluated, &answer).unwrap());
+    }
     match request.code.split_once('=') {
         Some((name, value)) => drop(memory.names.insert(name.to_owned(), value.to_owned())),
         None => match request.code.as_str() {

@@ -132,6 +132,7 @@ impl Place {
             telemetry: arkd::settings::Telemetry::default(),
             compaction: arkd::ledger::Compaction::default(),
             scheduler: SchedulerConfig::default(),
+            tasks: arkd::settings::Tasks::default().into(),
         }
     }
 

@@ -22,5 +22,6 @@ mod services;
 mod settings;
 mod snapshots;
 mod streams;
+mod tasks;
 mod templates;
 mod traces;

@@ -5,6 +5,7 @@ use ark_types::event::{Event, Outcome, Recorded};
 use ark_types::healing::Continuity;
 use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
+use ark_types::task::TaskWork;
 
 use crate::args::EventsArgs;
 use crate::failure::Failure;
@@ -78,19 +79,34 @@ fn about(event: &Event) -> String {
             let Continuity { restarts, lost_ms, .. } = continuity;
             format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
         }
-        Event::AgentExpired { reason } => reason.clone(),
         Event::PoolSet { policy: PoolPolicy { min, max, target_wait_ms } } => {
             format!("{min} to {max} standbys, target wait {}", span(*target_wait_ms))
         }
         Event::ServiceSet { service, generation, .. } => {
             format!("{} replicas of generation {generation} for {}", service.replicas, service.owner)
         }
+        Event::AgentExpired { reason } | Event::TaskFailed { reason } | Event::TaskTimedOut { reason } => {
+            reason.clone()
+        }
+        Event::TaskCreated { task } => match &task.work {
+            TaskWork::Command { program } => format!("{program} for {}", task.owner),
+            TaskWork::Eval { .. } => format!("code for {}", task.owner),
+        },
+        Event::TaskStarted { attempt, agent } => {
+            format!("attempt {attempt} in agent {}", agent.as_deref().unwrap_or("(none)"))
+        }
+        Event::TaskAttemptFailed { attempt, end, .. } | Event::TaskSucceeded { attempt, end } => {
+            let why = end.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+            format!("attempt {attempt}{why}")
+        }
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
         | Event::AgentRemoved {}
         | Event::PoolRemoved {}
-        | Event::ServiceRemoved {} => String::new(),
+        | Event::ServiceRemoved {}
+        | Event::TaskCancelled {}
+        | Event::TaskRemoved {} => String::new(),
     }
 }
 

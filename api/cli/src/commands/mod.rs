@@ -16,6 +16,7 @@ mod scheduling;
 mod services;
 mod snapshots;
 mod stop;
+mod tasks;
 mod templates;
 mod top;
 
@@ -53,6 +54,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Templates => done(templates::ls(context).await),
         Verb::Pool { action } => done(pools::perform(context, action).await),
         Verb::Service { action } => services::perform(context, action).await,
+        Verb::Task { action } => tasks::perform(context, action).await,
         Verb::Queue => done(scheduling::queue(context).await),
         Verb::Hosts => done(scheduling::hosts(context).await),
         Verb::Quota(args) => done(scheduling::quota(context, &args).await),
