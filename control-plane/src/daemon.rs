@@ -156,6 +156,7 @@ impl Daemon {
         drop(held);
         agent::load_paused(&core);
         agent::settle(&core, &untold).await;
+        untold.iter().for_each(|id| cleanup::remove_agent_dir(&core.config.run.agent(id).0));
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let open = telemetry::measured(routes.clone(), &core);

@@ -3,12 +3,14 @@
 mod adopt;
 mod agents;
 mod bad_input;
+mod chaos;
 mod consoles;
 mod events;
 mod exec;
 mod faults;
 mod files;
 mod forks;
+mod hangs;
 mod harness;
 mod healing;
 mod metrics;
