@@ -156,6 +156,7 @@ impl Daemon {
         drop(held);
         agent::load_paused(&core);
         agent::settle(&core, &untold).await;
+        untold.iter().for_each(|id| cleanup::remove_agent_dir(&core.config.run.agent(id).0));
         core.services.start(&core);
         core.pool.start(&core);
         core.tasks.start(&core);

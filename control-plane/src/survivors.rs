@@ -44,11 +44,12 @@ const ASKED_AT_ONCE: usize = 16;
 pub struct Survivors {
     /// Agents that go on or are known as ended, oldest first.
     pub(crate) agents: Vec<Survivor>,
-    /// Ids of agents that nobody was told of, of which nothing is left.
+    /// Ids of agents that nobody was told of. Nothing of them runs; their directories are to go once the log says so, too: until
+    /// then they are all that tells the next `arkd`, should this one be killed, that nobody knows of them.
     pub(crate) untold: HashSet<String>,
     /// VMMs that still ran and were ended.
     pub vmms_ended: usize,
-    /// Directories that were removed.
+    /// Directories that were removed, or are to be.
     pub directories_removed: usize,
 }
 
@@ -163,14 +164,15 @@ pub async fn look(run: &RunDir, state: &StateDir) -> io::Result<Survivors> {
         match examined {
             Ok(Examined { told, survivor, vmms_ended }) => {
                 survivors.vmms_ended += vmms_ended;
-                if told == Told::Nothing && !is_paused {
-                    survivors.untold.insert(id);
-                }
                 match survivor {
                     Some(survivor) => survivors.agents.push(*survivor),
                     None => {
-                        remove_agent_dir(&dir.0);
                         survivors.directories_removed += 1;
+                        if told == Told::Nothing && !is_paused {
+                            survivors.untold.insert(id);
+                        } else {
+                            remove_agent_dir(&dir.0);
+                        }
                     }
                 }
             }
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_was_told_of_is_ended_and_removed_and_nothing_else_is_touched() {
+    async fn what_nobody_was_told_of_is_ended_and_is_to_go_and_nothing_else_is_touched() {
         let dir = tempfile::tempdir().unwrap();
         let (run, state) = (RunDir(dir.path().to_owned()), StateDir(dir.path().join("state")));
         assert!(look(&run, &state).await.unwrap().agents.is_empty());
@@ -391,7 +393,9 @@ mod tests {
         assert!(stranger.try_wait().unwrap().is_none());
         stranger.kill().unwrap();
         stranger.wait().unwrap();
-        let left: Vec<_> = fs::read_dir(run.agents()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["mine"]);
+        // They go once the log says so; until then they are found again.
+        assert_eq!(survivors.untold.len(), 4);
+        let again = look(&run, &state).await.unwrap();
+        assert_eq!((again.vmms_ended, again.untold), (0, survivors.untold));
     }
 }

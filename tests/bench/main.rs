@@ -8,11 +8,14 @@ mod block;
 mod boot;
 mod branch;
 mod control;
+mod cost;
 mod crowd;
 mod eval;
 mod exec;
 mod guest;
+mod heal;
 mod history;
+mod idle;
 mod ledger;
 mod machine;
 mod many;
@@ -51,7 +54,7 @@ enum Suite {
         #[arg(long)]
         quick: bool,
         /// Measures these figures only: boot, memory, exec, vsock, block, many, spawn,
-        /// restore, eval, branch, crowd, restart.
+        /// restore, eval, branch, crowd, restart, cost, heal, idle.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
@@ -75,7 +78,7 @@ fn main() {
         Suite::Vm { peer, quick, only } => {
             ark_tests::require_kvm();
             let bench = Bench::new(peer, quick);
-            let figures: [(&str, Measure); 12] = [
+            let figures: [(&str, Measure); 15] = [
                 ("boot", boot::measure),
                 ("memory", memory::measure),
                 ("exec", exec::measure),
@@ -88,6 +91,9 @@ fn main() {
                 ("branch", branch::measure),
                 ("crowd", crowd::measure),
                 ("restart", restart::measure),
+                ("cost", cost::measure),
+                ("heal", heal::measure),
+                ("idle", idle::measure),
             ];
             for (name, measure) in figures {
                 if only.is_empty() || only.iter().any(|o| o == name) {

@@ -94,6 +94,13 @@ impl Report {
         self.push(name, unit, ours, Some((other.to_owned(), theirs)), value, must);
     }
 
+    /// Adds how far the p99 of a series is from its own p50.
+    pub(crate) fn spread(&mut self, name: &str, unit: &'static str, ours: &[f64], must: Must) {
+        let ours = Quantiles::of(ours);
+        let (value, own) = (ours.p99 / ours.p50, Quantiles::of(&[ours.p50]));
+        self.push(name, unit, ours, Some(("its p50".to_owned(), own)), value, must);
+    }
+
     fn push(
         &mut self,
         name: &str,

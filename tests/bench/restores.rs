@@ -51,6 +51,17 @@ impl Bench {
         (dir, child)
     }
 
+    /// Starts an `ark-vmm` that prepares itself for whatever it will be told to restore.
+    pub(crate) fn prepare(&self) -> Prepared {
+        let (dir, child) = self.vmm(&["run", "--prepared", "1", "--config", "-"]);
+        Prepared { dir, child }
+    }
+
+    /// Waits until those that were started before are prepared.
+    pub(crate) fn let_prepare() {
+        std::thread::sleep(PREPARATION);
+    }
+
     /// Starts `ark-vmm` with the snapshot in `snapshot`; the guest, which may not listen yet, and when the VMM's process
     /// was about to be spawned.
     pub(crate) fn restore(&self, snapshot: &Path, image: &str) -> (Guest, Begin) {
@@ -62,11 +73,10 @@ impl Bench {
 
     /// The same with a VMM that was prepared ahead, and when it was about to be given its configuration.
     pub(crate) fn restore_prepared(&self, snapshot: &Path, image: &str) -> (Guest, Begin) {
-        let (dir, mut child) = self.vmm(&["run", "--prepared", "1", "--config", "-"]);
-        std::thread::sleep(PREPARATION);
+        let prepared = self.prepare();
+        Self::let_prepare();
         let begin = Begin::now();
-        configure(&mut child, &Self::restore_config(&dir, snapshot, image));
-        (guest(dir, child), begin)
+        (prepared.claim(snapshot, image), begin)
     }
 
     /// Boots a guest under QEMU and saves it to the file `stream`.
@@ -116,6 +126,20 @@ impl Bench {
         let _ = child.kill();
         let _ = child.wait();
         ms
+    }
+}
+
+/// An `ark-vmm` that waits to be told what to restore.
+pub(crate) struct Prepared {
+    dir: PathBuf,
+    child: Child,
+}
+
+impl Prepared {
+    /// Has it restore the snapshot in `snapshot`; the guest, which may not listen yet.
+    pub(crate) fn claim(mut self, snapshot: &Path, image: &str) -> Guest {
+        configure(&mut self.child, &Bench::restore_config(&self.dir, snapshot, image));
+        guest(self.dir, self.child)
     }
 }
 

@@ -3,12 +3,11 @@
 //! A [`World`] is one `arkd` with directories of its own, driven through the `ark` command as a user would. It ends with
 //! nothing left behind, and says so when something is: processes, sockets, directories.
 
-mod procs;
 mod rest;
 mod run;
 mod world;
 
-pub use procs::{Proc, processes_mentioning};
+pub use ark_chaos::host::{Proc, processes_mentioning};
 pub use rest::Rest;
 pub use run::{Output, Running, eventually};
 pub use world::{World, assets, processor_is_emulated, require_kvm};

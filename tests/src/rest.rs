@@ -1,15 +1,17 @@
 //! REST calls over a connection that stays open, timed.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ark_chaos::http::Connection;
 use serde_json::Value;
 
 use crate::World;
 
+/// Longest wait for a reply: emulated hosts are slow, and some requests wait for many guests.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// One connection to an `arkd`.
-pub struct Rest(BufReader<UnixStream>);
+pub struct Rest(Connection);
 
 impl Rest {
     /// Connects to the `arkd` of `world`.
@@ -24,8 +26,7 @@ impl Rest {
     /// Connects to the `arkd` of `world`, if one listens.
     #[must_use]
     pub fn try_connect(world: &World) -> Option<Self> {
-        let socket = UnixStream::connect(world.run_dir().api_socket()).ok()?;
-        Some(Self(BufReader::new(socket)))
+        Connection::open(&world.run_dir().api_socket(), PATIENCE).ok().map(Self)
     }
 
     /// One call: the answer, and the time until its last byte in milliseconds.
@@ -33,37 +34,12 @@ impl Rest {
     /// # Panics
     /// When it is refused, or `arkd` is gone.
     pub fn call(&mut self, method: &str, path: &str, body: &str) -> (Value, f64) {
-        let length = body.len();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: ark\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        );
         let begin = Instant::now();
-        self.0.get_mut().write_all(request.as_bytes()).expect("arkd reads");
-        let (status, reply) = self.read();
+        let reply = self.0.call(method, path, body).expect("arkd answers");
         let ms = begin.elapsed().as_secs_f64() * 1e3;
-        let text = String::from_utf8_lossy(&reply);
-        assert!((200..300).contains(&status), "{method} {path} {body}: {status} {text}");
-        (serde_json::from_str(&text).unwrap_or(Value::Null), ms)
-    }
-
-    fn read(&mut self) -> (u16, Vec<u8>) {
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("arkd answers");
-        let status = line.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status line");
-        let mut length = 0;
-        loop {
-            line.clear();
-            self.0.read_line(&mut line).expect("arkd answers");
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().expect("a length");
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut reply = vec![0; length];
-        self.0.read_exact(&mut reply).expect("the body");
-        (status, reply)
+        let text = String::from_utf8_lossy(&reply.body);
+        assert!((200..300).contains(&reply.status), "{method} {path} {body}: {} {text}", reply.status);
+        (reply.json(), ms)
     }
 
     /// exec of `/bin/true` in `agent`, milliseconds.

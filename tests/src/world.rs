@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ark_chaos::host::{Proc, processes_mentioning};
 use ark_types::layout::{Assets, RunDir};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::procs::{Proc, processes_mentioning};
 use crate::run::{Output, Running, eventually};
 
 /// Time a command has when a test names none. Emulated hosts are slow; a hang is slower.

@@ -16,7 +16,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ark-cli", &["ark-client", "ark-types"]),
     ("ark-link", &["ark-types"]),
     ("ark-guestd", &["ark-link", "ark-types"]),
-    ("ark-tests", &["ark-types", "arkd"]),
+    ("ark-chaos", &["ark-types"]),
+    ("ark-tests", &["ark-chaos", "ark-types", "arkd"]),
 ];
 
 /// Longest file, in lines.

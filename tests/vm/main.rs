@@ -5,6 +5,7 @@
 //! a newcomer's test of files belongs in `files`, of a fault in `faults`.
 
 mod boot;
+mod chaos;
 mod daemon;
 mod exec;
 mod faults;

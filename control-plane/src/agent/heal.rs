@@ -262,9 +262,10 @@ impl Owner {
     fn observe(&mut self) -> (Desired, Observed) {
         let agent = self.state.borrow().clone();
         let look = self.look_every(&agent);
-        // While a snapshot is taken the guest stands still.
-        let may_speak = agent.state == AgentState::Running && self.body.turn.try_lock().is_ok();
-        if may_speak {
+        // Whoever pauses it or takes its snapshot may have it stand still for a moment, but not for as long as they wait for that.
+        let is_worked_on = self.body.turn.try_lock().is_err();
+        let patience = self.core.config.timing.silence * if is_worked_on { 2 } else { 1 };
+        if agent.state == AgentState::Running {
             self.healing.count(look);
         } else {
             self.healing.heard();
@@ -274,7 +275,7 @@ impl Owner {
             AgentState::Running if self.healing.killed.is_some() => Condition::Ending,
             AgentState::Running => Condition::Running {
                 silent_ms: millis(self.healing.silent),
-                patience_ms: millis(self.core.config.timing.silence),
+                patience_ms: millis(patience),
                 is_told: !agent.health.is_healthy(),
                 unused_ms: millis(self.guest.idle.unused_for()),
             },

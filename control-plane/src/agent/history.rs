@@ -14,7 +14,7 @@ use super::birth::{Begun, begin};
 use super::owner::Owner;
 use super::record::Record;
 use super::request::Request;
-use super::{BootError, Handle, is_ended};
+use super::{BootError, Handle, is_ended, is_paused};
 use crate::core::Core;
 use crate::registry::MAX_ENDED;
 use crate::snapshots::Hold;
@@ -160,7 +160,7 @@ fn ended(agent: &Agent, outcome: Outcome) -> Event {
 /// is in the registry.
 pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
     let (mut ended, mut recordings) = (Vec::new(), Vec::new());
-    for agent in left_behind(core) {
+    for agent in left_behind(core, untold) {
         let stream = Stream::agent(&agent.id);
         if is_ended(agent.state) {
             ended.push(agent);
@@ -170,6 +170,11 @@ pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
         let end = Event::AgentEnded { outcome: Outcome::Failed, reason: LOST.to_owned(), exit: None };
         // Nobody was told of one that was still coming up either.
         if agent.auto_remove || agent.state == AgentState::Creating || untold.contains(&agent.id) {
+            recordings.push(core.ledger.record(stream, vec![end, Event::AgentRemoved {}]));
+        } else if agent.state == AgentState::Stopping {
+            // Its removal was asked for, and cut off when all but the last word on it was done.
+            let end =
+                Event::AgentEnded { outcome: Outcome::Stopped, reason: ON_REQUEST.to_owned(), exit: None };
             recordings.push(core.ledger.record(stream, vec![end, Event::AgentRemoved {}]));
         } else {
             recordings.push(core.ledger.record(stream, vec![end]));
@@ -191,16 +196,18 @@ pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
 }
 
 /// Agents that the log knows, that were not removed and that are not here, oldest first. One that could not be looked at or taken
-/// in still has its directory, or is paused on disk, so that an `arkd` that can will.
-fn left_behind(core: &Core) -> Vec<Agent> {
+/// in still has its directory, or is paused on disk, so that an `arkd` that can will; the directories of those that are `untold`
+/// say nothing.
+fn left_behind(core: &Core, untold: &HashSet<String>) -> Vec<Agent> {
     let here: HashSet<String> = core.registry.all().iter().map(|handle| handle.id().to_owned()).collect();
     let projection = core.ledger.projection();
-    let is_on_disk = |agent: &Agent| {
-        let is_paused = agent.state == AgentState::Paused;
-        core.config.run.agent(&agent.id).0.exists()
-            || is_paused && core.config.state.paused().join(&agent.id).exists()
+    let is_on_disk = |id: &str| {
+        let has_directory = core.config.run.agent(id).0.exists() && !untold.contains(id);
+        // Snapshots of one that is not paused any more may stay, as long as others need them.
+        has_directory || is_paused(&core.config.state, id)
     };
-    let is_left =
-        |agent: &&Agent| agent.removed_unix_ms.is_none() && !here.contains(&agent.id) && !is_on_disk(agent);
+    let is_left = |agent: &&Agent| {
+        agent.removed_unix_ms.is_none() && !here.contains(&agent.id) && !is_on_disk(&agent.id)
+    };
     projection.agents().iter().filter(is_left).cloned().collect()
 }

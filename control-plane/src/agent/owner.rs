@@ -282,16 +282,19 @@ impl Owner {
         let is_over = super::is_over(&self.state.borrow());
         // One that stays on disk has not ended, and one that had ended is known until it is deleted.
         let goes = for_good || !(self.body.is_recorded() || is_over);
+        let stopping = (goes && !is_over).then(|| self.record(vec![Event::AgentStopping {}]));
         let mut last = Vec::new();
         if let Some(mut vmm) = life.vmm.take() {
-            if goes {
-                drop(self.record(vec![Event::AgentStopping {}]));
-            }
             let record = self.stop(&mut vmm, grace).await;
             last.push(self.conclude(record));
         } else if !is_over {
             let (outcome, reason) = (Outcome::Stopped, ON_REQUEST.to_owned());
             last.push(Event::AgentEnded { outcome, reason, exit: None });
+        }
+        if let Some(stopping) = stopping {
+            // Before anything of it goes: should arkd be killed meanwhile, the next one knows what became of the rest. What cannot
+            // be recorded now is owed.
+            let _ = stopping.await;
         }
         self.body.set_base(Base::None);
         // Who waits for the agent's end finds nothing of it on disk, but for what others need.

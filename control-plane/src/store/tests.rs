@@ -163,15 +163,15 @@ async fn more_than_may_wait_is_refused_and_what_waits_is_kept() {
     assert_eq!(*log.subscribe().borrow(), kept);
 }
 
-/// A file system of its own that has room for next to nothing; none where this user may not mount one.
+/// A file system of its own that has room for next to nothing.
 struct Tiny(PathBuf);
 
 impl Tiny {
-    fn mount(path: &Path) -> Option<Self> {
+    fn mount(path: &Path) -> Result<Self, nix::Error> {
         use nix::mount::{MsFlags, mount};
         std::fs::create_dir(path).unwrap();
-        mount(Some("tiny"), path, Some("tmpfs"), MsFlags::empty(), Some("size=512k")).ok()?;
-        Some(Self(path.to_owned()))
+        mount(Some("tiny"), path, Some("tmpfs"), MsFlags::empty(), Some("size=512k"))?;
+        Ok(Self(path.to_owned()))
     }
 }
 
@@ -193,12 +193,37 @@ async fn fill_up(log: &SqliteLog) -> (u64, AppendError) {
     panic!("it never filled up");
 }
 
+/// Set where a user who may not mount anything is root, of a namespace of the test's own.
+const IN_NAMESPACE: &str = "ARK_TEST_IN_NAMESPACE";
+
+/// Runs the test `name` of this module in a namespace where this user may mount.
+fn in_a_namespace(name: &str, refusal: nix::Error) {
+    let sentence = "a full disk cannot be shown here: this user may neither mount a file system nor make a user namespace; run the tests as root, or with kernel.unprivileged_userns_clone=1";
+    assert!(std::env::var_os(IN_NAMESPACE).is_none(), "{sentence} ({refusal})");
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let status = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("{module}::{name}")])
+        .env(IN_NAMESPACE, "1")
+        .status();
+    assert!(
+        status.as_ref().is_ok_and(std::process::ExitStatus::success),
+        "{sentence} ({refusal}, {status:?})"
+    );
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_appends_and_nothing_else_and_ends_by_itself() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(tiny) = Tiny::mount(&dir.path().join("tiny")) else {
-        eprintln!("not shown here: a file system can be mounted by root alone");
-        return;
+    let tiny = match Tiny::mount(&dir.path().join("tiny")) {
+        Ok(tiny) => tiny,
+        Err(refusal) => {
+            return in_a_namespace(
+                "a_full_disk_refuses_appends_and_nothing_else_and_ends_by_itself",
+                refusal,
+            );
+        }
     };
     let ballast = tiny.0.join("ballast");
     std::fs::write(&ballast, vec![1; 256 << 10]).unwrap();

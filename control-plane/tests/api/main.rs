@@ -3,6 +3,7 @@
 mod adopt;
 mod agents;
 mod bad_input;
+mod chaos;
 mod consoles;
 mod discovery;
 mod events;
@@ -10,6 +11,7 @@ mod exec;
 mod faults;
 mod files;
 mod forks;
+mod hangs;
 mod harness;
 mod healing;
 mod metrics;

@@ -106,7 +106,7 @@ async fn a_slow_client_holds_the_program_back_and_arkd_stays_small() {
 }
 
 /// Most memory the process ever had resident.
-fn peak_kib(pid: u32) -> usize {
+pub(crate) fn peak_kib(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
