@@ -174,16 +174,13 @@ impl Agents {
             }
             Event::AgentStopping {} => agent.state = AgentState::Stopping,
             // Until it runs again it has ended; what its limits lead to is told by what follows.
-            Event::AgentRestarting { .. }
-            | Event::AgentExpired { .. }
-            | Event::OwnerQuotaSet { .. }
-            | Event::PoolSet { .. }
-            | Event::PoolRemoved {}
-            | Event::ServiceSet { .. }
-            | Event::ServiceRemoved {} => {}
             Event::AgentRestarting { .. } | Event::AgentExpired { .. } => {}
             // Of something else.
             Event::OwnerQuotaSet { .. }
+            | Event::PoolSet { .. }
+            | Event::PoolRemoved {}
+            | Event::ServiceSet { .. }
+            | Event::ServiceRemoved {}
             | Event::TaskCreated { .. }
             | Event::TaskStarted { .. }
             | Event::TaskAttemptFailed { .. }
