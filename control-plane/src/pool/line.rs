@@ -16,13 +16,13 @@ use crate::host::millis;
 const WAITS: usize = 256;
 
 /// Why a line makes nothing for now.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     /// It may make something.
     None,
     /// There is no room for another standby, until it is looked again.
     NoRoom,
-    /// The host's memory is short, until it is looked again.
+    /// The host's memory is short.
     NoMemory,
     /// It could not be made, so it is tried again then.
     Failed {
@@ -42,11 +42,6 @@ impl Rest {
             Self::NoMemory => Some("the host's memory is short, and what there is of it is for agents"),
             Self::Failed { why, .. } => Some(why),
         }
-    }
-
-    /// Whether it is over as soon as it is looked again.
-    pub(super) const fn is_brief(&self) -> bool {
-        matches!(self, Self::NoRoom | Self::NoMemory)
     }
 }
 

@@ -142,16 +142,18 @@ impl Lines {
         Some((template.clone(), line.policy.is_some()))
     }
 
-    /// Lets those try again that had no room or no memory.
+    /// Lets those try again that had no room.
     pub(super) fn look_for_room(&mut self) {
-        let resting = self.lines.values_mut().filter(|line| line.rest.is_brief());
+        let resting = self.lines.values_mut().filter(|line| line.rest == Rest::NoRoom);
         resting.for_each(|line| line.rest = Rest::None);
     }
 
-    /// Has those that lack something wait for memory.
-    pub(super) fn lack_memory(&mut self) {
-        let lacking = self.lines.values_mut().filter(|line| line.lack() > 0 && line.rest == Rest::None);
-        lacking.for_each(|line| line.rest = Rest::NoMemory);
+    /// Has those that lack something wait for memory, unless there is `enough` of it.
+    pub(super) fn mind_memory(&mut self, enough: bool) {
+        let (from, to) = if enough { (Rest::NoMemory, Rest::None) } else { (Rest::None, Rest::NoMemory) };
+        let concerned =
+            self.lines.values_mut().filter(|line| line.rest == from && (enough || line.lack() > 0));
+        concerned.for_each(|line| line.rest = to.clone());
     }
 
     /// Takes out the standby that can be done without most easily.

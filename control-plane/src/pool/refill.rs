@@ -90,9 +90,7 @@ impl Pool {
         let next = if !gone.is_empty() || !surplus.is_empty() {
             Next::Drop(gone, surplus)
         } else {
-            if memory != Room::Enough {
-                inner.lines.lack_memory();
-            }
+            inner.lines.mind_memory(memory == Room::Enough);
             // What is overdrawn may be claimed in a moment, or has to be given up.
             let look = if is_overdrawn.is_zero() { look } else { look.min(OVERDRAWN) };
             inner.make_or_wait(look, is_overdrawn.is_zero())
@@ -204,8 +202,10 @@ async fn make(pool: &Pool, core: Arc<Core>, want: Want) {
 /// Makes a standby of `template`.
 async fn stand_by(pool: &Pool, core: &Arc<Core>, template: &AgentName) -> Result<(), Rest> {
     let failed = |why| Rest::Failed { why, until: Instant::now() + BACK_OFF };
-    let none = || failed(format!("there is no template {template} now: build it, or remove the pool"));
-    let hold = core.templates.current(template).ok_or_else(none)?;
+    let Some(hold) = core.templates.current(template) else {
+        pool.lock().lines.if_known(template, |line| line.used = None);
+        return Err(failed(format!("there is no template {template} now: build it, or remove the pool")));
+    };
     let dir = hold.dir().to_owned();
     let needs = core.scheduler.config().forked((hold.manifest().vcpus, hold.manifest().memory_mib));
     let spare = core.scheduler.spare(needs).ok_or(Rest::NoRoom)?;

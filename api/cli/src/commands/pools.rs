@@ -106,7 +106,7 @@ fn card(pool: &Pool) -> String {
     let reserved = pool.reserved;
     let memory = size(reserved.memory_mib.saturating_mul(1 << 20));
     let mut rows = vec![
-        ["template", &pool.template.to_string()].map(str::to_owned),
+        ["template", pool.template.as_ref()].map(str::to_owned),
         ["policy", &policy].map(str::to_owned),
         ["ready", &format!("{} of {}", pool.standbys, pool.wanted)].map(str::to_owned),
         ["reserved", &format!("{memory}, {} processors", reserved.vcpus)].map(str::to_owned),
