@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     fn spec(id: u8) -> TaskSpec {
-        let key = (id % 2 == 0).then(|| format!("k{id}"));
+        let key = id.is_multiple_of(2).then(|| format!("k{id}"));
         serde_json::from_value(json!({
             "id": format!("{id:016x}"), "key": key, "work": { "kind": "command", "program": "true" },
             "created_unix_ms": u64::from(id / 2),

@@ -300,15 +300,7 @@ async fn evaluate(
         }
     };
     let exit_code = Some(u8::from(exception.is_some()));
-    let head = Head {
-        attempt: which.attempt,
-        exit_code,
-        value,
-        exception,
-        duration_us,
-        truncated,
-        ..Head::default()
-    };
+    let head = Head { attempt: which.attempt, exit_code, value, exception, duration_us, truncated };
     let output = Output { head, stdout: stdout.into_bytes(), stderr: stderr.into_bytes() };
     Ok((AttemptEnd { outcome, reason, exit_code, output: None }, output))
 }

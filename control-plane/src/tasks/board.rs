@@ -279,7 +279,7 @@ mod tests {
                 let time = now + more;
                 match what {
                     0 if !open_ones.contains_key(&id) => {
-                        let task = Open { deadline: (n % 3 == 0).then_some(time), ..open(["a", "b"][usize::from(n % 2)], i32::from(n % 3), n.into()) };
+                        let task = Open { deadline: n.is_multiple_of(3).then_some(time), ..open(["a", "b"][usize::from(n % 2)], i32::from(n % 3), n.into()) };
                         board.insert(&id, task, time);
                         open_ones.insert(id, time);
                     }

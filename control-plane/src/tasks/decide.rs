@@ -15,6 +15,8 @@ use ark_types::event::Event;
 use ark_types::problem::ProblemKind;
 use ark_types::task::{AttemptEnd, AttemptOutcome, Retry, Task};
 
+use crate::host::millis;
+
 /// What a refusal to make an agent means for the task that it was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -81,56 +83,50 @@ pub(super) fn backoff(retry: &Retry, failures: u32) -> Duration {
 
 /// What becomes of a task when an attempt has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is tried again after so long.
-    Again(Duration),
-    /// It has ended, with this as its last event.
-    Over(Event),
+pub(super) struct Verdict {
+    /// What is recorded of that, in order.
+    pub(super) events: Vec<Event>,
+    /// After how long it is tried again; none when it has ended, with the last of the events.
+    pub(super) again: Option<Duration>,
 }
 
-/// What becomes of a task whose attempt number `attempt` ended with `end`, after `failures` earlier ones that count.
-pub(super) fn after(retry: &Retry, failures: u32, attempt: u32, end: &AttemptEnd) -> Verdict {
-    let why = || end.reason.clone().unwrap_or_default();
-    let given_up = || {
-        if retry.max_attempts == 1 {
-            why()
-        } else {
-            format!("{}; it is not tried again after {attempt} attempts", why())
-        }
-    };
+/// What becomes of a task whose attempt number `attempt` ended with `end` at `now_unix_ms`, after `failures` earlier ones that count.
+pub(super) fn after(
+    retry: &Retry,
+    failures: u32,
+    attempt: u32,
+    end: AttemptEnd,
+    now_unix_ms: u64,
+) -> Verdict {
     let failures = failures + u32::from(end.outcome.is_failure());
-    match end.outcome {
-        AttemptOutcome::Succeeded => Verdict::Over(Event::TaskSucceeded { attempt, end: end.clone() }),
-        AttemptOutcome::Refused => Verdict::Over(Event::TaskFailed { reason: why() }),
-        AttemptOutcome::Stopped => Verdict::Over(Event::TaskCancelled {}),
-        AttemptOutcome::CutOff => Verdict::Again(Duration::ZERO),
+    let why = end.reason.clone().unwrap_or_default();
+    let given_up = match retry.max_attempts {
+        1 => why.clone(),
+        _ => format!("{why}; it is not tried again after {attempt} attempts"),
+    };
+    let last = match end.outcome {
+        AttemptOutcome::Succeeded => {
+            return Verdict { events: vec![Event::TaskSucceeded { attempt, end }], again: None };
+        }
+        AttemptOutcome::CutOff => {
+            let cut_off = Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None };
+            return Verdict { events: vec![cut_off], again: Some(Duration::ZERO) };
+        }
         AttemptOutcome::Failed | AttemptOutcome::TimedOut | AttemptOutcome::Lost
             if failures < retry.max_attempts =>
         {
-            Verdict::Again(backoff(retry, failures))
+            let wait = backoff(retry, failures);
+            let retry_unix_ms = (!wait.is_zero()).then(|| now_unix_ms.saturating_add(millis(wait)));
+            let failed = Event::TaskAttemptFailed { attempt, end, retry_unix_ms };
+            return Verdict { events: vec![failed], again: Some(wait) };
         }
-        AttemptOutcome::TimedOut => Verdict::Over(Event::TaskTimedOut { reason: given_up() }),
-        AttemptOutcome::Failed | AttemptOutcome::Lost => {
-            Verdict::Over(Event::TaskFailed { reason: given_up() })
-        }
-    }
-}
-
-/// The events of an attempt's end, in order.
-pub(super) fn told(attempt: u32, end: AttemptEnd, verdict: &Verdict, now_unix_ms: u64) -> Vec<Event> {
-    match verdict {
-        Verdict::Over(event @ Event::TaskSucceeded { .. }) => vec![event.clone()],
-        Verdict::Over(event) => {
-            vec![Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None }, event.clone()]
-        }
-        Verdict::Again(Duration::ZERO) => {
-            vec![Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None }]
-        }
-        Verdict::Again(wait) => {
-            let retry_unix_ms = Some(now_unix_ms.saturating_add(crate::host::millis(*wait)));
-            vec![Event::TaskAttemptFailed { attempt, end, retry_unix_ms }]
-        }
-    }
+        AttemptOutcome::Refused => Event::TaskFailed { reason: why },
+        AttemptOutcome::Stopped => Event::TaskCancelled {},
+        AttemptOutcome::TimedOut => Event::TaskTimedOut { reason: given_up },
+        AttemptOutcome::Failed | AttemptOutcome::Lost => Event::TaskFailed { reason: given_up },
+    };
+    let failed = Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None };
+    Verdict { events: vec![failed, last], again: None }
 }
 
 #[cfg(test)]
@@ -198,20 +194,14 @@ mod tests {
 
     #[test]
     fn the_end_says_why_and_after_how_many_attempts() {
-        let over = |retry, end: &AttemptEnd| after(retry, retry.max_attempts - 1, 4, end);
+        let last =
+            |retry, failures, outcome| after(retry, failures, 4, end(outcome), 0).events.pop().unwrap();
         let (once, thrice) = (retry(1, 1, 1), retry(3, 1, 1));
         let reason = "it broke".to_owned();
-        assert_eq!(over(&once, &end(AttemptOutcome::Failed)), Verdict::Over(Event::TaskFailed { reason }));
+        assert_eq!(last(&once, 0, AttemptOutcome::Failed), Event::TaskFailed { reason: reason.clone() });
+        assert_eq!(last(&thrice, 0, AttemptOutcome::Refused), Event::TaskFailed { reason });
         let reason = "it broke; it is not tried again after 4 attempts".to_owned();
-        assert_eq!(
-            over(&thrice, &end(AttemptOutcome::TimedOut)),
-            Verdict::Over(Event::TaskTimedOut { reason })
-        );
-        let reason = "it broke".to_owned();
-        assert_eq!(
-            after(&thrice, 0, 1, &end(AttemptOutcome::Refused)),
-            Verdict::Over(Event::TaskFailed { reason })
-        );
+        assert_eq!(last(&thrice, 2, AttemptOutcome::TimedOut), Event::TaskTimedOut { reason });
     }
 
     proptest! {
@@ -224,26 +214,21 @@ mod tests {
             max_backoff_ms in 0u64..100_000,
         ) {
             let retry = retry(max_attempts, backoff_ms, max_backoff_ms);
+            let is_end = |event: &Event| !matches!(event, Event::TaskAttemptFailed { .. });
             let mut failures = 0;
             for (attempt, outcome) in (1..).zip(outcomes) {
                 let end = end(OUTCOMES[outcome]);
-                let verdict = after(&retry, failures, attempt, &end);
+                let Verdict { events, again } = after(&retry, failures, attempt, end.clone(), 1000);
                 failures += u32::from(end.outcome.is_failure());
-                let events = told(attempt, end.clone(), &verdict, 1000);
-                match verdict {
-                    Verdict::Again(wait) => {
-                        prop_assert!(failures < max_attempts && wait <= Duration::from_millis(max_backoff_ms));
-                        prop_assert_eq!(events.len(), 1);
-                        if end.outcome == AttemptOutcome::CutOff {
-                            prop_assert_eq!(wait, Duration::ZERO);
-                        }
-                    }
-                    Verdict::Over(last) => {
-                        prop_assert_eq!(events.last(), Some(&last));
-                        prop_assert_eq!(events.len(), 1 + usize::from(end.outcome != AttemptOutcome::Succeeded));
-                        prop_assert!(failures <= max_attempts);
-                        break;
-                    }
+                prop_assert!(failures <= max_attempts);
+                prop_assert_eq!(events.iter().filter(|event| is_end(event)).count(), usize::from(again.is_none()));
+                let Some(wait) = again else {
+                    prop_assert!(events.last().is_some_and(is_end));
+                    break;
+                };
+                prop_assert!(failures < max_attempts && wait <= Duration::from_millis(max_backoff_ms));
+                if end.outcome == AttemptOutcome::CutOff {
+                    prop_assert_eq!(wait, Duration::ZERO);
                 }
             }
         }

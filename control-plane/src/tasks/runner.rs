@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::attempt::{Attempted, Progress, Which, attempt, lost, shortened};
 use super::board::{Board, Open};
-use super::decide::{Refused, Verdict, after, told};
+use super::decide::{Refused, Verdict, after};
 use super::files::Output;
 use super::{Halt, Halted, blocking};
 use crate::core::Core;
@@ -116,7 +116,7 @@ async fn remove_surplus(core: &Core) {
 /// How an attempt came to its end.
 enum Fate {
     /// By itself.
-    Attempted(Attempted),
+    Attempted(Box<Attempted>),
     /// Somebody wanted it to.
     Halted(Halt),
     /// `arkd` ends.
@@ -149,7 +149,7 @@ async fn drive(core: Arc<Core>, id: String, open: Open, mut halt: watch::Receive
         biased;
         () = tasks.ending.cancelled() => Fate::Left,
         halt = halted => Fate::Halted(halt),
-        attempted = attempt(&core, &request, which, open.created_unix_ms, &progress) => Fate::Attempted(attempted),
+        attempted = attempt(&core, &request, which, open.created_unix_ms, &progress) => Fate::Attempted(Box::new(attempted)),
     };
     if let Some(agent) = progress.agent() {
         agent.remove(Duration::ZERO).await;
@@ -166,12 +166,15 @@ async fn conclude(
     progress: &Progress,
     fate: Fate,
 ) {
-    let (end, output) = match fate {
+    let attempted = match fate {
         // The next arkd cuts it off and begins it again.
         Fate::Left => return,
         Fate::Halted(halt) => return stop(core, which, progress, halt).await,
-        Fate::Attempted(Attempted::Ended(end, output)) => (end, output),
-        Fate::Attempted(Attempted::NoAgent(Refusal(problem))) => match Refused::of(problem.kind) {
+        Fate::Attempted(attempted) => *attempted,
+    };
+    let (end, output) = match attempted {
+        Attempted::Ended(end, output) => (end, output),
+        Attempted::NoAgent(Refusal(problem)) => match Refused::of(problem.kind) {
             Refused::NoRoom => {
                 tracing::debug!(id = which.task, why = problem.detail, "a task waits for room");
                 return rest(core, which.task, problem.detail).await;
@@ -187,21 +190,17 @@ async fn conclude(
     };
     let end = keep(core, which.task, end, output).await;
     let failures = open.failures + u32::from(end.outcome.is_failure());
-    let verdict = after(&request.retry, open.failures, which.attempt, &end);
+    let Verdict { events, again } = after(&request.retry, open.failures, which.attempt, end, unix_ms());
     let began = (!progress.is_told()).then_some(Event::TaskStarted { attempt: which.attempt, agent: None });
-    let events = began.into_iter().chain(told(which.attempt, end, &verdict, unix_ms())).collect();
-    match verdict {
-        Verdict::Over(_) => drop(finish(core, which.task, events).await),
-        Verdict::Again(wait) => {
-            // What the log does not take in now is owed to it, before the next attempt.
-            let is_durable = core.ledger.record(Stream::task(which.task), events).await.is_ok();
-            let wait = if is_durable { wait } else { wait.max(PAUSE) };
-            put_back(core, which.task, |board, now| {
-                board.put_back(which.task, (which.attempt, failures), now.saturating_add(wait));
-            })
-            .await;
-        }
-    }
+    let events = began.into_iter().chain(events).collect();
+    let Some(wait) = again else { return drop(finish(core, which.task, events).await) };
+    // What the log does not take in now is owed to it, before the next attempt.
+    let is_durable = core.ledger.record(Stream::task(which.task), events).await.is_ok();
+    let wait = if is_durable { wait } else { wait.max(PAUSE) };
+    put_back(core, which.task, |board, now| {
+        board.put_back(which.task, (which.attempt, failures), now.saturating_add(wait));
+    })
+    .await;
 }
 
 /// The attempt was given up.

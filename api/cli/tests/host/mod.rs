@@ -20,6 +20,7 @@ pub(crate) fn problem(kind: ProblemKind, detail: &str) -> Response {
 }
 
 /// An agent as arkd reports it.
+#[allow(dead_code, reason = "not every test is about agents")]
 pub(crate) fn agent(name: &str) -> Value {
     json!({
         "id": "0011223344556677", "name": name, "origin": { "from": "boot" }, "image": "base", "image_digest": "sha256:00", "vcpus": 1,
