@@ -67,9 +67,12 @@ fn call(wish: &Wish) -> Result<Stream, String> {
 }
 
 /// The stream that `wish` leads to, once the host said that it does.
+#[expect(
+    clippy::unbuffered_bytes,
+    reason = "a buffer would take what comes behind the line, which is not for us"
+)]
 fn ask(wish: &Wish) -> Result<Stream, String> {
     let stream = call(wish)?;
-    // Byte by byte: what comes behind the line is not for us.
     let mut line = Vec::new();
     for byte in (&stream).take(MAX_ANSWER).bytes() {
         match byte.map_err(|e| broken(&e))? {

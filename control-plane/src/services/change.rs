@@ -79,7 +79,7 @@ pub(crate) async fn remove(core: &Arc<Core>, name: &str, grace: Duration) -> Res
         Ok(name)
     })
     .await?;
-    core.services.until(|entries| !entries.get(&service).is_some_and(|entry| entry.wanted.is_none())).await;
+    core.services.until(|entries| entries.get(&service).is_none_or(|entry| entry.wanted.is_some())).await;
     Ok(())
 }
 

@@ -304,7 +304,8 @@ impl Entry {
         if let Err(Refusal(problem)) = made
             && self.generation() == Some(generation)
         {
-            let is_fault = problem.kind.retry_after_s().is_none();
+            // For want of room, memory or a log nothing can be made, however it is to be.
+            let is_fault = !matches!(problem.status, 429 | 503 | 507);
             let why = format!("a replica did not start: {}", problem.detail);
             self.attempts.note(why, is_fault, now);
         }
