@@ -24,6 +24,7 @@ if probe=$(build/bin/ark-vmm probe 2>&1); then
 fi
 echo "in an emulated host, because: $probe"
 
+told=()
 # A machine of its own: another state directory and port than the user's.
 scratch=$(mktemp -d)
 export ARK_HOST=machine ARK_STATE="$scratch/state" ARK_RUN="$scratch/run"
@@ -36,4 +37,8 @@ cp "$binary" "$scratch/disk/program"
 mkfs.erofs "$scratch/test.erofs" "$scratch/disk" >/dev/null
 rm -rf "$scratch/disk"
 build/bin/ark machine start --attach "$scratch/test.erofs" --memory "${ARK_TEST_MEMORY:-8192}"
-build/bin/ark machine shell -- env ARK_ASSETS=/opt/ark TMPDIR=/tmp HOME=/root /mnt/test/program "$@"
+# What the long runs are told, where it is said.
+for name in ARK_CHAOS_SEED ARK_CHAOS_ROUNDS ARK_SOAK_ROUNDS; do
+    [ -z "${!name:-}" ] || told+=("$name=${!name}")
+done
+build/bin/ark machine shell -- env ARK_ASSETS=/opt/ark TMPDIR=/tmp HOME=/root "${told[@]}" /mnt/test/program "$@"
