@@ -48,7 +48,7 @@ fn ask(world: &World, caller: &str, line: &str) -> (String, String) {
 fn an_agent_calls_a_replicas_program_by_the_name_of_its_service() {
     let world = World::new();
     let _ = world.ark(["template", "build", "echo", "--image", "python", "--warm", SERVER]).ok();
-    let create = ["service", "create", "echo", "-n", "2", "--template", "echo", "--port", "7", "--wait"];
+    let create = ["service", "create", "echo", "-n", "2", "--template", "echo", "--tcp", "7", "--wait"];
     let _ = world.ark(create).ok();
     let two = replicas(&world);
     assert_eq!(two.len(), 2);
