@@ -86,7 +86,7 @@ pub(crate) struct ServiceSpecArgs {
     pub(crate) owner: Option<Owner>,
     /// TCP port at 127.0.0.1 of every replica where its program listens, for other agents of the owner
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
-    pub(crate) port: Option<u16>,
+    pub(crate) tcp: Option<u16>,
     /// Begin a replica anew when it ends by itself: never, on-failure or always; with `:N` at most N times until it ran well.
     /// One that does not begin anew is replaced
     #[arg(long, value_parser = parse::restart, default_value = "always", value_name = "POLICY")]
@@ -152,9 +152,11 @@ mod tests {
             "app=shop",
             "--max-surge",
             "2",
+            "--tcp",
+            "8080",
         ];
         let Ok(ServiceAction::Create(args)) = action(&line) else { panic!("it is made") };
-        assert_eq!((args.replicas, args.max_unavailable, args.max_surge), (3, 0, 2));
+        assert_eq!((args.replicas, args.max_unavailable, args.max_surge, args.tcp), (3, 0, 2, Some(8080)));
         assert_eq!(args.restart, RestartPolicy::Always { max_restarts: None });
         assert!(matches!(action(&["update", "web"]), Ok(ServiceAction::Set(_))));
         assert!(action(&["create", "web", "--template", "py", "--image", "base"]).is_err());

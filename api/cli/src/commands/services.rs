@@ -73,7 +73,7 @@ fn spec(args: &ServiceSpecArgs) -> Result<ServiceSpec, Failure> {
         env: args.env.iter().cloned().collect(),
         labels: labels.try_into().map_err(|error: InvalidLabel| Failure::Usage(error.to_string()))?,
         owner: args.owner.clone().unwrap_or_default(),
-        port: args.port,
+        port: args.tcp,
         restart: args.restart,
         update: UpdatePolicy { max_unavailable: args.max_unavailable, max_surge: args.max_surge },
     })
