@@ -24,7 +24,7 @@ pub struct Problem {
 }
 
 macro_rules! problem_kinds {
-    ($($(#[$doc:meta])* $variant:ident = $slug:literal, $status:literal, $title:literal;)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $slug:tt, $status:literal, $title:literal;)*) => {
         /// Stable kinds of problems; a client may match on them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
         pub enum ProblemKind {
