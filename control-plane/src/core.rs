@@ -14,6 +14,7 @@ use crate::agent::Seen;
 use crate::config::Config;
 use crate::consoles::Consoles;
 use crate::host;
+use crate::idempotency::Requests;
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::pool::Pool;
@@ -44,6 +45,8 @@ pub struct Core {
     pub ledger: Ledger,
     /// Agents.
     pub registry: Registry,
+    /// Requests under way that may be sent again.
+    pub requests: Requests,
     /// Room for agents, and who gets it.
     pub scheduler: Arc<Scheduler>,
     /// Snapshots.
@@ -115,6 +118,7 @@ impl Core {
             log,
             ledger,
             registry,
+            requests: Requests::default(),
             scheduler,
             snapshots,
             templates,

@@ -20,6 +20,8 @@
 //! | [`daemon`] | start (lock, clean-up, listeners) and end of the whole |
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
+//! | [`idempotency`] | requests that may be sent again |
+//! | [`etag`], [`version`] | conditions on what is changed; who answers |
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
@@ -44,8 +46,10 @@ pub mod config;
 pub mod consoles;
 pub mod core;
 pub mod daemon;
+pub mod etag;
 pub mod guest;
 pub mod host;
+pub mod idempotency;
 pub mod images;
 pub mod ledger;
 pub mod logs;
@@ -70,3 +74,4 @@ pub mod telemetry;
 pub mod templates;
 pub mod traces;
 pub mod validate;
+pub mod version;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
+use ark_types::idempotency::KeptReply;
 use ark_types::label::{Labels, Owner};
 use ark_types::scheduling::Quota;
 use ark_types::vmm::{ExitReason, ExitRecord};
@@ -46,21 +47,34 @@ fn continuity() -> Continuity {
     }
 }
 
+fn reply() -> KeptReply {
+    KeptReply {
+        request: "d4".repeat(32),
+        status: 201,
+        headers: [("location".to_owned(), "/v1/agents/0123456789abcdef".to_owned())].into(),
+        body: "{}".to_owned(),
+    }
+}
+
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 12] {
+fn events() -> [Event; 16] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
         | Event::AgentPaused { .. }
         | Event::AgentResumed {}
         | Event::AgentRewound { .. }
+        | Event::AgentLabelled { .. }
         | Event::AgentStopping {}
         | Event::AgentEnded { .. }
         | Event::AgentRestarting { .. }
         | Event::AgentRestarted { .. }
         | Event::AgentExpired { .. }
         | Event::AgentRemoved {}
-        | Event::OwnerQuotaSet { .. } => {}
+        | Event::OwnerQuotaSet { .. }
+        | Event::RequestMade { .. }
+        | Event::RequestAnswered { .. }
+        | Event::RequestDropped {} => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -69,6 +83,7 @@ fn events() -> [Event; 12] {
         Event::AgentPaused { snapshot: "b2".repeat(16) },
         Event::AgentResumed {},
         Event::AgentRewound { origin: Origin::Snapshot { name: name("before-edit") } },
+        Event::AgentLabelled { labels: spec().labels },
         Event::AgentStopping {},
         Event::AgentEnded {
             outcome: Outcome::Failed,
@@ -80,6 +95,13 @@ fn events() -> [Event; 12] {
         Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
+        Event::RequestMade {
+            key: "c3".repeat(32),
+            request: "d4".repeat(32),
+            made: Stream::agent("0123456789abcdef"),
+        },
+        Event::RequestAnswered { key: "c3".repeat(32), reply: reply() },
+        Event::RequestDropped {},
     ]
 }
 
@@ -91,6 +113,9 @@ fn every_event() {
         let kind = event.kind();
         let stream = match event {
             Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
+            Event::RequestMade { .. } | Event::RequestAnswered { .. } | Event::RequestDropped {} => {
+                Stream::request("fedcba9876543210")
+            }
             _ => Stream::agent("0123456789abcdef"),
         };
         let recorded = Recorded { position, at_unix_ms: 1_700_000_000_000, stream, version: position, event };
@@ -101,7 +126,7 @@ fn every_event() {
     let stopped =
         Event::AgentEnded { outcome: Outcome::Stopped, reason: "on request".to_owned(), exit: None };
     frozen.with("agent.ended on request", &stopped).with("list", &list).check("events");
-    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 1);
+    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 3);
 }
 
 #[test]

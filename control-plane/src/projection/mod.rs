@@ -2,6 +2,7 @@
 
 mod agents;
 mod quotas;
+mod requests;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use crate::store::Snapshot;
 
 pub use agents::{AgentFilter, Agents, Place, place};
 pub use quotas::Quotas;
+pub use requests::{Cut, Requests};
 
 /// Form of the projection's snapshots.
 const FORM: u32 = 1;
@@ -33,6 +35,7 @@ pub struct Projection {
     position: u64,
     agents: Agents,
     quotas: Quotas,
+    requests: Requests,
 }
 
 /// The projection on disk: what cannot be told from the rest.
@@ -43,6 +46,9 @@ struct Stored<T> {
     /// Absent in what was written before there were any.
     #[serde(default)]
     quotas: Quotas,
+    /// Likewise.
+    #[serde(default)]
+    requests: Requests,
 }
 
 impl Projection {
@@ -64,12 +70,19 @@ impl Projection {
         &self.quotas
     }
 
+    /// Requests that may be sent again.
+    #[must_use]
+    pub const fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
     /// Takes in the event after the last one.
     pub fn apply(&mut self, recorded: &Recorded) {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
         self.quotas.apply(recorded);
+        self.requests.apply(recorded);
     }
 
     /// It, as the log keeps it.
@@ -79,7 +92,8 @@ impl Projection {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let agents: Vec<&Agent> = self.agents.iter().collect();
-        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas: self.quotas.clone() });
+        let (quotas, requests) = (self.quotas.clone(), self.requests.clone());
+        let data = serde_json::to_vec(&Stored { form: FORM, agents, quotas, requests });
         Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
     }
 
@@ -95,6 +109,6 @@ impl Projection {
             return Err(unusable(format!("it is of form {}, and this arkd knows {FORM}", stored.form)));
         }
         let agents = stored.agents.into_iter().collect();
-        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas })
+        Ok(Self { position: snapshot.position, agents, quotas: stored.quotas, requests: stored.requests })
     }
 }

@@ -67,6 +67,7 @@ fn event(n: u64, kind: u8) -> Event {
         8 => Event::AgentRemoved {},
         9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
         10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
+        11 => Event::AgentLabelled { labels: labels(n / 2) },
         _ => Event::OwnerQuotaSet {
             quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
         },

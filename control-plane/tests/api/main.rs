@@ -3,6 +3,7 @@
 mod adopt;
 mod agents;
 mod bad_input;
+mod conditions;
 mod conformance;
 mod consoles;
 mod events;
@@ -12,6 +13,7 @@ mod files;
 mod forks;
 mod harness;
 mod healing;
+mod idempotency;
 mod metrics;
 mod openapi;
 mod pause;

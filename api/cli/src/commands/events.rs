@@ -59,6 +59,9 @@ fn about(event: &Event) -> String {
                 agent.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
             format!("{} of {} for {}{}", agent.name, agent.image, agent.owner, labels.concat())
         }
+        Event::AgentLabelled { labels } => {
+            labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+        }
         Event::AgentReady { boot_ms } => format!("after {}", span(*boot_ms)),
         Event::AgentPaused { snapshot } => format!("to {snapshot}"),
         Event::AgentRewound { origin: ark_types::agent::Origin::Snapshot { name } } => format!("to {name}"),
@@ -78,10 +81,16 @@ fn about(event: &Event) -> String {
             format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
         }
         Event::AgentExpired { reason } => reason.clone(),
+        Event::RequestMade { made, .. } => made.to_string(),
+        Event::RequestAnswered { reply, .. } => {
+            let place = reply.headers.get("location").map_or(String::new(), |place| format!(" {place}"));
+            format!("with {}{place}", reply.status)
+        }
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
-        | Event::AgentRemoved {} => String::new(),
+        | Event::AgentRemoved {}
+        | Event::RequestDropped {} => String::new(),
     }
 }
 
