@@ -8,7 +8,7 @@ use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::idempotency::KeptReply;
-use ark_types::label::{Labels, Owner};
+use ark_types::label::{LabelPatch, Labels, Owner};
 use ark_types::scheduling::Quota;
 use ark_types::vmm::{ExitReason, ExitRecord};
 use frozen::{Frozen, digest};
@@ -127,6 +127,18 @@ fn every_event() {
         Event::AgentEnded { outcome: Outcome::Stopped, reason: "on request".to_owned(), exit: None };
     frozen.with("agent.ended on request", &stopped).with("list", &list).check("events");
     assert_eq!(events().iter().filter(|event| event.is_last()).count(), 3);
+}
+
+#[test]
+fn changes_of_labels() {
+    let labels = [("tier".to_owned(), Some("web".to_owned())), ("old".to_owned(), None)].into();
+    let patch = LabelPatch { labels };
+    let before = BTreeMap::from(["old", "app"].map(|key| (key.to_owned(), "shop".to_owned())));
+    let after = Labels::try_from(before).unwrap().patched(&patch).unwrap();
+    assert_eq!(serde_json::to_string(&after).unwrap(), r#"{"app":"shop","tier":"web"}"#);
+    let bad = LabelPatch { labels: [("_".to_owned(), Some(String::new()))].into() };
+    assert!(after.patched(&bad).is_err());
+    Frozen::default().with("patch", &patch).check("labels");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The layer around every route.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ark_types::problem::ProblemKind;
@@ -11,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use tower::ServiceExt as _;
+use utoipa::openapi::OpenApi;
 
 use super::{Condition, ETag, Turns};
 use crate::problems::Refusal;
@@ -18,18 +20,29 @@ use crate::problems::Refusal;
 /// Most bytes of a representation that is tagged.
 const MAX_THING: usize = 1 << 20;
 
-/// What the layer needs: the routes, to look at a thing, and whose turn it is.
+/// What the layer needs: the routes, to look at a thing, what can be asked of them, and whose turn it is.
 #[derive(Clone, Debug)]
 pub struct Tagged {
     routes: Router,
+    /// Routes and methods that change something.
+    changes: Arc<HashSet<(String, Method)>>,
     turns: Arc<Turns>,
 }
 
 impl Tagged {
-    /// Over `routes`, as they are without the layer.
+    /// Over `routes`, as they are without the layer and as `document` describes them.
     #[must_use]
-    pub fn new(routes: Router) -> Self {
-        Self { routes, turns: Arc::default() }
+    pub fn new(routes: Router, document: &OpenApi) -> Self {
+        let changes = document.paths.paths.iter().flat_map(|(path, item)| {
+            let methods = [
+                (&item.post, Method::POST),
+                (&item.put, Method::PUT),
+                (&item.patch, Method::PATCH),
+                (&item.delete, Method::DELETE),
+            ];
+            methods.into_iter().filter_map(|(known, method)| known.as_ref().map(|_| (path.clone(), method)))
+        });
+        Self { routes, changes: Arc::new(changes.collect()), turns: Arc::default() }
     }
 
     /// The tag of the thing at `path`, if it is there and has one.
@@ -63,6 +76,10 @@ pub async fn conditional(State(tagged): State<Tagged>, request: Request, next: N
     };
     if *request.method() == Method::GET {
         return if is_thing(route.as_str()) { read(request, next).await } else { next.run(request).await };
+    }
+    // What cannot be asked for is refused as that, whatever the condition.
+    if !tagged.changes.contains(&(route.as_str().to_owned(), request.method().clone())) {
+        return next.run(request).await;
     }
     let condition = Condition::of(request.headers(), &header::IF_MATCH);
     let replaces = matches!(*request.method(), Method::PUT | Method::PATCH) && is_thing(route.as_str());

@@ -75,7 +75,7 @@ impl Condition {
     pub fn matches(&self, tag: &ETag) -> bool {
         match self {
             Self::Any => true,
-            Self::Tags(tags) => tags.iter().any(|listed| *listed == tag.0),
+            Self::Tags(tags) => tags.contains(&tag.0),
         }
     }
 

@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
@@ -29,7 +29,7 @@ const KEPT_HEADERS: [HeaderName; 3] = [header::CONTENT_TYPE, header::LOCATION, h
 
 /// See the module.
 pub async fn idempotent(State(core): State<Arc<Core>>, request: Request, next: Next) -> Response {
-    pass(core, request, next).await.unwrap_or_else(|refusal| refusal.into_response())
+    pass(core, request, next).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn pass(core: Arc<Core>, request: Request, next: Next) -> Result<Response, Refusal> {

@@ -84,10 +84,10 @@ fn documented() -> OpenApiRouter<Shared> {
 
 /// The API over `core`.
 pub fn router(core: Arc<Core>) -> Router {
-    let (routes, _) = documented().split_for_parts();
+    let (routes, document) = documented().split_for_parts();
     let routes = routes.route("/metrics", get(stats::metrics));
     let routes = routes.layer(DefaultBodyLimit::max(MAX_JSON));
-    let tagged = Tagged::new(routes.clone().with_state(Arc::clone(&core)));
+    let tagged = Tagged::new(routes.clone().with_state(Arc::clone(&core)), &document);
     routes
         .layer(from_fn_with_state(tagged, conditional))
         .layer(from_fn_with_state(Arc::clone(&core), idempotent))

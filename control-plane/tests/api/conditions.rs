@@ -101,6 +101,8 @@ async fn a_change_is_made_only_to_what_was_seen() {
     }
     let any = send(client, Method::DELETE, "/v1/agents/a1", &json!({}), (IF_MATCH, "*")).await;
     assert_eq!(any.status(), StatusCode::NO_CONTENT);
+    let no_method = send(client, Method::PUT, "/v1/agents/a1", &json!({}), (IF_MATCH, "\"x\"")).await;
+    no_method.problem(ProblemKind::MethodNotAllowed);
     let nobody = send(client, Method::DELETE, "/v1/agents/nobody", &json!({}), (IF_MATCH, "\"x\"")).await;
     nobody.problem(ProblemKind::AgentNotFound);
 

@@ -48,7 +48,7 @@ fn show(ui: Ui, event: &Recorded) -> Result<(), Failure> {
 fn line(event: &Recorded) -> String {
     let Recorded { position, at_unix_ms, stream, event, .. } = event;
     let about = printable(&about(event)).replace('\n', " ");
-    let text = format!("{position:>6}  {:>6} ago  {:<15}  {stream}  {about}", age(*at_unix_ms), event.kind());
+    let text = format!("{position:>6}  {:>6} ago  {:<16}  {stream}  {about}", age(*at_unix_ms), event.kind());
     text.trim_end().to_owned()
 }
 
@@ -111,7 +111,7 @@ mod tests {
         };
         let told = line(&event(ended));
         assert!(
-            told.starts_with("     7  ") && told.contains("agent.ended      agent/0a  failed: the guest"),
+            told.starts_with("     7  ") && told.contains("agent.ended       agent/0a  failed: the guest"),
             "{told}"
         );
         assert!(told.ends_with("the guest\\u{1b}[2J panicked"), "{told}");
@@ -119,6 +119,6 @@ mod tests {
         assert!(line(&event(Event::OwnerQuotaSet { quota })).ends_with("may have 3 agents, 0 processors"));
         let quota = Quota::default();
         assert!(line(&event(Event::OwnerQuotaSet { quota })).ends_with("may have everything"));
-        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed    agent/0a"));
+        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed     agent/0a"));
     }
 }
