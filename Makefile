@@ -21,7 +21,7 @@ STEP   := tests/step.sh
 
 PROGRAMS := ark arkd ark-vmm ark-guestd
 
-.PHONY: run test soak bench stop clean install deps programs kernel images machine all lint unit vm-tests machine-tests help
+.PHONY: run test soak bench stop clean install deps programs kernel images machine all lint unit api-fuzz vm-tests machine-tests help
 
 run: all
 	@echo
@@ -101,7 +101,7 @@ images: deps programs
 machine: kernel images
 	@$(STEP) "emulated host" guest-images/machine/build.sh
 
-test: all lint unit vm-tests machine-tests
+test: all lint unit api-fuzz vm-tests machine-tests
 	@echo "make test: everything passed"
 
 lint: deps
@@ -111,6 +111,18 @@ lint: deps
 # Unit, property, snapshot and style tests: no VM.
 unit: deps
 	@$(STEP) "unit tests" $(CARGO) test --workspace --locked
+
+# The REST API against its OpenAPI document, by a fuzzer that reads it, over VMMs that are fakes: no VM.
+SCHEMATHESIS := $(BUILD)/.cache/schemathesis
+api-fuzz: SECTIONS += test
+api-fuzz: deps $(SCHEMATHESIS)/.made
+	@$(STEP) "REST API against its document" env ARK_SCHEMATHESIS=$(SCHEMATHESIS)/bin/st \
+	  $(CARGO) test --locked -p arkd --test api -- --ignored conformance
+
+$(SCHEMATHESIS)/.made: tests/api-fuzz/requirements.txt | deps
+	@$(STEP) "schemathesis" sh -c 'python3 -m venv --clear $(SCHEMATHESIS) && \
+	  $(SCHEMATHESIS)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<'
+	@touch $@
 
 # Whole VMs, on usable KVM or in the emulated host; the script says which.
 vm-tests: all

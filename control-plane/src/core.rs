@@ -14,6 +14,7 @@ use crate::agent::Seen;
 use crate::config::Config;
 use crate::consoles::Consoles;
 use crate::host;
+use crate::idempotency::Requests;
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::pool::Pool;
@@ -46,6 +47,8 @@ pub struct Core {
     pub ledger: Ledger,
     /// Agents.
     pub registry: Registry,
+    /// Requests under way that may be sent again.
+    pub requests: Requests,
     /// Room for agents, and who gets it.
     pub scheduler: Arc<Scheduler>,
     /// Services, and calls under way in their replicas.
@@ -128,6 +131,7 @@ impl Core {
             log,
             ledger,
             registry,
+            requests: Requests::default(),
             scheduler,
             services,
             snapshots,

@@ -28,6 +28,7 @@ use crate::auth::{Token, TokenError, demand_token};
 use crate::cleanup;
 use crate::config::{Config, ConsoleLimits};
 use crate::core::Core;
+use crate::idempotency;
 use crate::ledger::{Ledger, LedgerError};
 use crate::routes;
 use crate::server::{ListenError, UnixSocket, bind_tcp, serve_tcp};
@@ -35,6 +36,7 @@ use crate::settings::Settings;
 use crate::store::{EventLog, OpenError, SqliteLog};
 use crate::survivors::{self, Stance, Survivor, Survivors};
 use crate::telemetry;
+use crate::version;
 
 /// Time the guests have to end in order when `arkd` ends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -157,18 +159,23 @@ impl Daemon {
         agent::load_paused(&core);
         agent::settle(&core, &untold).await;
         untold.iter().for_each(|id| cleanup::remove_agent_dir(&core.config.run.agent(id).0));
+        idempotency::settle(&core).await;
         core.services.start(&core);
         core.pool.start(&core);
         core.tasks.start(&core);
         let routes = routes::router(Arc::clone(&core));
-        let open = telemetry::measured(routes.clone(), &core);
+        let open = telemetry::measured(version::told(routes.clone()), &core);
         let end = CancellationToken::new();
         let mut servers: Vec<_> = socket.serve(open, end.clone()).into_iter().collect();
         tracing::info!(socket = %run.api_socket().display(), "listening");
         let address = tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
         if let Some((listener, token)) = tcp {
             let guarded = routes.layer(from_fn_with_state(token, demand_token));
-            servers.push(serve_tcp(listener, telemetry::measured(guarded, &core), end.clone()));
+            servers.push(serve_tcp(
+                listener,
+                telemetry::measured(version::told(guarded), &core),
+                end.clone(),
+            ));
             tracing::info!(?address, "listening");
         }
         Ok(Self { core, end, servers, tcp: address, _socket: socket, _state_lock: state_lock, _lock: lock })

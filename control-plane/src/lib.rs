@@ -20,6 +20,8 @@
 //! | [`daemon`] | start (lock, clean-up, listeners) and end of the whole |
 //! | [`server`], [`auth`], [`problems`] | connections, who may speak, how errors are told |
 //! | [`routes`] | the REST API, one file per noun |
+//! | [`idempotency`] | requests that may be sent again |
+//! | [`etag`], [`version`] | conditions on what is changed; who answers |
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`services`] | names with replicas behind them: healing, updates, and who takes a call |
@@ -46,8 +48,10 @@ pub mod config;
 pub mod consoles;
 pub mod core;
 pub mod daemon;
+pub mod etag;
 pub mod guest;
 pub mod host;
+pub mod idempotency;
 pub mod images;
 pub mod ledger;
 pub mod logs;
@@ -74,3 +78,4 @@ pub mod telemetry;
 pub mod templates;
 pub mod traces;
 pub mod validate;
+pub mod version;

@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::agent::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
+use crate::agent::{BootError, CallError, LabelError, NotRunning, PauseError, SnapshotFailure};
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
 use crate::pool::policy::PolicyError;
@@ -286,6 +286,16 @@ impl From<CallError> for Refusal {
             CallError::NotRunning(_) => ProblemKind::AgentNotRunning,
             CallError::Gone { .. } => ProblemKind::AgentGone,
             CallError::Guest(failure) => kind_of(failure),
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<LabelError> for Refusal {
+    fn from(error: LabelError) -> Self {
+        let kind = match &error {
+            LabelError::Invalid(_) => ProblemKind::InvalidValue,
+            LabelError::Unrecorded(refused) => kind_of_refused(refused),
         };
         Self::new(kind, error.to_string())
     }

@@ -133,6 +133,8 @@ pub(crate) enum Verb {
     },
     /// Stop and remove agents
     Rm(RmArgs),
+    /// Set and remove labels of an agent
+    Label(LabelArgs),
     /// List images
     Images,
     /// Templates: agents that were booted and warmed once, to be forked from
@@ -291,6 +293,16 @@ pub(crate) struct ExecArgs {
     /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
+}
+
+/// `ark label`.
+#[derive(Debug, Args)]
+pub(crate) struct LabelArgs {
+    /// Name or id
+    pub(crate) agent: String,
+    /// Label to set, or with a dash at its end to remove
+    #[arg(required = true, value_parser = parse::label_change, value_name = "KEY=VALUE|KEY-")]
+    pub(crate) changes: Vec<(String, Option<String>)>,
 }
 
 /// `ark cp`.

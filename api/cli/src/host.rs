@@ -1,6 +1,7 @@
 //! Which host agents run on, and the way to it.
 
 use ark_client::Client;
+use ark_types::version::is_same_release;
 
 use crate::args::{Global, HostChoice, MachineSize};
 use crate::daemon;
@@ -59,6 +60,19 @@ impl Context {
     }
 
     async fn connect(&self, announce: bool) -> Result<Client, Failure> {
+        let client = self.reach(announce).await?;
+        let ours = env!("CARGO_PKG_VERSION");
+        if let Some(theirs) = client.server_version()
+            && !is_same_release(ours, theirs)
+        {
+            self.ui.note(&format!(
+                "this is ark {ours}, and arkd is of {theirs}: some of what they say to each other may get lost; `ark stop` ends that arkd, and the next command starts one of this release"
+            ));
+        }
+        Ok(client)
+    }
+
+    async fn reach(&self, announce: bool) -> Result<Client, Failure> {
         match self.decide().await? {
             Decision::Native => Ok(daemon::ensure(&self.dirs).await?),
             Decision::Machine(reason) => {

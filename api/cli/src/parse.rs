@@ -149,6 +149,17 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A change of a label: `KEY=VALUE` sets it, `KEY-` removes it.
+pub(crate) fn label_change(text: &str) -> Result<(String, Option<String>), String> {
+    match (label(text), text.strip_suffix('-')) {
+        (Ok((key, value)), _) => Ok((key, Some(value))),
+        (Err(_), Some(key)) if !key.is_empty() => Ok((key.to_owned(), None)),
+        (Err(_), _) => {
+            Err(format!("{text:?} changes no label: write KEY=VALUE to set it, or KEY- to remove it"))
+        }
+    }
+}
+
 /// A place for `ark cp`: `-`, `agent:/path`, or a path on this machine.
 pub(crate) fn place(text: &str) -> Result<Place, String> {
     if text == "-" {

@@ -28,7 +28,7 @@ impl Client {
     /// # Errors
     /// See [`Error`]; forks that failed are in the reply, as long as the branch itself was made.
     pub async fn fork(&self, agent: &str, request: &ForkAgent) -> Result<Forked, Error> {
-        self.post(&uri::agent(agent, "/fork"), request).await
+        self.make(&uri::agent(agent, "/fork"), request).await
     }
 
     /// `POST /v1/agents/{agent}/pause`: its processors stand still and its memory is on disk.
@@ -69,7 +69,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn take_snapshot(&self, agent: &str, request: &CreateSnapshot) -> Result<Snapshot, Error> {
-        self.post(&uri::agent(agent, "/snapshots"), request).await
+        self.make(&uri::agent(agent, "/snapshots"), request).await
     }
 
     /// `GET /v1/snapshots`.
@@ -111,7 +111,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn restore(&self, snapshot: &str, request: &RestoreSnapshot) -> Result<Agent, Error> {
-        self.post(&uri::snapshot(snapshot, "/restore"), request).await
+        self.make(&uri::snapshot(snapshot, "/restore"), request).await
     }
 
     /// `POST /v1/templates`: returns when the template is built, at once where it is there already, unchanged.
@@ -119,7 +119,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn build_template(&self, request: &CreateTemplate) -> Result<Template, Error> {
-        self.post("/v1/templates", request).await
+        self.make("/v1/templates", request).await
     }
 
     /// `GET /v1/templates`.

@@ -1,19 +1,23 @@
 //! The client, and one method per route of health, images, agents, programs and files; the others are in `branches`.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentList, CreateAgent};
 use ark_types::exec::{ExecReply, ExecRequest};
 use ark_types::files::{FileList, FileStat};
 use ark_types::health::Health;
+use ark_types::idempotency::IDEMPOTENCY_KEY;
 use ark_types::image::{ImageList, ImageManifest};
+use ark_types::label::LabelPatch;
 use ark_types::problem::Problem;
 use ark_types::shutdown::{AgentsFate, Shutdown};
+use ark_types::version::ARK_VERSION;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName};
 use hyper::{Method, Request, Response, Uri};
 use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
@@ -31,6 +35,8 @@ use crate::uri;
 
 /// Most bytes of a JSON answer that is read: two captured outputs in base64, with room.
 const MAX_ANSWER: usize = 64 << 20;
+/// How long to wait before a request is sent again whose connection broke.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Characters of a foreign answer that an error quotes.
 const EXCERPT: usize = 120;
 
@@ -43,6 +49,8 @@ type Connector = BoxCloneSyncService<Uri, Pooled, std::io::Error>;
 pub struct Client {
     endpoint: Endpoint,
     http: legacy::Client<Connector, RequestBody>,
+    /// What the first reply said.
+    version: Arc<OnceLock<String>>,
 }
 
 impl Client {
@@ -55,13 +63,19 @@ impl Client {
             async move { target.connect().await.map(Pooled::new) }
         }));
         let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
-        Self { endpoint, http }
+        Self { endpoint, http, version: Arc::default() }
     }
 
     /// Address of the `arkd`.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// The version of `arkd`, once it replied to anything; older ones do not say.
+    #[must_use]
+    pub fn server_version(&self) -> Option<&str> {
+        self.version.get().map(String::as_str)
     }
 
     /// `GET /v1/health`.
@@ -77,7 +91,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn shut_down(&self, agents: AgentsFate) -> Result<(), Error> {
-        self.send_json(Method::POST, "/v1/shutdown", &Shutdown { agents }).await.map(drop)
+        self.send_json(Method::POST, "/v1/shutdown", &Shutdown { agents }, &[]).await.map(drop)
     }
 
     /// `GET /v1/openapi.json`.
@@ -106,10 +120,25 @@ impl Client {
 
     /// `POST /v1/agents`: returns when the agent takes commands, or with the reason why it will not.
     ///
+    /// One that goes with its first program is of use to this client alone: whoever waits no longer takes the request back.
+    /// Any other is made once, even if the connection breaks.
+    ///
     /// # Errors
     /// See [`Error`].
     pub async fn create(&self, agent: &CreateAgent) -> Result<Agent, Error> {
-        self.post("/v1/agents", agent).await
+        if agent.auto_remove {
+            return self.post("/v1/agents", agent).await;
+        }
+        self.make("/v1/agents", agent).await
+    }
+
+    /// `PATCH /v1/agents/{agent}`: sets and removes labels.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn label(&self, agent: &str, patch: &LabelPatch) -> Result<Agent, Error> {
+        let response = self.send_json(Method::PATCH, &uri::agent(agent, ""), patch, &[]).await?;
+        self.parse(response).await
     }
 
     /// `GET /v1/agents`: the living, and ended ones that are still known.
@@ -232,13 +261,31 @@ impl Client {
         self.parse(response).await
     }
 
+    /// Sends a value that something is made of, once: with a key, so that it can be sent again when the connection breaks.
+    pub(crate) async fn make<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let key = format!("{:032x}", rand::random::<u128>());
+        let headers = [(HeaderName::from_static(IDEMPOTENCY_KEY), key.as_str())];
+        let send = async || self.parse(self.send_json(Method::POST, target, body, &headers).await?).await;
+        match send().await {
+            Err(Error::Broken { .. }) => {
+                tokio::time::sleep(AGAIN_AFTER).await;
+                send().await
+            }
+            other => other,
+        }
+    }
+
     /// Sends a value, for another.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let response = self.send_json(Method::POST, target, body).await?;
+        let response = self.send_json(Method::POST, target, body, &[]).await?;
         self.parse(response).await
     }
 
@@ -248,7 +295,7 @@ impl Client {
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let response = self.send_json(Method::PUT, target, body).await?;
+        let response = self.send_json(Method::PUT, target, body, &[]).await?;
         self.parse(response).await
     }
 
@@ -258,7 +305,7 @@ impl Client {
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let response = self.send_json(Method::PATCH, target, body).await?;
+        let response = self.send_json(Method::PATCH, target, body, &[]).await?;
         self.parse(response).await
     }
 
@@ -267,9 +314,10 @@ impl Client {
         method: Method,
         target: &str,
         body: &impl Serialize,
+        headers: &[(HeaderName, &str)],
     ) -> Result<Response<Incoming>, Error> {
         let json = serde_json::to_vec(body).map_err(|e| Error::Request(e.to_string()))?;
-        let headers = [(CONTENT_TYPE, "application/json")];
+        let headers = [&[(CONTENT_TYPE, "application/json")], headers].concat();
         let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
         self.send(method, target, &headers, body).await
     }
@@ -285,7 +333,7 @@ impl Client {
         &self,
         method: Method,
         target: &str,
-        headers: &[(hyper::header::HeaderName, &str)],
+        headers: &[(HeaderName, &str)],
         body: RequestBody,
     ) -> Result<Response<Incoming>, Error> {
         let authority = self.endpoint.authority();
@@ -301,6 +349,9 @@ impl Client {
         }
         let request = request.body(body).map_err(|e| Error::Request(e.to_string()))?;
         let response = self.http.request(request).await.map_err(|e| self.transport(&e))?;
+        if let Some(version) = response.headers().get(ARK_VERSION).and_then(|version| version.to_str().ok()) {
+            self.version.get_or_init(|| version.to_owned());
+        }
         if response.status().is_success() {
             return Ok(response);
         }

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use crate::agent::{Agent, AgentName, AgentState, Origin};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
+use crate::idempotency::KeptReply;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::pool::PoolPolicy;
@@ -48,6 +49,30 @@ impl Stream {
     #[must_use]
     pub fn owner(owner: &Owner) -> Self {
         Self(format!("owner/{owner}"))
+    }
+
+    /// The stream of the request `id`, one that bore an `Idempotency-Key`.
+    #[must_use]
+    pub fn request(id: &str) -> Self {
+        Self(format!("request/{id}"))
+    }
+
+    /// The id of the request that it is the stream of; none when it is that of something else.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        self.0.strip_prefix("request/")
+    }
+
+    /// The stream of the snapshot `name`.
+    #[must_use]
+    pub fn snapshot(name: &AgentName) -> Self {
+        Self(format!("snapshot/{name}"))
+    }
+
+    /// The name of the snapshot that it is the stream of; none when it is that of something else.
+    #[must_use]
+    pub fn snapshot_name(&self) -> Option<&str> {
+        self.0.strip_prefix("snapshot/")
     }
 
     /// The owner that it is the stream of; none when it is that of something else.
@@ -296,6 +321,12 @@ pub enum Event {
         /// Where it comes from now.
         origin: Origin,
     },
+    /// Its labels were changed.
+    #[serde(rename = "agent.labelled")]
+    AgentLabelled {
+        /// All that it has now.
+        labels: Labels,
+    },
     /// Its end was asked for.
     #[serde(rename = "agent.stopping")]
     AgentStopping {},
@@ -418,6 +449,27 @@ pub enum Event {
     /// Nothing of it is left.
     #[serde(rename = "task.removed")]
     TaskRemoved {},
+    /// A request with an `Idempotency-Key` is about to make something, which nobody was told of yet.
+    #[serde(rename = "request.made")]
+    RequestMade {
+        /// SHA-256 of the key, hexadecimal.
+        key: String,
+        /// SHA-256 of what was asked for, as in [`KeptReply::request`].
+        request: String,
+        /// What.
+        made: Stream,
+    },
+    /// It was carried out: who sends its key again gets the same reply.
+    #[serde(rename = "request.answered")]
+    RequestAnswered {
+        /// SHA-256 of the key, hexadecimal.
+        key: String,
+        /// The reply.
+        reply: KeptReply,
+    },
+    /// It came to nothing, and nothing of what it made is left: its key is free.
+    #[serde(rename = "request.dropped")]
+    RequestDropped {},
 }
 
 impl Event {
@@ -430,6 +482,7 @@ impl Event {
             Self::AgentPaused { .. } => "agent.paused",
             Self::AgentResumed {} => "agent.resumed",
             Self::AgentRewound { .. } => "agent.rewound",
+            Self::AgentLabelled { .. } => "agent.labelled",
             Self::AgentStopping {} => "agent.stopping",
             Self::AgentEnded { .. } => "agent.ended",
             Self::AgentRestarting { .. } => "agent.restarting",
@@ -449,6 +502,9 @@ impl Event {
             Self::TaskCancelled {} => "task.cancelled",
             Self::TaskTimedOut { .. } => "task.timed_out",
             Self::TaskRemoved {} => "task.removed",
+            Self::RequestMade { .. } => "request.made",
+            Self::RequestAnswered { .. } => "request.answered",
+            Self::RequestDropped {} => "request.dropped",
         }
     }
 
@@ -456,12 +512,16 @@ impl Event {
     #[must_use]
     pub const fn is_last(&self) -> bool {
         match self {
-            Self::AgentRemoved {} | Self::TaskRemoved {} => true,
+            Self::AgentRemoved {}
+            | Self::TaskRemoved {}
+            | Self::RequestAnswered { .. }
+            | Self::RequestDropped {} => true,
             Self::AgentCreated { .. }
             | Self::AgentReady { .. }
             | Self::AgentPaused { .. }
             | Self::AgentResumed {}
             | Self::AgentRewound { .. }
+            | Self::AgentLabelled { .. }
             | Self::AgentStopping {}
             | Self::AgentEnded { .. }
             | Self::AgentRestarting { .. }
@@ -479,6 +539,7 @@ impl Event {
             | Self::TaskFailed { .. }
             | Self::TaskCancelled {}
             | Self::TaskTimedOut { .. } => false,
+            Self::RequestMade { .. } => false,
         }
     }
 }

@@ -82,6 +82,21 @@ impl Labels {
         self.0.get(key).map(String::as_str)
     }
 
+    /// These labels as `patch` changes them.
+    ///
+    /// # Errors
+    /// [`InvalidLabel`] when they would be none that a thing may have.
+    pub fn patched(&self, patch: &LabelPatch) -> Result<Self, InvalidLabel> {
+        let mut labels = self.0.clone();
+        for (key, value) in &patch.labels {
+            match value {
+                Some(value) => drop(labels.insert(key.clone(), value.clone())),
+                None => drop(labels.remove(key)),
+            }
+        }
+        labels.try_into()
+    }
+
     /// Keys and values, by key.
     pub fn iter(&self) -> btree_map::Iter<'_, String, String> {
         self.0.iter()
@@ -114,6 +129,15 @@ impl From<Labels> for BTreeMap<String, String> {
     fn from(labels: Labels) -> Self {
         labels.0
     }
+}
+
+/// Body of `PATCH /v1/agents/{agent}`, a JSON merge patch (RFC 7396).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LabelPatch {
+    /// Labels to set, or with `null` to remove; others stay.
+    #[schema(example = json!({ "tier": "web", "old": null }))]
+    pub labels: BTreeMap<String, Option<String>>,
 }
 
 /// Who something belongs to: 1 to 63 characters of `a-z`, `0-9` and `-`; `default` when nobody is named.

@@ -24,7 +24,7 @@ pub struct Problem {
 }
 
 macro_rules! problem_kinds {
-    ($($(#[$doc:meta])* $variant:ident = $slug:literal, $status:literal, $title:literal;)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $slug:tt, $status:literal, $title:literal;)*) => {
         /// Stable kinds of problems; a client may match on them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
         pub enum ProblemKind {
@@ -87,12 +87,18 @@ problem_kinds! {
     TaskKeyTaken = "/problems/task-key-taken", 409, "The key belongs to another task";
     /// Agents or snapshots need it.
     InUse = "/problems/in-use", 409, "It is in use";
+    /// A request with the same idempotency key is still being carried out.
+    IdempotencyUnderWay = "/problems/idempotency-under-way", 409, "The same request is under way";
     /// Events that were asked for are no longer in the log.
     EventsCompacted = "/problems/events-compacted", 410, "The events are no longer there";
+    /// A condition of the request, such as `If-Match`, does not hold.
+    PreconditionFailed = "/problems/precondition-failed", 412, "The condition does not hold";
     /// The body is larger than allowed.
     TooLarge = "/problems/too-large", 413, "The request is too large";
     /// A field has a value outside its bounds.
     InvalidValue = "/problems/invalid-value", 422, "A value is outside its bounds";
+    /// The idempotency key was sent with another request.
+    IdempotencyKeyReused = "/problems/idempotency-key-reused", 422, "The idempotency key is another request's";
     /// The image file is corrupt or does not match its manifest.
     ImageCorrupt = "/problems/image-corrupt", 422, "The image is corrupt";
     /// The snapshot is damaged, of another release or of another kind of processor.
@@ -150,7 +156,7 @@ impl ProblemKind {
         match self {
             Self::QuotaExceeded | Self::HostFull | Self::QueueFull => Some(5),
             // It has waited already.
-            Self::QueueTimeout | Self::ServiceUnready => Some(1),
+            Self::QueueTimeout | Self::IdempotencyUnderWay | Self::ServiceUnready => Some(1),
             _ => None,
         }
     }

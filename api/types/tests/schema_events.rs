@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
+use ark_types::idempotency::KeptReply;
+use ark_types::label::{LabelPatch, Labels, Owner};
 use ark_types::label::{Labels, Owner};
 use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
@@ -77,14 +79,24 @@ fn service() -> ServiceSpec {
     serde_json::from_str(r#"{ "name": "web", "replicas": 3, "template": "py", "owner": "shop" }"#).unwrap()
 }
 
+fn reply() -> KeptReply {
+    KeptReply {
+        request: "d4".repeat(32),
+        status: 201,
+        headers: [("location".to_owned(), "/v1/agents/0123456789abcdef".to_owned())].into(),
+        body: "{}".to_owned(),
+    }
+}
+
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 24] {
+fn events() -> [Event; 28] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
         | Event::AgentPaused { .. }
         | Event::AgentResumed {}
         | Event::AgentRewound { .. }
+        | Event::AgentLabelled { .. }
         | Event::AgentStopping {}
         | Event::AgentEnded { .. }
         | Event::AgentRestarting { .. }
@@ -103,7 +115,10 @@ fn events() -> [Event; 24] {
         | Event::TaskFailed { .. }
         | Event::TaskCancelled {}
         | Event::TaskTimedOut { .. }
-        | Event::TaskRemoved {} => {}
+        | Event::TaskRemoved {}
+        | Event::RequestMade { .. }
+        | Event::RequestAnswered { .. }
+        | Event::RequestDropped {} => {}
     }
     let exit = ExitRecord { reason: ExitReason::GuestPanic, detail: None, at_unix_ms: 1_700_000_000_000 };
     [
@@ -112,6 +127,7 @@ fn events() -> [Event; 24] {
         Event::AgentPaused { snapshot: "b2".repeat(16) },
         Event::AgentResumed {},
         Event::AgentRewound { origin: Origin::Snapshot { name: name("before-edit") } },
+        Event::AgentLabelled { labels: spec().labels },
         Event::AgentStopping {},
         Event::AgentEnded {
             outcome: Outcome::Failed,
@@ -139,6 +155,13 @@ fn events() -> [Event; 24] {
         Event::TaskCancelled {},
         Event::TaskTimedOut { reason: "its deadline is over".to_owned() },
         Event::TaskRemoved {},
+        Event::RequestMade {
+            key: "c3".repeat(32),
+            request: "d4".repeat(32),
+            made: Stream::agent("0123456789abcdef"),
+        },
+        Event::RequestAnswered { key: "c3".repeat(32), reply: reply() },
+        Event::RequestDropped {},
     ]
 }
 
@@ -153,6 +176,9 @@ fn every_event() {
             Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
             Event::PoolSet { .. } | Event::PoolRemoved {} => Stream::pool(&name("py")),
             Event::ServiceSet { .. } | Event::ServiceRemoved {} => Stream::service(&name("web")),
+            Event::RequestMade { .. } | Event::RequestAnswered { .. } | Event::RequestDropped {} => {
+                Stream::request("fedcba9876543210")
+            }
             _ => Stream::agent("0123456789abcdef"),
         };
         let recorded = Recorded { position, at_unix_ms: 1_700_000_000_000, stream, version: position, event };
@@ -164,6 +190,19 @@ fn every_event() {
         Event::AgentEnded { outcome: Outcome::Stopped, reason: "on request".to_owned(), exit: None };
     frozen.with("agent.ended on request", &stopped).with("list", &list).check("events");
     assert_eq!(events().iter().filter(|event| event.is_last()).count(), 2);
+    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 3);
+}
+
+#[test]
+fn changes_of_labels() {
+    let labels = [("tier".to_owned(), Some("web".to_owned())), ("old".to_owned(), None)].into();
+    let patch = LabelPatch { labels };
+    let before = BTreeMap::from(["old", "app"].map(|key| (key.to_owned(), "shop".to_owned())));
+    let after = Labels::try_from(before).unwrap().patched(&patch).unwrap();
+    assert_eq!(serde_json::to_string(&after).unwrap(), r#"{"app":"shop","tier":"web"}"#);
+    let bad = LabelPatch { labels: [("_".to_owned(), Some(String::new()))].into() };
+    assert!(after.patched(&bad).is_err());
+    Frozen::default().with("patch", &patch).check("labels");
 }
 
 #[test]

@@ -27,6 +27,7 @@ use crate::admission::check_host;
 use crate::core::Core;
 use crate::guest::{Address, Idle};
 use crate::host::unix_ms;
+use crate::idempotency;
 use crate::images::Image;
 use crate::pool::Den;
 use crate::problems::Refusal;
@@ -144,11 +145,12 @@ pub async fn create(
     let vcpus = request.vcpus.unwrap_or(DEFAULT_VCPUS);
     let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let wishes = Wishes::from(request);
-    let (_, mut owner) = core.registry.admit(wishes.name.clone(), None, |id, name| {
+    let (handle, mut owner) = core.registry.admit(wishes.name.clone(), None, |id, name| {
         let agent = newborn((id, name), Origin::Boot, &image, (vcpus, memory_mib), &wishes);
         begin(core, agent, wishes.env, Some(image.path), Begun::Boot, Some(grant))
     })?;
     owner.known = true;
+    drop(idempotency::bind(core, handle.stream()));
     tokio::spawn(owner.live(up));
     Ok(came_up.await.unwrap_or(Err(BootError::Removed)))
 }
@@ -204,8 +206,9 @@ pub(super) fn begin_restore(
     });
     // Of use to the next one.
     den.into_iter().for_each(|den| core.pool.return_den(den));
-    let (_, mut owner) = admitted?;
+    let (handle, mut owner) = admitted?;
     owner.known = true;
+    drop(idempotency::bind(core, handle.stream()));
     tokio::spawn(owner.live(up));
     Ok(async move { came_up.await.unwrap_or(Err(BootError::Removed)) })
 }
@@ -271,6 +274,7 @@ async fn claim(
     // The agent has its own grant.
     let Standby { handle: _waiting, spare } = standby;
     drop(spare);
+    drop(idempotency::bind(core, handle.stream()));
     let spec = AgentSpec {
         origin: birth.origin.clone(),
         auto_remove,
@@ -373,7 +377,11 @@ fn known(
     is_recorded: bool,
     grant: Option<Grant>,
 ) -> Result<(Handle, Owner), AdmitError> {
-    let Record { agent, env, machine_id, receipt, renewals, healing } = record;
+    let Record { mut agent, env, machine_id, receipt, renewals, healing } = record;
+    if let Some(told) = core.ledger.projection().agents().get(&agent.id) {
+        // Its record is not written anew with its labels.
+        agent.labels.clone_from(&told.labels);
+    }
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {

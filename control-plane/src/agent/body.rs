@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ark_types::label::Labels;
 use ark_types::receipt::Receipt;
 use ark_types::scheduling::Resources;
 
@@ -41,6 +42,10 @@ pub(super) struct Body {
     base: Mutex<Base>,
     machine_id: Mutex<String>,
     receipt: Mutex<Option<Receipt>>,
+    /// Its labels, once they were changed.
+    labels: Mutex<Option<Labels>>,
+    /// Held by who changes them.
+    pub(super) labelling: tokio::sync::Mutex<()>,
     /// What is reserved for it; none when it has no VMM, or is a standby.
     grant: Mutex<Option<Grant>>,
     /// How often its guest was renewed, parents included.
@@ -61,6 +66,8 @@ impl Body {
             base: Mutex::new(Base::None),
             machine_id: Mutex::new(machine_id),
             receipt: Mutex::default(),
+            labels: Mutex::default(),
+            labelling: tokio::sync::Mutex::default(),
             grant: Mutex::default(),
             renewals: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
@@ -93,6 +100,14 @@ impl Body {
 
     pub(super) fn set_receipt(&self, receipt: Option<Receipt>) {
         *lock(&self.receipt) = receipt;
+    }
+
+    pub(super) fn labels(&self) -> Option<Labels> {
+        lock(&self.labels).clone()
+    }
+
+    pub(super) fn set_labels(&self, labels: Labels) {
+        *lock(&self.labels) = Some(labels);
     }
 
     /// Keeps `grant` from now on instead of what was kept.

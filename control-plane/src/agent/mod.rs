@@ -25,6 +25,7 @@ mod fork;
 mod heal;
 mod history;
 mod identity;
+mod label;
 mod owner;
 mod pause;
 mod record;
@@ -52,6 +53,7 @@ pub(crate) use error::sentence;
 pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 pub use fork::fork;
 pub(crate) use history::settle;
+pub use label::LabelError;
 pub use pause::{Taken, pause, resume};
 pub(crate) use record::{Known, is_paused, load as load_paused};
 pub use renewal::{FailedCheck, RENEWALS_FILE, Seen};
@@ -125,7 +127,11 @@ impl Handle {
     #[must_use]
     pub fn agent(&self) -> Agent {
         // A standby that is just being claimed is published under its old name a moment longer.
-        Agent { name: self.0.name.clone(), ..self.0.state.borrow().clone() }
+        let agent = Agent { name: self.0.name.clone(), ..self.0.state.borrow().clone() };
+        match self.0.body.labels() {
+            Some(labels) => Agent { labels, ..agent },
+            None => agent,
+        }
     }
 
     /// What `see` makes of what it is now, without a copy of that.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{Event, Recorded};
 use ark_types::image::ImageName;
-use ark_types::label::{Owner, Requirement, Selector};
+use ark_types::label::{Labels, Owner, Requirement, Selector};
 
 /// Removed agents that stay known; beyond it the oldest go.
 pub(super) const MAX_HISTORY: usize = 20_000;
@@ -136,6 +136,10 @@ impl Agents {
             return self.insert(agent.clone().newborn());
         }
         let Some(place) = recorded.stream.agent_id().and_then(|id| self.places.get(id)) else { return };
+        if let Event::AgentLabelled { labels } = &recorded.event {
+            let place = place.clone();
+            return self.relabel(&place, labels);
+        }
         let Some(agent) = self.agents.get_mut(place).map(Arc::make_mut) else { return };
         let has_ended = matches!(agent.state, AgentState::Stopped | AgentState::Failed);
         match &recorded.event {
@@ -161,7 +165,7 @@ impl Agents {
             }
             // A pause and the end of what is being paused are told by different tasks: the end is what counts.
             _ if has_ended => {}
-            Event::AgentCreated { .. } => {}
+            Event::AgentCreated { .. } | Event::AgentLabelled { .. } => {}
             Event::AgentReady { boot_ms } => {
                 agent.state = AgentState::Running;
                 agent.boot_ms = Some(*boot_ms);
@@ -188,17 +192,17 @@ impl Agents {
             | Event::TaskFailed { .. }
             | Event::TaskCancelled {}
             | Event::TaskTimedOut { .. }
-            | Event::TaskRemoved {} => {}
+            | Event::TaskRemoved {}
+            | Event::RequestMade { .. }
+            | Event::RequestAnswered { .. }
+            | Event::RequestDropped {} => {}
         }
     }
 
     fn insert(&mut self, agent: Agent) {
         let place = place(&agent);
         self.places.insert(agent.id.clone(), place.clone());
-        for (key, value) in &agent.labels {
-            let values = self.labels.entry(key.clone()).or_default();
-            values.entry(value.clone()).or_default().insert(place.clone());
-        }
+        self.index(&place, &agent.labels);
         if agent.removed_unix_ms.is_some() {
             self.removed.insert(place.clone());
         } else {
@@ -212,16 +216,37 @@ impl Agents {
             let Some(place) = self.removed.pop_first() else { return };
             self.places.remove(&place.1);
             let Some(agent) = self.agents.remove(&place) else { continue };
-            for (key, value) in &agent.labels {
-                let Some(values) = self.labels.get_mut(key) else { continue };
-                let Some(places) = values.get_mut(value) else { continue };
-                places.remove(&place);
-                if places.is_empty() {
-                    values.remove(value);
-                }
-                if values.is_empty() {
-                    self.labels.remove(key);
-                }
+            self.unindex(&place, &agent.labels);
+        }
+    }
+
+    /// The agent at `place`, unless it was removed, has `labels` from now on.
+    fn relabel(&mut self, place: &Place, labels: &Labels) {
+        let Some(agent) = self.agents.get_mut(place).filter(|agent| agent.removed_unix_ms.is_none()) else {
+            return;
+        };
+        let old = std::mem::replace(&mut Arc::make_mut(agent).labels, labels.clone());
+        self.unindex(place, &old);
+        self.index(place, labels);
+    }
+
+    fn index(&mut self, place: &Place, labels: &Labels) {
+        for (key, value) in labels {
+            let values = self.labels.entry(key.clone()).or_default();
+            values.entry(value.clone()).or_default().insert(place.clone());
+        }
+    }
+
+    fn unindex(&mut self, place: &Place, labels: &Labels) {
+        for (key, value) in labels {
+            let Some(values) = self.labels.get_mut(key) else { continue };
+            let Some(places) = values.get_mut(value) else { continue };
+            places.remove(place);
+            if places.is_empty() {
+                values.remove(value);
+            }
+            if values.is_empty() {
+                self.labels.remove(key);
             }
         }
     }

@@ -3,6 +3,7 @@
 mod agents;
 mod pools;
 mod quotas;
+mod requests;
 mod services;
 mod tasks;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use crate::store::Snapshot;
 pub use agents::{AgentFilter, Agents, Place, place};
 pub use pools::Pools;
 pub use quotas::Quotas;
+pub use requests::{Cut, Requests};
 pub use services::{WantedService, WantedServices};
 pub use tasks::{TaskFilter, Tasks, task_place};
 
@@ -52,6 +54,7 @@ struct Rest {
     quotas: Quotas,
     pools: Pools,
     services: WantedServices,
+    requests: Requests,
 }
 
 /// The projection on disk: what cannot be told from the rest.
@@ -126,16 +129,23 @@ impl Projection {
         &self.tasks
     }
 
+    /// Requests that may be sent again.
+    #[must_use]
+    pub const fn requests(&self) -> &Requests {
+        &self.rest.requests
+    }
+
     /// Takes in the event after the last one.
     pub fn apply(&mut self, recorded: &Recorded) {
         debug_assert_eq!(recorded.position, self.position + 1, "events come in order, without gaps");
         self.position = recorded.position;
         self.agents.apply(recorded);
         self.tasks.apply(recorded);
-        let Rest { quotas, pools, services } = &mut self.rest;
+        let Rest { quotas, pools, services, requests } = &mut self.rest;
         quotas.apply(recorded);
         pools.apply(recorded);
         services.apply(recorded);
+        requests.apply(recorded);
     }
 
     /// It as it is now.

@@ -88,7 +88,8 @@ fn event(n: u64, kind: u8) -> Event {
             env: (0..n % 3).map(|n| format!("KEY{n}")).collect(),
             generation: n / 2,
         },
-        _ => Event::ServiceRemoved {},
+        14 => Event::ServiceRemoved {},
+        _ => Event::AgentLabelled { labels: labels(n / 2) },
     }
 }
 
@@ -233,7 +234,7 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..15_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..16_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentList, AgentName, AgentState, CreateAgent, MAX_AGENTS};
 use ark_types::image::ImageName;
-use ark_types::label::{InvalidSelector, Owner};
+use ark_types::label::{InvalidSelector, LabelPatch, Owner};
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -151,6 +151,26 @@ pub(super) async fn inspect_agent(
             core.ledger.projection().agents().get(&agent).cloned().map(Json).ok_or_else(|| error.into())
         }
     }
+}
+
+/// Changes an agent's labels, for good: a JSON merge patch.
+#[utoipa::path(
+    patch, path = "/agents/{agent}", tag = "agents",
+    params(("agent" = String, Path, description = "Name or id of the agent")),
+    request_body(content((LabelPatch = "application/merge-patch+json"), (LabelPatch = "application/json"))),
+    responses((status = OK, body = Agent, description = "The agent, with its labels")),
+)]
+pub(super) async fn label_agent(
+    State(core): State<Shared>,
+    Path(agent): Path<String>,
+    Json(patch): Json<LabelPatch>,
+) -> Result<Json<Agent>, Refusal> {
+    let handle = core.registry.find(&agent)?;
+    // Whoever asked may leave: what is durable counts.
+    let labelling = tokio::spawn(async move { handle.label(&core, &patch).await });
+    let interrupted =
+        |_| Refusal::new(ProblemKind::Internal, "the change of the labels was interrupted: try again");
+    Ok(Json(labelling.await.map_err(interrupted)??))
 }
 
 /// How to delete.

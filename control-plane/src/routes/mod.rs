@@ -1,6 +1,7 @@
 //! The REST API under `/v1`, one file per noun. The OpenAPI document is made from these handlers.
 
 mod agents;
+mod conventions;
 mod eval;
 mod events;
 mod exec;
@@ -25,12 +26,14 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::core::Core;
+use crate::etag::{Tagged, conditional};
+use crate::idempotency::idempotent;
 use crate::problems::translate;
 
 pub use openapi::document;
@@ -39,7 +42,7 @@ pub use openapi::document;
 type Shared = Arc<Core>;
 
 /// Most bytes of a JSON body: room for a few MiB of standard input.
-const MAX_JSON: usize = 16 << 20;
+pub(crate) const MAX_JSON: usize = 16 << 20;
 
 /// Every route, documented.
 fn documented() -> OpenApiRouter<Shared> {
@@ -49,7 +52,7 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(images::list_images))
         .routes(routes!(images::inspect_image))
         .routes(routes!(agents::create_agent, agents::list_agents))
-        .routes(routes!(agents::inspect_agent, agents::delete_agent))
+        .routes(routes!(agents::inspect_agent, agents::label_agent, agents::delete_agent))
         .routes(routes!(fork::fork_agent))
         .routes(routes!(fork::pause_agent))
         .routes(routes!(fork::resume_agent))
@@ -99,7 +102,13 @@ fn documented() -> OpenApiRouter<Shared> {
 
 /// The API over `core`.
 pub fn router(core: Arc<Core>) -> Router {
-    let (routes, _) = documented().split_for_parts();
+    let (routes, document) = documented().split_for_parts();
     let routes = routes.route("/metrics", get(stats::metrics));
-    routes.layer(DefaultBodyLimit::max(MAX_JSON)).layer(from_fn(translate)).with_state(core)
+    let routes = routes.layer(DefaultBodyLimit::max(MAX_JSON));
+    let tagged = Tagged::new(routes.clone().with_state(Arc::clone(&core)), &document);
+    routes
+        .layer(from_fn_with_state(tagged, conditional))
+        .layer(from_fn_with_state(Arc::clone(&core), idempotent))
+        .layer(from_fn(translate))
+        .with_state(core)
 }

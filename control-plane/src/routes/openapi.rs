@@ -11,7 +11,7 @@ use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref,
 use utoipa::{OpenApi as _, ToSchema as _};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{Shared, documented};
+use super::{Shared, conventions, documented};
 
 /// Name of the bearer token's scheme.
 const TOKEN: &str = "token";
@@ -42,7 +42,9 @@ pub(super) fn frame() -> OpenApiRouter<Shared> {
         .title("NOA ARK")
         .version("1")
         .description(Some(
-            "Disposable microVM agents. Every error is a problem (RFC 9457); on TCP every request bears the token.",
+            "Disposable microVM agents. Every error is a problem (RFC 9457); on TCP every request bears the token. Every reply says \
+             which `arkd` gave it (`Ark-Version`) and which API that is (`Ark-Api-Version`: v1); a request that names another one is \
+             refused.",
         ))
         .build();
     let mut head = OpenApiBuilder::new().info(info).build();
@@ -69,14 +71,8 @@ fn problem_response() -> Response {
 #[must_use]
 pub fn document() -> OpenApi {
     let (_, mut document) = documented().split_for_parts();
-    for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete]
-            .into_iter()
-            .flatten()
-        {
-            let problem = RefOr::Ref(Ref::from_response_name("Problem"));
-            operation.responses.responses.insert("default".to_owned(), problem);
-        }
+    for (path, item) in &mut document.paths.paths {
+        conventions::document(path, item);
     }
     document
 }

@@ -1,6 +1,7 @@
 //! `/v1/snapshots`: take, list, inspect, restore, rewind, compact, delete.
 
 use ark_types::agent::Agent;
+use ark_types::event::Stream;
 use ark_types::problem::ProblemKind;
 use ark_types::snapshot::{CreateSnapshot, RestoreSnapshot, RewindAgent, Snapshot, SnapshotList};
 use axum::Json;
@@ -13,6 +14,7 @@ use utoipa::IntoParams;
 use super::Shared;
 use crate::agent::{self, Birth, Handle, Wishes};
 use crate::core::Core;
+use crate::idempotency;
 use crate::problems::Refusal;
 use crate::scheduler::Ask;
 use crate::snapshots::{Record, SnapshotError};
@@ -39,7 +41,7 @@ pub(super) async fn create_snapshot(
     let busy = core.pool.busy();
     let handle = core.registry.find(&agent)?;
     // On its own: half a snapshot helps nobody.
-    let taking = tokio::spawn(async move {
+    let taking = idempotency::spawn(async move {
         let _busy = busy;
         take(&core, &handle, name).await
     });
@@ -51,6 +53,7 @@ pub(super) async fn create_snapshot(
 
 async fn take(core: &Core, handle: &Handle, name: AgentName) -> Result<Snapshot, Refusal> {
     let _reserved = core.snapshots.reserve(&name)?;
+    idempotency::bind(core, Stream::snapshot(&name)).await?;
     let draft = core.snapshots.draft();
     let taken = handle.snapshot(draft.dir()).await?;
     let record = Record {
@@ -61,6 +64,7 @@ async fn take(core: &Core, handle: &Handle, name: AgentName) -> Result<Snapshot,
         image_digest: taken.agent.image_digest,
         pause_us: taken.report.pause_us,
         durable_us: taken.report.durable_us,
+        request: idempotency::current_id(),
     };
     let _hold = core.snapshots.adopt(draft.dir(), Some(record))?;
     Ok(core.snapshots.describe(name.as_ref())?)

@@ -61,6 +61,9 @@ pub struct Record {
     pub pause_us: u64,
     /// From the request until it was on disk, microseconds.
     pub durable_us: u64,
+    /// Id of the request that it was taken for, if that had an `Idempotency-Key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
 }
 
 /// Why a snapshot cannot be found, used, made or removed.

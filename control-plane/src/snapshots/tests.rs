@@ -66,6 +66,7 @@ fn record(name: &str) -> Record {
         image_digest: "sha256:0".into(),
         pause_us: 1,
         durable_us: 2,
+        request: None,
     }
 }
 

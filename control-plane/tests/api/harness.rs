@@ -225,7 +225,12 @@ impl Client {
     }
 
     pub(crate) async fn ask(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Reply {
-        let (parts, body) = self.send(self.request(method, path, body)).await.into_parts();
+        self.reply(self.request(method, path, body)).await
+    }
+
+    /// The reply to `request`.
+    pub(crate) async fn reply(&self, request: Request<Full<Bytes>>) -> Reply {
+        let (parts, body) = self.send(request).await.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Reply { response: Response::from_parts(parts, ()), body }
     }

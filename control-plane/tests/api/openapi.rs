@@ -34,6 +34,7 @@ fn every_operation_has_an_id_a_tag_and_the_problem_reply() {
         }
     }
     assert_eq!(operations, 61);
+    assert_eq!(operations, 44);
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn show(ui: Ui, event: &Recorded) -> Result<(), Failure> {
 fn line(event: &Recorded) -> String {
     let Recorded { position, at_unix_ms, stream, event, .. } = event;
     let about = printable(&about(event)).replace('\n', " ");
-    let text = format!("{position:>6}  {:>6} ago  {:<15}  {stream}  {about}", age(*at_unix_ms), event.kind());
+    let text = format!("{position:>6}  {:>6} ago  {:<16}  {stream}  {about}", age(*at_unix_ms), event.kind());
     text.trim_end().to_owned()
 }
 
@@ -60,6 +60,9 @@ fn about(event: &Event) -> String {
             let labels: Vec<String> =
                 agent.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
             format!("{} of {} for {}{}", agent.name, agent.image, agent.owner, labels.concat())
+        }
+        Event::AgentLabelled { labels } => {
+            labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
         }
         Event::AgentReady { boot_ms } => format!("after {}", span(*boot_ms)),
         Event::AgentPaused { snapshot } => format!("to {snapshot}"),
@@ -99,6 +102,11 @@ fn about(event: &Event) -> String {
             let why = end.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
             format!("attempt {attempt}{why}")
         }
+        Event::RequestMade { made, .. } => made.to_string(),
+        Event::RequestAnswered { reply, .. } => {
+            let place = reply.headers.get("location").map_or(String::new(), |place| format!(" {place}"));
+            format!("with {}{place}", reply.status)
+        }
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
@@ -106,7 +114,8 @@ fn about(event: &Event) -> String {
         | Event::PoolRemoved {}
         | Event::ServiceRemoved {}
         | Event::TaskCancelled {}
-        | Event::TaskRemoved {} => String::new(),
+        | Event::TaskRemoved {}
+        | Event::RequestDropped {} => String::new(),
     }
 }
 
@@ -127,7 +136,7 @@ mod tests {
         };
         let told = line(&event(ended));
         assert!(
-            told.starts_with("     7  ") && told.contains("agent.ended      agent/0a  failed: the guest"),
+            told.starts_with("     7  ") && told.contains("agent.ended       agent/0a  failed: the guest"),
             "{told}"
         );
         assert!(told.ends_with("the guest\\u{1b}[2J panicked"), "{told}");
@@ -139,5 +148,6 @@ mod tests {
         let told = line(&event(Event::PoolSet { policy }));
         assert!(told.ends_with("2 to 20 standbys, target wait 50 ms"), "{told}");
         assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed    agent/0a"));
+        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed     agent/0a"));
     }
 }

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod events;
 mod images;
+mod label;
 mod logs;
 mod machine;
 mod pools;
@@ -49,6 +50,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Events(args) => done(events::events(context, &args).await),
         Verb::Inspect { agent } => done(agents::inspect(context, &agent).await),
         Verb::Rm(args) => done(agents::rm(context, &args).await),
+        Verb::Label(args) => done(label::label(context, &args).await),
         Verb::Images => done(images::images(context).await),
         Verb::Template { action } => done(templates::perform(context, action).await),
         Verb::Templates => done(templates::ls(context).await),

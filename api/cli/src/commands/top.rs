@@ -60,15 +60,14 @@ impl Shown {
     /// Its first line.
     fn summary(&self) -> String {
         let running = self.agents.iter().filter(|row| row.stats.state == AgentState::Running).count();
-        let cpu: f64 = self.agents.iter().filter_map(|row| row.cpu_percent).sum();
+        // Of nothing it is 0, not the -0 that a sum of numbers begins with.
+        let cpu = self.agents.iter().filter_map(|row| row.cpu_percent).fold(0.0, |sum, cpu| sum + cpu);
         let memory: u64 = self.agents.iter().filter_map(|row| row.stats.pss_bytes).sum();
         let more =
             if self.left_out > 0 { format!(", {} more not shown", self.left_out) } else { String::new() };
-        format!(
-            "{} agents, {running} running{more}; CPU {cpu:.1} %, memory {}",
-            self.agents.len(),
-            size(memory)
-        )
+        let count = self.agents.len();
+        let noun = if count == 1 { "agent" } else { "agents" };
+        format!("{count} {noun}, {running} running{more}; CPU {cpu:.1} %, memory {}", size(memory))
     }
 
     fn table(&self) -> String {

@@ -37,11 +37,16 @@ pub(crate) struct Host {
 impl Host {
     /// A server of `routes`, and of its health, which is looked at before anything else.
     pub(crate) fn start(routes: Router) -> Self {
+        Self::start_with(routes, |routes| routes)
+    }
+
+    /// As [`Self::start`], with `layer` around everything.
+    pub(crate) fn start_with(routes: Router, layer: impl FnOnce(Router) -> Router) -> Self {
         let health = json!({
             "status": "ok", "version": "0.1.0", "pid": 1, "host": "native", "cpus": 2, "memory_mib": 1024, "agents": 1,
             "uptime_ms": 1, "kvm": { "usable": true, "reason": "a guest ran", "duration_us": 1 },
         });
-        let routes = routes.route("/v1/health", get(|| async move { Json(health) }));
+        let routes = layer(routes.route("/v1/health", get(|| async move { Json(health) })));
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("run")).unwrap();
         let runtime =
