@@ -67,7 +67,7 @@ fn event(n: u64, kind: u8) -> Event {
         8 => Event::AgentRemoved {},
         9 => Event::AgentRestarting { cause: "it broke".to_owned(), attempt: 1, after_ms: 1000 },
         10 => Event::AgentRestarted { continuity: continuity(n), boot_ms: n },
-        11 => Event::AgentLabelled { labels: labels(n / 2) },
+        12 => Event::AgentLabelled { labels: labels(n / 2) },
         _ => Event::OwnerQuotaSet {
             quota: Quota { agents: (!n.is_multiple_of(3)).then_some(n), ..Quota::default() },
         },
@@ -185,7 +185,7 @@ fn filters() -> impl Strategy<Value = AgentFilter> {
 }
 
 fn lives() -> impl Strategy<Value = Vec<Recorded>> {
-    prop::collection::vec((0..24_u64, 0..12_u8), 0..200).prop_map(recorded)
+    prop::collection::vec((0..24_u64, 0..13_u8), 0..200).prop_map(recorded)
 }
 
 proptest! {
