@@ -201,6 +201,9 @@ impl Agents {
 
     fn insert(&mut self, agent: Agent) {
         let place = place(&agent);
+        if let Some(known) = self.agents.get(&place).map(|known| known.labels.clone()) {
+            self.unindex(&place, &known);
+        }
         self.places.insert(agent.id.clone(), place.clone());
         self.index(&place, &agent.labels);
         if agent.removed_unix_ms.is_some() {
