@@ -79,7 +79,7 @@ impl World {
             let before = member.clone();
             match member.state {
                 ReplicaState::Starting if member.is_current && self.fails => {
-                    member.state = ReplicaState::Ended
+                    member.state = ReplicaState::Ended;
                 }
                 ReplicaState::Starting | ReplicaState::Unready => member.state = ReplicaState::Ready,
                 ReplicaState::Ready => member.is_proved = true,
@@ -118,7 +118,8 @@ proptest! {
     #[test]
     fn no_more_are_made_than_there_is_room_for(desired in desired(MAKING.to_vec()), members in members(), spawning in 0..4_u32) {
         let count = spawned(&reconcile(desired, &members, spawning));
-        let there = members.iter().filter(|member| member.state != ReplicaState::Ended).count() as u32 + spawning;
+        let there = members.iter().filter(|member| member.state != ReplicaState::Ended).count();
+        let there = u32::try_from(there).unwrap() + spawning;
         prop_assert!(count == 0 || there + count <= desired.replicas + desired.update.max_surge);
         prop_assert!(count == 0 || desired.making == Making::Goes);
     }

@@ -341,25 +341,20 @@ async fn the_next_arkd_goes_on_with_services_and_their_replicas() {
     }
     // Killed in the middle of a removal, the next one ends that.
     let removing = client.ask(Method::DELETE, "/v1/services/web?grace_ms=60000", "");
-    let busy = async {
-        let slow = tokio::spawn({
-            let client = client.clone();
-            async move {
-                client
-                    .try_send(client.request(
-                        Method::POST,
-                        "/v1/services/web/call",
-                        r#"{"exec":{"argv":["sleep","100"]}}"#,
-                    ))
-                    .await
-                    .is_ok()
-            }
-        });
-        eventually("it is called", async || service(&client).await.replicas.iter().any(|r| r.load == 1))
-            .await;
-        slow
-    };
-    let slow = busy.await;
+    let slow = tokio::spawn({
+        let client = client.clone();
+        async move {
+            client
+                .try_send(client.request(
+                    Method::POST,
+                    "/v1/services/web/call",
+                    r#"{"exec":{"argv":["sleep","100"]}}"#,
+                ))
+                .await
+                .is_ok()
+        }
+    });
+    eventually("it is called", async || service(&client).await.replicas.iter().any(|r| r.load == 1)).await;
     let removing = tokio::time::timeout(std::time::Duration::from_millis(700), removing).await;
     assert!(removing.is_err(), "a call is under way");
     last.end(Signal::SIGKILL);
