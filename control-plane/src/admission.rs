@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ark_types::agent::{AgentName, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, MIN_MEMORY_MIB};
+use ark_types::checkpoint::{CHECKPOINT_EVERY_S, CHECKPOINTS_KEPT, CheckpointPolicy};
 use ark_types::healing::{LIFETIME_S, MAX_RESTARTS};
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
@@ -158,6 +159,8 @@ fn check_upkeep(request: &CreateAgent) -> Result<(), Refusal> {
         format!(
             "max_restarts of {max} is out of bounds: give {least} to {most}, or the policy `never` for none at all"
         )
+    } else if let Some(detail) = request.checkpoint.and_then(wrong_checkpoint) {
+        detail
     } else if request.auto_remove && !request.restart.is_never() {
         "an agent that is removed with its first program cannot be restarted: leave out auto_remove or restart"
             .to_owned()
@@ -165,6 +168,20 @@ fn check_upkeep(request: &CreateAgent) -> Result<(), Refusal> {
         return Ok(());
     };
     Err(Refusal::new(ProblemKind::InvalidValue, detail))
+}
+
+/// What is wrong with `policy`.
+fn wrong_checkpoint(policy: CheckpointPolicy) -> Option<String> {
+    let CheckpointPolicy { every_s, keep } = policy;
+    let (what, given, bounds) = if !CHECKPOINT_EVERY_S.contains(&every_s) {
+        ("every_s", every_s, CHECKPOINT_EVERY_S)
+    } else if !CHECKPOINTS_KEPT.contains(&keep) {
+        ("keep", keep, CHECKPOINTS_KEPT)
+    } else {
+        return None;
+    };
+    let (least, most) = (bounds.start(), bounds.end());
+    Some(format!("{what} of {given} is out of bounds for checkpoints: give {least} to {most}"))
 }
 
 /// The ask that `request` amounts to, for an agent that needs `needs`.

@@ -90,6 +90,8 @@ pub struct Timing {
     /// How long a running guest may not be heard before it counts as unresponsive: three heartbeats, twelve where it is
     /// emulated.
     pub silence: Duration,
+    /// What a second of a checkpoint policy is: a second, but in tests.
+    pub checkpoint_second: Duration,
 }
 
 impl Timing {
@@ -107,6 +109,7 @@ impl Timing {
             exec_slack: Duration::from_secs(exec_slack),
             renewal: Duration::from_secs(renewal),
             silence: Duration::from_millis(heartbeats * HEARTBEAT_INTERVAL_MS),
+            checkpoint_second: Duration::from_secs(1),
         }
     }
 
@@ -123,6 +126,7 @@ impl Timing {
             exec_slack: or(chosen.exec_slack_s, self.exec_slack),
             renewal: or(chosen.renewal_s, self.renewal),
             silence: self.silence,
+            checkpoint_second: self.checkpoint_second,
         }
     }
 }

@@ -156,6 +156,7 @@ impl Daemon {
         drop(held);
         agent::load_paused(&core);
         agent::settle(&core, &untold).await;
+        agent::sweep_checkpoints(&core);
         core.pool.start(&core);
         let routes = routes::router(Arc::clone(&core));
         let open = telemetry::measured(routes.clone(), &core);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ark_types::agent::{AgentName, AgentState};
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::event::Stream;
 use ark_types::healing::RestartPolicy;
 use ark_types::image::ImageName;
@@ -188,7 +189,7 @@ pub(crate) struct AgentArgs {
     #[arg(long = "label", short, value_parser = parse::label, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<(String, String)>,
     /// Begin it anew when it ends by itself: never, on-failure or always; with `:N` at most N times until it ran well. What it
-    /// held is lost then
+    /// did since its last checkpoint is lost then, or all that it held where it has none
     #[arg(long, value_parser = parse::restart, default_value = "never", hide_default_value = true, value_name = "POLICY")]
     pub(crate) restart: RestartPolicy,
     /// Remove it this long after its creation (90s, 30m, 1h)
@@ -197,6 +198,10 @@ pub(crate) struct AgentArgs {
     /// Remove it when nothing was asked of it for so long while it ran (90s, 10m)
     #[arg(long, value_parser = parse::lifetime, value_name = "TIME")]
     pub(crate) idle_timeout: Option<u64>,
+    /// Take a checkpoint of it this often while it runs (60s, 10m), for --restart to restore it from; with `:N` the last N are
+    /// kept [default: 2]
+    #[arg(long, value_parser = parse::checkpoint, value_name = "TIME[:N]")]
+    pub(crate) checkpoint: Option<CheckpointPolicy>,
     #[command(flatten)]
     pub(crate) room: RoomArgs,
 }

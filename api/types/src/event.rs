@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::agent::{Agent, AgentName, AgentState, Origin};
+use crate::checkpoint::{Checkpoint, CheckpointPolicy};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::scheduling::Quota;
-use crate::vmm::ExitRecord;
+use crate::vmm::{ExitRecord, SnapshotId};
 
 /// Most events of one page.
 pub const MAX_EVENTS: usize = 1000;
@@ -151,6 +152,9 @@ pub struct AgentSpec {
     /// Remove it when nothing was asked of it for so long while it ran, seconds, at most a year; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_s: Option<u64>,
+    /// How often a checkpoint of it is taken; none is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
 }
 
 impl From<&Agent> for AgentSpec {
@@ -170,6 +174,7 @@ impl From<&Agent> for AgentSpec {
             restart: agent.restart,
             ttl_s: agent.ttl_s,
             idle_timeout_s: agent.idle_timeout_s,
+            checkpoint: agent.checkpoint,
         }
     }
 }
@@ -199,6 +204,9 @@ impl AgentSpec {
             restart: self.restart,
             ttl_s: self.ttl_s,
             idle_timeout_s: self.idle_timeout_s,
+            checkpoint: self.checkpoint,
+            checkpoints: Vec::new(),
+            checkpoint_failure: None,
             health: AgentHealth::Healthy,
             continuity: None,
             backoff_until_unix_ms: None,
@@ -289,6 +297,26 @@ pub enum Event {
         /// Time that it took, milliseconds.
         boot_ms: u64,
     },
+    /// A checkpoint of it is on disk; those that are more than its policy keeps go.
+    #[serde(rename = "agent.checkpointed")]
+    AgentCheckpointed {
+        /// The checkpoint.
+        checkpoint: Checkpoint,
+    },
+    /// A checkpoint was due and was not taken; those that there are stay.
+    #[serde(rename = "agent.checkpoint_failed")]
+    AgentCheckpointFailed {
+        /// Why, as a sentence.
+        reason: String,
+    },
+    /// It was to be restored from a checkpoint that it could not be restored from; an older one is tried.
+    #[serde(rename = "agent.checkpoint_unusable")]
+    AgentCheckpointUnusable {
+        /// The snapshot that the checkpoint is.
+        snapshot: SnapshotId,
+        /// Why, as a sentence.
+        reason: String,
+    },
     /// It is removed because it was told to go by itself.
     #[serde(rename = "agent.expired")]
     AgentExpired {
@@ -320,6 +348,9 @@ impl Event {
             Self::AgentEnded { .. } => "agent.ended",
             Self::AgentRestarting { .. } => "agent.restarting",
             Self::AgentRestarted { .. } => "agent.restarted",
+            Self::AgentCheckpointed { .. } => "agent.checkpointed",
+            Self::AgentCheckpointFailed { .. } => "agent.checkpoint_failed",
+            Self::AgentCheckpointUnusable { .. } => "agent.checkpoint_unusable",
             Self::AgentExpired { .. } => "agent.expired",
             Self::AgentRemoved {} => "agent.removed",
             Self::OwnerQuotaSet { .. } => "owner.quota_set",
@@ -340,6 +371,9 @@ impl Event {
             | Self::AgentEnded { .. }
             | Self::AgentRestarting { .. }
             | Self::AgentRestarted { .. }
+            | Self::AgentCheckpointed { .. }
+            | Self::AgentCheckpointFailed { .. }
+            | Self::AgentCheckpointUnusable { .. }
             | Self::AgentExpired { .. }
             | Self::OwnerQuotaSet { .. } => false,
         }

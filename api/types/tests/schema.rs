@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ark_types::agent::{Agent, AgentHeartbeat, AgentList, AgentState, CreateAgent, Origin};
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::exec::{Encoding, ExecEnd, ExecReply, ExecRequest, ExitStatus, TtySize};
 use ark_types::files::{FileKind, FileList, FileStat};
 use ark_types::guest::{
@@ -322,6 +323,7 @@ fn create_least() -> CreateAgent {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
     }
 }
 
@@ -347,6 +349,9 @@ fn newborn() -> Agent {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        checkpoints: Vec::new(),
+        checkpoint_failure: None,
         health: AgentHealth::Healthy,
         continuity: None,
         backoff_until_unix_ms: None,
@@ -379,6 +384,7 @@ fn agents() {
         restart: RestartPolicy::Always { max_restarts: Some(3) },
         ttl_s: Some(3600),
         idle_timeout_s: Some(600),
+        checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 3 }),
         ..booted.clone()
     };
     let agent = newborn();
@@ -413,6 +419,8 @@ fn agents() {
             restart: RestartPolicy::OnFailure { max_restarts: None },
             ttl_s: Some(3600),
             idle_timeout_s: Some(600),
+            checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 3 }),
+            checkpoint_failure: Some("there is no room on disk".to_owned()),
             health: AgentHealth::Unresponsive { since_unix_ms: 1_700_000_002_000 },
             continuity: Some(Continuity {
                 restarts: 1,

@@ -5,11 +5,12 @@ mod frozen;
 use std::collections::BTreeMap;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::checkpoint::{Checkpoint, CheckpointPolicy};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
 use ark_types::healing::{Continuity, RestartPolicy};
 use ark_types::label::{Labels, Owner};
 use ark_types::scheduling::Quota;
-use ark_types::vmm::{ExitReason, ExitRecord};
+use ark_types::vmm::{ExitReason, ExitRecord, SnapshotId};
 use frozen::{Frozen, digest};
 
 fn name(text: &str) -> AgentName {
@@ -33,6 +34,7 @@ fn spec() -> AgentSpec {
         restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
         ttl_s: Some(3600),
         idle_timeout_s: Some(600),
+        checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
     }
 }
 
@@ -47,7 +49,7 @@ fn continuity() -> Continuity {
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 12] {
+fn events() -> [Event; 15] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -58,6 +60,9 @@ fn events() -> [Event; 12] {
         | Event::AgentEnded { .. }
         | Event::AgentRestarting { .. }
         | Event::AgentRestarted { .. }
+        | Event::AgentCheckpointed { .. }
+        | Event::AgentCheckpointFailed { .. }
+        | Event::AgentCheckpointUnusable { .. }
         | Event::AgentExpired { .. }
         | Event::AgentRemoved {}
         | Event::OwnerQuotaSet { .. } => {}
@@ -77,6 +82,20 @@ fn events() -> [Event; 12] {
         },
         Event::AgentRestarting { cause: "it was killed".to_owned(), attempt: 2, after_ms: 2000 },
         Event::AgentRestarted { continuity: continuity(), boot_ms: 40 },
+        Event::AgentCheckpointed {
+            checkpoint: Checkpoint {
+                snapshot: SnapshotId([0xb2; 16]),
+                taken_unix_ms: 1_700_000_060_000,
+                pause_us: 900,
+                durable_us: 40_000,
+                bytes: 4 << 20,
+            },
+        },
+        Event::AgentCheckpointFailed { reason: "there is no room on disk".to_owned() },
+        Event::AgentCheckpointUnusable {
+            snapshot: SnapshotId([0xb2; 16]),
+            reason: "memory is damaged in its first chunk".to_owned(),
+        },
         Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
@@ -109,11 +128,11 @@ fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
     let newborn: Agent = spec().newborn();
     assert_eq!((newborn.state, AgentSpec::from(&newborn)), (AgentState::Creating, spec()));
     let mut older = serde_json::to_value(spec()).unwrap();
-    older
-        .as_object_mut()
-        .unwrap()
-        .retain(|key, _| !["owner", "labels", "restart", "ttl_s", "idle_timeout_s"].contains(&key.as_str()));
+    older.as_object_mut().unwrap().retain(|key, _| {
+        !["owner", "labels", "restart", "ttl_s", "idle_timeout_s", "checkpoint"].contains(&key.as_str())
+    });
     let older: AgentSpec = serde_json::from_value(older).unwrap();
     assert_eq!((older.owner, older.labels), (Owner::default(), Labels::default()));
+    assert_eq!(older.checkpoint, None);
     assert_eq!((older.restart, older.ttl_s, older.idle_timeout_s), (RestartPolicy::Never, None, None));
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use ark_types::agent::{
     Agent, AgentName, AgentState, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, Origin,
 };
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::event::AgentSpec;
 use ark_types::guest::CONTROL_PORT;
 use ark_types::healing::{AgentHealth, RestartPolicy};
@@ -75,13 +76,15 @@ pub struct Upkeep {
     pub ttl_s: Option<u64>,
     /// Seconds without use to its removal.
     pub idle_timeout_s: Option<u64>,
+    /// How often a checkpoint of it is taken.
+    pub checkpoint: Option<CheckpointPolicy>,
 }
 
 impl From<CreateAgent> for Wishes {
     fn from(request: CreateAgent) -> Self {
-        let CreateAgent { name, env, auto_remove, labels, owner, restart, ttl_s, idle_timeout_s, .. } =
-            request;
-        let upkeep = Upkeep { restart, ttl_s, idle_timeout_s };
+        let CreateAgent { name, env, auto_remove, labels, owner, restart, .. } = request;
+        let CreateAgent { ttl_s, idle_timeout_s, checkpoint, .. } = request;
+        let upkeep = Upkeep { restart, ttl_s, idle_timeout_s, checkpoint };
         Self { name, env, auto_remove, labels, owner, upkeep }
     }
 }
@@ -260,6 +263,7 @@ async fn claim(
         restart: upkeep.restart,
         ttl_s: upkeep.ttl_s,
         idle_timeout_s: upkeep.idle_timeout_s,
+        checkpoint: upkeep.checkpoint,
         ..AgentSpec::from(&handle.agent())
     };
     let base = Base::lived_in(&birth.hold);
@@ -334,9 +338,13 @@ pub(crate) fn take_in(
 fn claim_for(core: &Core, agent: &Agent) -> Grant {
     let size = (agent.vcpus, agent.memory_mib);
     let config = core.scheduler.config();
-    let needs = match agent.origin {
+    let begun = agent.continuity.as_ref().map(|continuity| &continuity.restored_from);
+    let needs = match begun.unwrap_or(&agent.origin) {
         Origin::Boot => config.booted(size),
-        Origin::Template { .. } | Origin::Snapshot { .. } | Origin::Fork { .. } => config.forked(size),
+        Origin::Template { .. }
+        | Origin::Snapshot { .. }
+        | Origin::Fork { .. }
+        | Origin::Checkpoint { .. } => config.forked(size),
     };
     core.scheduler.claim(&agent.owner, needs)
 }
@@ -349,7 +357,11 @@ fn known(
     is_recorded: bool,
     grant: Option<Grant>,
 ) -> Result<(Handle, Owner), AdmitError> {
-    let Record { agent, env, machine_id, receipt, renewals, healing } = record;
+    let Record { mut agent, env, machine_id, receipt, renewals, healing } = record;
+    if let Some(known) = core.ledger.projection().agents().get(&agent.id) {
+        agent.checkpoints.clone_from(&known.checkpoints);
+    }
+    agent.checkpoints.retain(|checkpoint| healing.is_of_this_life(checkpoint.taken_unix_ms));
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
@@ -411,6 +423,9 @@ fn newborn(
         restart: wishes.upkeep.restart,
         ttl_s: wishes.upkeep.ttl_s,
         idle_timeout_s: wishes.upkeep.idle_timeout_s,
+        checkpoint: wishes.upkeep.checkpoint,
+        checkpoints: Vec::new(),
+        checkpoint_failure: None,
         health: AgentHealth::Healthy,
         continuity: None,
         backoff_until_unix_ms: None,

@@ -118,29 +118,47 @@ pub(super) fn record_paused(core: &Core, agent: &Agent, hold: &Hold) {
 /// Records what the log does not know yet of an agent that an earlier `arkd` left in the run directory.
 pub(super) fn record_survivor(core: &Core, record: &Record) {
     let agent = &record.agent;
-    let told =
-        core.ledger.projection().agents().get(&agent.id).map(|known| (known.state, known.origin.clone()));
+    let told = core.ledger.projection().agents().get(&agent.id).cloned();
     if told.is_none() {
         drop(begin_record(core, agent));
     }
-    let is_rewound = told.as_ref().is_some_and(|(_, origin)| *origin != agent.origin);
-    let news = match (told.map(|(state, _)| state), agent.state) {
-        (Some(AgentState::Stopped | AgentState::Failed), _) => None,
-        (_, AgentState::Stopped) => Some(ended(agent, Outcome::Stopped)),
-        (_, AgentState::Failed) => Some(ended(agent, Outcome::Failed)),
-        (None | Some(AgentState::Creating), _) => {
-            Some(Event::AgentReady { boot_ms: agent.boot_ms.unwrap_or_default() })
+    let mut events = unrecorded(told.as_ref(), agent);
+    if matches!(events.last(), Some(Event::AgentEnded { .. })) {
+        events.extend(record.restarting());
+    }
+    if !events.is_empty() {
+        drop(core.ledger.record(Stream::agent(&agent.id), events));
+    }
+}
+
+/// What happened since the log, which knows an agent as `told`, was told of it: it is `now`.
+fn unrecorded(told: Option<&Agent>, now: &Agent) -> Vec<Event> {
+    let restarts = |agent: &Agent| agent.continuity.as_ref().map_or(0, |continuity| continuity.restarts);
+    let mut events = Vec::new();
+    let mut state = told.map(|told| told.state);
+    if let Some(continuity) = now.continuity.clone().filter(|_| told.map_or(0, restarts) < restarts(now)) {
+        if !state.is_some_and(is_ended) {
+            let (outcome, reason) = (Outcome::Failed, continuity.cause.clone());
+            events.push(Event::AgentEnded { outcome, reason, exit: None });
         }
-        _ if is_rewound => Some(Event::AgentRewound { origin: agent.origin.clone() }),
+        events.push(Event::AgentRestarted { continuity, boot_ms: now.boot_ms.unwrap_or_default() });
+        state = Some(AgentState::Running);
+    }
+    // What a restart makes of it is told with that.
+    let is_rewound = events.is_empty() && told.is_some_and(|told| told.origin != now.origin);
+    events.extend(match (state, now.state) {
+        (Some(AgentState::Stopped | AgentState::Failed), _) => None,
+        (_, AgentState::Stopped) => Some(ended(now, Outcome::Stopped)),
+        (_, AgentState::Failed) => Some(ended(now, Outcome::Failed)),
+        (None | Some(AgentState::Creating), _) => {
+            Some(Event::AgentReady { boot_ms: now.boot_ms.unwrap_or_default() })
+        }
+        _ if is_rewound => Some(Event::AgentRewound { origin: now.origin.clone() }),
         // Its pause or its removal was cut off.
         (Some(AgentState::Paused | AgentState::Stopping), _) => Some(Event::AgentResumed {}),
         (Some(AgentState::Running), _) => None,
-    };
-    if let Some(event) = news {
-        let restarting = is_ended(agent.state).then(|| record.restarting()).flatten();
-        let events = [event].into_iter().chain(restarting).collect();
-        drop(core.ledger.record(Stream::agent(&agent.id), events));
-    }
+    });
+    events
 }
 
 /// The end of an agent, as it tells it itself.
@@ -156,7 +174,7 @@ pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
     for agent in left_behind(core) {
         let stream = Stream::agent(&agent.id);
         if is_ended(agent.state) {
-            ended.push(agent);
+            ended.push(Agent { checkpoints: Vec::new(), ..agent });
             continue;
         }
         tracing::warn!(id = agent.id, name = %agent.name, "an agent of an earlier arkd is no more");
@@ -166,7 +184,8 @@ pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
             recordings.push(core.ledger.record(stream, vec![end, Event::AgentRemoved {}]));
         } else {
             recordings.push(core.ledger.record(stream, vec![end]));
-            ended.push(Agent { state: AgentState::Failed, reason: Some(LOST.to_owned()), ..agent });
+            let (state, reason, checkpoints) = (AgentState::Failed, Some(LOST.to_owned()), Vec::new());
+            ended.push(Agent { state, reason, checkpoints, ..agent });
         }
     }
     let excess = ended.len().saturating_sub(MAX_ENDED);

@@ -35,7 +35,7 @@ impl AgentFilter {
     pub fn lets(&self, agent: &Agent) -> bool {
         let template = match &agent.origin {
             Origin::Template { name } => Some(name),
-            Origin::Boot | Origin::Snapshot { .. } | Origin::Fork { .. } => None,
+            Origin::Boot | Origin::Snapshot { .. } | Origin::Fork { .. } | Origin::Checkpoint { .. } => None,
         };
         self.state.is_none_or(|state| state == agent.state)
             && self.image.as_ref().is_none_or(|image| *image == agent.image)
@@ -137,6 +137,7 @@ impl Agents {
                     agent.state = AgentState::Stopped;
                 }
                 agent.removed_unix_ms = Some(recorded.at_unix_ms);
+                agent.checkpoints.clear();
                 self.removed.insert(place.clone());
                 self.forget_the_oldest();
             }
@@ -149,8 +150,18 @@ impl Agents {
             Event::AgentRestarted { continuity, boot_ms } => {
                 (agent.state, agent.boot_ms) = (AgentState::Running, Some(*boot_ms));
                 (agent.reason, agent.exit) = (None, None);
-                agent.origin = continuity.restored_from.clone();
+                // What it is made of stays the same when it goes on from a checkpoint of itself.
+                if !matches!(continuity.restored_from, Origin::Checkpoint { .. }) {
+                    agent.origin = continuity.restored_from.clone();
+                }
+                continuity.drop_newer(&mut agent.checkpoints);
                 agent.continuity = Some(continuity.clone());
+            }
+            // Told by an agent that has ended as well: of a checkpoint that was complete before, or is of no use.
+            Event::AgentCheckpointed { checkpoint } => agent.keep_checkpoint(checkpoint.clone()),
+            Event::AgentCheckpointFailed { reason } => agent.checkpoint_failure = Some(reason.clone()),
+            Event::AgentCheckpointUnusable { snapshot, .. } => {
+                agent.checkpoints.retain(|checkpoint| checkpoint.snapshot != *snapshot);
             }
             // A pause and the end of what is being paused are told by different tasks: the end is what counts.
             _ if has_ended => {}
@@ -164,6 +175,7 @@ impl Agents {
             Event::AgentRewound { origin } => {
                 agent.state = AgentState::Running;
                 agent.origin = origin.clone();
+                agent.checkpoints.clear();
             }
             Event::AgentStopping {} => agent.state = AgentState::Stopping,
             // Until it runs again it has ended; what its limits lead to is told by what follows.

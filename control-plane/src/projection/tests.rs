@@ -40,6 +40,7 @@ fn created(n: u64) -> Event {
             restart: RestartPolicy::Never,
             ttl_s: None,
             idle_timeout_s: None,
+            checkpoint: None,
         },
     }
 }

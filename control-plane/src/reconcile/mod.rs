@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!             ended, and its policy says so             until is over
-//!  running ───────────────────────────────► Wait ────────────────────► Restart ──► running
+//!  running ───────────────────────────────► Wait ────────────────────► Restart ──► running, from a checkpoint or fresh
 //!     │ ▲                                     ▲                           │
 //!     │ └── Recovered ◄── Unresponsive        └───────────────────────────┤ it did not come up
 //!     │                       │ with a policy                             ▼
 //!     │                       └──► Kill ──► ended        too many ──► Stay, with the reason
+//!     ├── time for a checkpoint ──► Checkpoint
 //!     └── ttl or idle timeout is over ──► Remove (the ttl: whatever state it is in)
 //! ```
 //!
@@ -16,14 +17,18 @@ use std::time::{Duration, Instant};
 
 use ark_types::event::Outcome;
 use ark_types::healing::RestartPolicy;
+use ark_types::vmm::SnapshotId;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{millis, unix_ms};
 
+mod lineage;
 #[cfg(test)]
 mod tests;
 
-/// Wait before the first restart; each further one waits twice as long.
+pub(crate) use lineage::Lineage;
+
+/// Wait before the second restart; the first does not wait, and each further one waits twice as long.
 const FIRST_WAIT_MS: u64 = 1000;
 /// Longest wait before a restart.
 pub(crate) const LONGEST_WAIT_MS: u64 = 60_000;
@@ -63,6 +68,8 @@ pub(crate) struct Desired {
     pub(crate) restart: RestartPolicy,
     pub(crate) ttl_ms: Option<u64>,
     pub(crate) idle_timeout_ms: Option<u64>,
+    /// From one checkpoint to the next.
+    pub(crate) checkpoint_ms: Option<u64>,
     /// Somebody asked for its removal.
     pub(crate) is_removal_asked: bool,
 }
@@ -89,6 +96,8 @@ pub(crate) enum Condition {
         is_told: bool,
         /// How long nothing was asked of it, milliseconds.
         unused_ms: u64,
+        /// How long ago a checkpoint was last begun, or it came up, milliseconds; none while one is being taken.
+        unsaved_ms: Option<u64>,
     },
     /// Its processors stand still, as somebody asked.
     Paused,
@@ -102,7 +111,12 @@ pub(crate) enum Condition {
         history: History,
     },
     /// It is to begin anew then.
-    Waiting { until_ms: u64 },
+    Waiting {
+        until_ms: u64,
+        /// Checkpoints that there are, oldest first.
+        checkpoints: Vec<SnapshotId>,
+        lineage: Lineage,
+    },
     /// It stays as it ended.
     Over,
 }
@@ -142,8 +156,10 @@ pub(crate) enum Action {
     Wait { attempt: u32, after_ms: u64 },
     /// Leave it as it ended; `why` where its policy alone would have it begin anew.
     Stay { why: Option<String> },
-    /// Let it begin anew now.
-    Restart,
+    /// Let it begin anew now: from the first of these checkpoints that can be used, or else as what it is made of.
+    Restart { from: Vec<SnapshotId> },
+    /// Take a checkpoint.
+    Checkpoint,
     /// Tell that its guest is not heard.
     Unresponsive,
     /// Tell that its guest is heard again.
@@ -163,13 +179,22 @@ pub(crate) fn decide(desired: &Desired, observed: &Observed, now: u64) -> Vec<Ac
         return vec![Action::Remove { why }];
     }
     match &observed.condition {
-        Condition::Running { silent_ms, patience_ms, is_told, .. } => {
-            listen(desired.restart, (*silent_ms, *patience_ms), *is_told)
+        Condition::Running { silent_ms, patience_ms, is_told, unsaved_ms, .. } => {
+            let mut actions = listen(desired.restart, (*silent_ms, *patience_ms), *is_told);
+            // Of a guest that hangs nothing is kept: it would hang again.
+            let is_due =
+                desired.checkpoint_ms.zip(*unsaved_ms).is_some_and(|(every, unsaved)| unsaved >= every);
+            if is_due && !*is_told && silent_ms < patience_ms {
+                actions.push(Action::Checkpoint);
+            }
+            actions
         }
         Condition::Ended { outcome, ran_ms, history } => {
             vec![after_end(desired.restart, *outcome, &history.after(*ran_ms), now)]
         }
-        Condition::Waiting { until_ms } if *until_ms <= now => vec![Action::Restart],
+        Condition::Waiting { until_ms, checkpoints, lineage } if *until_ms <= now => {
+            vec![Action::Restart { from: lineage.usable(checkpoints) }]
+        }
         Condition::ComingUp
         | Condition::Paused
         | Condition::Ending
@@ -240,6 +265,7 @@ fn times(count: u32) -> String {
 
 /// How long a restart waits that comes after `streak` others.
 fn wait(streak: u32) -> u64 {
-    let doubled = 1u64.checked_shl(streak).map_or(u64::MAX, |factor| FIRST_WAIT_MS.saturating_mul(factor));
+    let Some(doublings) = streak.checked_sub(1) else { return 0 };
+    let doubled = 1u64.checked_shl(doublings).map_or(u64::MAX, |factor| FIRST_WAIT_MS.saturating_mul(factor));
     doubled.min(LONGEST_WAIT_MS)
 }

@@ -17,11 +17,12 @@ fn policy() -> impl Strategy<Value = RestartPolicy> {
 
 fn desired() -> impl Strategy<Value = Desired> {
     let limit = || prop::option::of(1000u64..1_000_000);
-    (policy(), limit(), limit(), any::<bool>()).prop_map(
-        |(restart, ttl_ms, idle_timeout_ms, is_removal_asked)| Desired {
+    (policy(), limit(), limit(), limit(), any::<bool>()).prop_map(
+        |(restart, ttl_ms, idle_timeout_ms, checkpoint_ms, is_removal_asked)| Desired {
             restart,
             ttl_ms,
             idle_timeout_ms,
+            checkpoint_ms,
             is_removal_asked,
         },
     )
@@ -33,12 +34,13 @@ fn history() -> impl Strategy<Value = History> {
 }
 
 fn condition() -> impl Strategy<Value = Condition> {
-    let running = (STEPS, 1u64..100_000, any::<bool>(), STEPS).prop_map(
-        |(silent_ms, patience_ms, is_told, unused_ms)| Condition::Running {
+    let running = (STEPS, 1u64..100_000, any::<bool>(), STEPS, prop::option::of(STEPS)).prop_map(
+        |(silent_ms, patience_ms, is_told, unused_ms, unsaved_ms)| Condition::Running {
             silent_ms,
             patience_ms,
             is_told,
             unused_ms,
+            unsaved_ms,
         },
     );
     let ended = (any::<bool>(), prop::option::of(STEPS), history()).prop_map(|(failed, ran_ms, history)| {
@@ -50,7 +52,10 @@ fn condition() -> impl Strategy<Value = Condition> {
         Just(Condition::Paused),
         Just(Condition::Ending),
         Just(Condition::Over),
-        STEPS.prop_map(|until_ms| Condition::Waiting { until_ms }),
+        (STEPS, prop::collection::vec(0u8..9, 0..4)).prop_map(|(until_ms, ids)| {
+            let checkpoints = ids.into_iter().map(|id| SnapshotId([id; 16])).collect();
+            Condition::Waiting { until_ms, checkpoints, lineage: Lineage::default() }
+        }),
         running,
         ended,
     ]
@@ -67,16 +72,27 @@ fn apply(desired: &mut Desired, observed: &mut Observed, action: &Action, now: u
             desired.is_removal_asked = true;
             return;
         }
-        (Action::Wait { after_ms, .. }, _) => Condition::Waiting { until_ms: now + after_ms },
+        (Action::Wait { after_ms, .. }, _) => {
+            // Even the first restart is a decision of its own.
+            let until_ms = now + after_ms.max(&1);
+            Condition::Waiting { until_ms, checkpoints: Vec::new(), lineage: Lineage::default() }
+        }
         (Action::Stay { .. }, _) => Condition::Over,
-        (Action::Restart, _) => Condition::ComingUp,
+        (Action::Restart { .. }, _) => Condition::ComingUp,
         (Action::Kill { .. }, _) => Condition::Ending,
-        (told, Condition::Running { silent_ms, patience_ms, unused_ms, .. }) => Condition::Running {
-            silent_ms: *silent_ms,
-            patience_ms: *patience_ms,
-            unused_ms: *unused_ms,
-            is_told: *told == Action::Unresponsive,
-        },
+        (done, Condition::Running { silent_ms, patience_ms, unused_ms, is_told, unsaved_ms }) => {
+            Condition::Running {
+                silent_ms: *silent_ms,
+                patience_ms: *patience_ms,
+                unused_ms: *unused_ms,
+                is_told: match done {
+                    Action::Unresponsive => true,
+                    Action::Recovered => false,
+                    _ => *is_told,
+                },
+                unsaved_ms: unsaved_ms.filter(|_| *done != Action::Checkpoint),
+            }
+        }
         (other, condition) => panic!("{other:?} of {condition:?}"),
     };
     observed.condition = next;
@@ -89,7 +105,7 @@ proptest! {
         if matches!(observed.condition, Condition::Waiting { .. }) {
             return Ok(());
         }
-        let begins = |action: &Action| matches!(action, Action::Wait { .. } | Action::Restart | Action::Kill { .. });
+        let begins = |action: &Action| matches!(action, Action::Wait { .. } | Action::Restart { .. } | Action::Kill { .. });
         prop_assert!(!decide(&desired, &observed, now).iter().any(begins));
     }
 
@@ -127,14 +143,26 @@ proptest! {
     }
 
     #[test]
-    fn waits_grow_and_are_bounded(streak: u32) {
+    fn the_first_restart_is_at_once_and_waits_grow_and_are_bounded(streak in 1u32..) {
+        prop_assert_eq!(wait(0), 0);
         prop_assert!((FIRST_WAIT_MS..=LONGEST_WAIT_MS).contains(&wait(streak)));
         prop_assert!(wait(streak) <= wait(streak.saturating_add(1)));
     }
 
     #[test]
+    fn a_checkpoint_is_taken_of_a_guest_that_is_heard_and_of_no_other(desired in desired(), observed in observed(), now in STEPS) {
+        if decide(&desired, &observed, now).contains(&Action::Checkpoint) {
+            let Condition::Running { silent_ms, patience_ms, is_told, unsaved_ms, .. } = observed.condition else {
+                return Err(TestCaseError::fail("it does not run"));
+            };
+            prop_assert!(silent_ms < patience_ms && !is_told);
+            prop_assert!(unsaved_ms >= desired.checkpoint_ms && desired.checkpoint_ms.is_some());
+        }
+    }
+
+    #[test]
     fn a_crash_loop_ends_with_a_reason(policy in policy(), start in STEPS, runs in prop::collection::vec(0u64..5000, 20)) {
-        let desired = Desired { restart: policy, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+        let desired = Desired { restart: policy, ttl_ms: None, idle_timeout_ms: None, checkpoint_ms: None, is_removal_asked: false };
         let (mut now, mut history, mut restarts) = (start, History::default(), 0usize);
         for ran in runs {
             now += ran;
@@ -163,13 +191,19 @@ proptest! {
 #[test]
 fn who_ran_well_begins_with_a_clean_slate() {
     let restart = RestartPolicy::Always { max_restarts: Some(2) };
-    let desired = Desired { restart, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+    let desired = Desired {
+        restart,
+        ttl_ms: None,
+        idle_timeout_ms: None,
+        checkpoint_ms: None,
+        is_removal_asked: false,
+    };
     let spent = History { streak: 2, recent_ms: vec![1, 2] };
     let after = |ran_ms| {
         let condition = Condition::Ended { outcome: Outcome::Stopped, ran_ms, history: spent.clone() };
         decide(&desired, &Observed { created_ms: 0, condition }, RAN_WELL_MS * 2)
     };
-    assert_eq!(after(Some(RAN_WELL_MS)), [Action::Wait { attempt: 1, after_ms: FIRST_WAIT_MS }]);
+    assert_eq!(after(Some(RAN_WELL_MS)), [Action::Wait { attempt: 1, after_ms: 0 }]);
     for ran in [Some(RAN_WELL_MS - 1), None] {
         assert!(matches!(after(ran).as_slice(), [Action::Stay { why: Some(_) }]));
     }
@@ -178,11 +212,17 @@ fn who_ran_well_begins_with_a_clean_slate() {
 #[test]
 fn only_a_failure_is_one() {
     let restart = RestartPolicy::OnFailure { max_restarts: None };
-    let desired = Desired { restart, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+    let desired = Desired {
+        restart,
+        ttl_ms: None,
+        idle_timeout_ms: None,
+        checkpoint_ms: None,
+        is_removal_asked: false,
+    };
     let after = |outcome| {
         let condition = Condition::Ended { outcome, ran_ms: Some(1), history: History::default() };
         decide(&desired, &Observed { created_ms: 0, condition }, 1)
     };
     assert_eq!(after(Outcome::Stopped), [Action::Stay { why: None }]);
-    assert_eq!(after(Outcome::Failed), [Action::Wait { attempt: 1, after_ms: FIRST_WAIT_MS }]);
+    assert_eq!(after(Outcome::Failed), [Action::Wait { attempt: 1, after_ms: 0 }]);
 }

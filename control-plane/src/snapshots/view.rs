@@ -21,14 +21,18 @@ impl Store {
 
     /// How many snapshots there are and how many bytes they hold, by whose they are.
     #[must_use]
-    pub fn usage(&self) -> [(&'static str, usize, u64); 3] {
+    pub fn usage(&self) -> [(&'static str, usize, u64); 4] {
         let table = self.lock();
-        [("snapshot", Place::Snapshots), ("template", Place::Templates), ("paused", Place::Paused)].map(
-            |(kind, place)| {
-                let of = || table.entries.values().filter(|entry| entry.place == place);
-                (kind, of().count(), of().map(|entry| entry.manifest.written_bytes).sum())
-            },
-        )
+        let places = [
+            ("snapshot", Place::Snapshots),
+            ("template", Place::Templates),
+            ("paused", Place::Paused),
+            ("checkpoint", Place::Checkpoints),
+        ];
+        places.map(|(kind, place)| {
+            let of = || table.entries.values().filter(|entry| entry.place == place);
+            (kind, of().count(), of().map(|entry| entry.manifest.written_bytes).sum())
+        })
     }
 
     /// The snapshot called `name`.

@@ -100,6 +100,7 @@ fn run() {
         RunConfig::Restore(config) => restore(config),
     };
     let script = machine.memory.lock().unwrap().script.clone();
+    let is_broken = machine.is_restored && machine.memory.lock().unwrap().names.contains_key("broken");
     let mut console = std::fs::OpenOptions::new().create(true).append(true).open(places.console).unwrap();
     writeln!(console, "Linux version fake\nscript {script}").unwrap();
     let control = UnixListener::bind(places.control).unwrap();
@@ -121,6 +122,12 @@ fn run() {
     });
     let mut hello_socket = places.vsock.into_os_string();
     hello_socket.push("_1024");
+    if is_broken {
+        std::thread::spawn(|| {
+            std::thread::sleep(Duration::from_millis(500));
+            end(ExitReason::GuestPanic, Some("it was broken when it was restored"));
+        });
+    }
     live(&script, machine.is_restored, &PathBuf::from(hello_socket), &mut console);
 }
 

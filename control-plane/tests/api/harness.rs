@@ -124,6 +124,7 @@ impl Place {
                 renewal: Duration::from_secs(5),
                 // Fakes beat ten times a second.
                 silence: Duration::from_secs(2),
+                checkpoint_second: Duration::from_millis(20),
             },
             // What is made ahead would be counted among the agents' directories.
             pool: PoolSizes::default(),

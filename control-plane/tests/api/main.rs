@@ -3,6 +3,7 @@
 mod adopt;
 mod agents;
 mod bad_input;
+mod checkpoints;
 mod consoles;
 mod events;
 mod exec;

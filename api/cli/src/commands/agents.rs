@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ark_client::{AgentQuery, Client, Error};
 use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent, Origin};
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::healing::{AgentHealth, Continuity};
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::Spread;
@@ -51,6 +52,7 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         restart: args.restart,
         ttl_s: args.ttl,
         idle_timeout_s: args.idle_timeout,
+        checkpoint: args.checkpoint,
     })
 }
 
@@ -160,6 +162,7 @@ fn origin(agent: &Agent) -> String {
         Origin::Template { name } => format!("template {name}"),
         Origin::Snapshot { name } => format!("snapshot {name}"),
         Origin::Fork { name, .. } => format!("fork of {name}"),
+        Origin::Checkpoint { taken_unix_ms, .. } => format!("checkpoint {} ago", age(*taken_unix_ms)),
     }
 }
 
@@ -195,6 +198,21 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
         .map(|([a, b, c, d, e, f, g, h, i, j], agent)| [a, b, c, d, e, f, g, h, i, j, reason(agent)])
         .collect();
     table([a, b, c, d, e, f, g, h, i, j, "REASON"], &rows)
+}
+
+/// How often checkpoints are taken, and what came of it.
+fn checkpoints(agent: &Agent, policy: CheckpointPolicy) -> String {
+    let CheckpointPolicy { every_s, keep } = policy;
+    let newest = match agent.checkpoints.last() {
+        Some(newest) => {
+            format!("{} kept, the newest {} ago", agent.checkpoints.len(), age(newest.taken_unix_ms))
+        }
+        None => "none yet".to_owned(),
+    };
+    let every = span(u64::from(every_s) * 1000);
+    let failure =
+        agent.checkpoint_failure.as_deref().map(|why| format!("; the last failed: {}", printable(why)));
+    format!("every {every}, {keep} at most: {newest}{}", failure.unwrap_or_default())
 }
 
 fn details(ui: Ui, agent: &Agent) -> String {
@@ -258,6 +276,9 @@ fn upkeep(agent: &Agent) -> Vec<(&'static str, String)> {
     if let Some(seconds) = agent.idle_timeout_s {
         rows.push(("idle", format!("removed when unused for {}", span(seconds.saturating_mul(1000)))));
     }
+    if let Some(policy) = &agent.checkpoint {
+        rows.push(("checkpoints", checkpoints(agent, *policy)));
+    }
     if let AgentHealth::Unresponsive { since_unix_ms } = agent.health {
         rows.push(("health", format!("its guest was not heard for {}", age(since_unix_ms))));
     }
@@ -266,6 +287,7 @@ fn upkeep(agent: &Agent) -> Vec<(&'static str, String)> {
             Origin::Boot => "booted anew".to_owned(),
             Origin::Template { name } => format!("forked anew from the template {name}"),
             Origin::Snapshot { name } | Origin::Fork { name, .. } => format!("restored from {name}"),
+            Origin::Checkpoint { snapshot, .. } => format!("restored from its checkpoint {snapshot}"),
         };
         let (when, lost, cause) = (age(*at_unix_ms), span(*lost_ms), printable(cause));
         rows.push(("restarts", format!("{restarts}, the last {when} ago: {cause}")));

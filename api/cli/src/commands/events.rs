@@ -8,7 +8,7 @@ use ark_types::scheduling::Quota;
 use crate::args::EventsArgs;
 use crate::failure::Failure;
 use crate::host::Context;
-use crate::output::{Ui, age, printable, span};
+use crate::output::{Ui, age, micros, printable, span};
 
 /// Writes a line for each event; with `--json`, the event as it is.
 pub(crate) async fn events(context: &Context, args: &EventsArgs) -> Result<(), Failure> {
@@ -77,7 +77,12 @@ fn about(event: &Event) -> String {
             let Continuity { restarts, lost_ms, .. } = continuity;
             format!("restart {restarts}, after {}; {} are lost", span(*boot_ms), span(*lost_ms))
         }
-        Event::AgentExpired { reason } => reason.clone(),
+        Event::AgentCheckpointed { checkpoint } => {
+            let (pause, durable) = (micros(checkpoint.pause_us), micros(checkpoint.durable_us));
+            format!("{}: stood still {pause}, durable after {durable}", checkpoint.snapshot)
+        }
+        Event::AgentCheckpointUnusable { snapshot, reason } => format!("{snapshot}: {reason}"),
+        Event::AgentExpired { reason } | Event::AgentCheckpointFailed { reason } => reason.clone(),
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}
