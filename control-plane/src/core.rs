@@ -30,6 +30,8 @@ use crate::traces::step;
 const RESTORES_PER_CPU: usize = 2;
 /// Checkpoints that are taken at a time.
 const CHECKPOINTS_AT_ONCE: usize = 1;
+/// Health checks that run at a time, per processor: most of them wait.
+const CHECKS_PER_CPU: usize = 8;
 /// Clients that read events along at a time.
 pub const MAX_FOLLOWERS: usize = 256;
 
@@ -66,6 +68,8 @@ pub struct Core {
     pub restores: Semaphore,
     /// Bounds the checkpoints that are taken at a time: they are to disturb nobody.
     pub checkpoints: Semaphore,
+    /// Bounds the health checks that run at a time.
+    pub checks: Semaphore,
     /// Bounds the clients that read along as events are recorded: each costs memory and descriptors for as long as it likes.
     pub followers: Arc<Semaphore>,
     /// Cancelled once those who follow something without an end are to be let go: `arkd` ends.
@@ -129,6 +133,7 @@ impl Core {
             seen,
             restores,
             checkpoints: Semaphore::new(CHECKPOINTS_AT_ONCE),
+            checks: Semaphore::new(host::cpus() as usize * CHECKS_PER_CPU),
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
             closing: CancellationToken::new(),
             started,

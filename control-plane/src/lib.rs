@@ -22,6 +22,7 @@
 //! | [`routes`] | the REST API, one file per noun |
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
+//! | [`upkeep`], [`validate`] | bounds of what clients send |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`reconcile`] | what an agent needs to be as it is wanted: restarts, limits, hung guests |
 //! | [`pool`] | VMMs and forks made ahead of need |
@@ -69,4 +70,5 @@ pub mod survivors;
 pub mod telemetry;
 pub mod templates;
 pub mod traces;
+pub mod upkeep;
 pub mod validate;

@@ -25,6 +25,7 @@ use ark_link::{Address, Listener, Stream};
 
 mod boot;
 mod children;
+mod dial;
 mod eval;
 mod exec;
 mod failure;

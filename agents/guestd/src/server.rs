@@ -17,7 +17,7 @@ use crate::children::Children;
 use crate::eval::Evaluators;
 use crate::failure::{Failure, failure};
 use crate::renew::Renewals;
-use crate::{eval, exec, files, system};
+use crate::{dial, eval, exec, files, system};
 
 /// Most operations at once.
 const MAX_OPERATIONS: usize = 256;
@@ -171,6 +171,10 @@ impl Server {
             Kind::Renew => {
                 let renewed = self.renewals.renew(&first.parse()?, &self.evaluators)?;
                 Ok(connection.send(&Frame::json(Kind::Renewed, &renewed)?)?)
+            }
+            Kind::Dial => {
+                dial::dial(first.parse()?)?;
+                Ok(connection.send(&Frame::empty(Kind::Ok))?)
             }
             Kind::Eval => eval::serve(connection, &first.parse()?, &self.evaluators, self.children),
             kind => {

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::checkpoint::{Checkpoint, CheckpointPolicy};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
+use crate::health_check::HealthCheck;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::scheduling::Spread;
@@ -140,6 +141,9 @@ pub struct CreateAgent {
     /// How often a checkpoint of it is taken, for its restart policy to restore it from; none is when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointPolicy>,
+    /// How it is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 /// Whether a priority is that of a request that names none.
@@ -242,7 +246,10 @@ pub struct Agent {
     /// Why the last checkpoint that was due was not taken, as a sentence; absent when it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_failure: Option<String>,
-    /// Whether its guest is heard while it runs.
+    /// How it is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// Whether its guest is heard and its checks pass while it runs.
     #[serde(default, skip_serializing_if = "AgentHealth::is_healthy")]
     pub health: AgentHealth,
     /// What its restarts cost it; absent before the first.

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::agent::{Agent, AgentName, AgentState, Origin};
 use crate::checkpoint::{Checkpoint, CheckpointPolicy};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
+use crate::health_check::HealthCheck;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::scheduling::Quota;
@@ -155,6 +156,10 @@ pub struct AgentSpec {
     /// How often a checkpoint of it is taken; none is when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointPolicy>,
+    /// How it is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    // In a box, as most agents have none and every event is as large as this one.
+    pub health_check: Option<Box<HealthCheck>>,
 }
 
 impl From<&Agent> for AgentSpec {
@@ -175,6 +180,7 @@ impl From<&Agent> for AgentSpec {
             ttl_s: agent.ttl_s,
             idle_timeout_s: agent.idle_timeout_s,
             checkpoint: agent.checkpoint,
+            health_check: agent.health_check.clone().map(Box::new),
         }
     }
 }
@@ -207,6 +213,7 @@ impl AgentSpec {
             checkpoint: self.checkpoint,
             checkpoints: Vec::new(),
             checkpoint_failure: None,
+            health_check: self.health_check.map(|check| *check),
             health: AgentHealth::Healthy,
             continuity: None,
             backoff_until_unix_ms: None,
@@ -297,6 +304,12 @@ pub enum Event {
         /// Time that it took, milliseconds.
         boot_ms: u64,
     },
+    /// While it runs, its guest fell silent, or its checks failed too often in a row; or it is well again.
+    #[serde(rename = "agent.health")]
+    AgentHealthChanged {
+        /// How it is.
+        health: AgentHealth,
+    },
     /// A checkpoint of it is on disk; those that are more than its policy keeps go.
     #[serde(rename = "agent.checkpointed")]
     AgentCheckpointed {
@@ -348,6 +361,7 @@ impl Event {
             Self::AgentEnded { .. } => "agent.ended",
             Self::AgentRestarting { .. } => "agent.restarting",
             Self::AgentRestarted { .. } => "agent.restarted",
+            Self::AgentHealthChanged { .. } => "agent.health",
             Self::AgentCheckpointed { .. } => "agent.checkpointed",
             Self::AgentCheckpointFailed { .. } => "agent.checkpoint_failed",
             Self::AgentCheckpointUnusable { .. } => "agent.checkpoint_unusable",
@@ -371,6 +385,7 @@ impl Event {
             | Self::AgentEnded { .. }
             | Self::AgentRestarting { .. }
             | Self::AgentRestarted { .. }
+            | Self::AgentHealthChanged { .. }
             | Self::AgentCheckpointed { .. }
             | Self::AgentCheckpointFailed { .. }
             | Self::AgentCheckpointUnusable { .. }

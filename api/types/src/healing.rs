@@ -72,11 +72,11 @@ impl fmt::Display for RestartPolicy {
     }
 }
 
-/// Whether a running agent's guest is heard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Whether a running agent is well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum AgentHealth {
-    /// It is.
+    /// Its guest is heard, and its checks do not fail.
     #[default]
     Healthy,
     /// No heartbeat came for longer than three of them take, though its VMM is there.
@@ -84,10 +84,17 @@ pub enum AgentHealth {
         /// When it was heard last, milliseconds since the Unix epoch.
         since_unix_ms: u64,
     },
+    /// Its checks failed too often in a row, though its guest is heard.
+    Unhealthy {
+        /// When that was so, milliseconds since the Unix epoch.
+        since_unix_ms: u64,
+        /// How the last one failed, as a sentence.
+        why: String,
+    },
 }
 
 impl AgentHealth {
-    /// Whether its guest is heard.
+    /// Whether it is well.
     #[must_use]
     pub const fn is_healthy(&self) -> bool {
         matches!(self, Self::Healthy)

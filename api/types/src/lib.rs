@@ -2,7 +2,7 @@
 //!
 //! | module | boundary |
 //! |---|---|
-//! | [`agent`], [`checkpoint`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`healing`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`checkpoint`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`healing`], [`health_check`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
@@ -22,6 +22,7 @@ pub mod files;
 pub mod guest;
 pub mod healing;
 pub mod health;
+pub mod health_check;
 pub mod image;
 pub mod label;
 pub mod layout;

@@ -158,7 +158,8 @@ impl From<ErrorCode> for ProblemKind {
             ErrorCode::NoEvaluator => Self::NoEvaluator,
             ErrorCode::Exhausted => Self::HostUnable,
             ErrorCode::DeadlinePassed => Self::DeadlinePassed,
-            ErrorCode::Internal => Self::GuestMisbehaved,
+            // Only what arkd asks for itself is refused so.
+            ErrorCode::NotTaken | ErrorCode::Internal => Self::GuestMisbehaved,
         }
     }
 }

@@ -11,11 +11,12 @@ use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::exec::{Encoding, ExecEnd, ExecReply, ExecRequest, ExitStatus, TtySize};
 use ark_types::files::{FileKind, FileList, FileStat};
 use ark_types::guest::{
-    ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
-    SignalRequest, Started,
+    ClockSet, DialRequest, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest,
+    Renew, Renewed, SignalRequest, Started,
 };
 use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
 use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, ProbeReport};
+use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::label::{Labels, Owner};
 use ark_types::problem::{Problem, ProblemKind};
@@ -196,6 +197,7 @@ fn guest_messages() {
         .with("renew", &renew)
         .with("renewed", &renewed)
         .with("renewed without an evaluator", &Renewed { evaluator_random: None, ..renewed.clone() })
+        .with("dial", &DialRequest { port: 8080, timeout_ms: 10_000 })
         .with("clock set", &ClockSet { unix_ns: 1_700_000_000_000_000_000 });
     for code in [
         ErrorCode::BadRequest,
@@ -206,6 +208,7 @@ fn guest_messages() {
         ErrorCode::FileNotFound,
         ErrorCode::FileError,
         ErrorCode::NoEvaluator,
+        ErrorCode::NotTaken,
         ErrorCode::DeadlinePassed,
         ErrorCode::Exhausted,
         ErrorCode::Internal,
@@ -303,6 +306,11 @@ fn agent_states() -> [AgentState; 6] {
     ]
 }
 
+fn health_check() -> HealthCheck {
+    let probe = Probe::Tcp { port: 8080 };
+    HealthCheck { probe, interval_s: 30, timeout_s: 10, failures: 3, start_period_s: 0 }
+}
+
 /// A request for an agent that says nothing.
 fn create_least() -> CreateAgent {
     CreateAgent {
@@ -324,6 +332,7 @@ fn create_least() -> CreateAgent {
         ttl_s: None,
         idle_timeout_s: None,
         checkpoint: None,
+        health_check: None,
     }
 }
 
@@ -352,6 +361,7 @@ fn newborn() -> Agent {
         checkpoint: None,
         checkpoints: Vec::new(),
         checkpoint_failure: None,
+        health_check: None,
         health: AgentHealth::Healthy,
         continuity: None,
         backoff_until_unix_ms: None,
@@ -385,6 +395,7 @@ fn agents() {
         ttl_s: Some(3600),
         idle_timeout_s: Some(600),
         checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 3 }),
+        health_check: Some(health_check()),
         ..booted.clone()
     };
     let agent = newborn();
@@ -421,6 +432,7 @@ fn agents() {
             idle_timeout_s: Some(600),
             checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 3 }),
             checkpoint_failure: Some("there is no room on disk".to_owned()),
+            health_check: Some(health_check()),
             health: AgentHealth::Unresponsive { since_unix_ms: 1_700_000_002_000 },
             continuity: Some(Continuity {
                 restarts: 1,

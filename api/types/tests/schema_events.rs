@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::checkpoint::{Checkpoint, CheckpointPolicy};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
-use ark_types::healing::{Continuity, RestartPolicy};
+use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
+use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::label::{Labels, Owner};
 use ark_types::scheduling::Quota;
 use ark_types::vmm::{ExitReason, ExitRecord, SnapshotId};
@@ -35,7 +36,14 @@ fn spec() -> AgentSpec {
         ttl_s: Some(3600),
         idle_timeout_s: Some(600),
         checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
+        health_check: Some(Box::new(health_check())),
     }
+}
+
+fn health_check() -> HealthCheck {
+    let command = vec!["sh".to_owned(), "-c".to_owned(), "test -e /tmp/ok".to_owned()];
+    let probe = Probe::Exec { command };
+    HealthCheck { probe, interval_s: 5, timeout_s: 2, failures: 1, start_period_s: 60 }
 }
 
 fn continuity() -> Continuity {
@@ -49,7 +57,7 @@ fn continuity() -> Continuity {
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 15] {
+fn events() -> [Event; 16] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -60,6 +68,7 @@ fn events() -> [Event; 15] {
         | Event::AgentEnded { .. }
         | Event::AgentRestarting { .. }
         | Event::AgentRestarted { .. }
+        | Event::AgentHealthChanged { .. }
         | Event::AgentCheckpointed { .. }
         | Event::AgentCheckpointFailed { .. }
         | Event::AgentCheckpointUnusable { .. }
@@ -82,6 +91,12 @@ fn events() -> [Event; 15] {
         },
         Event::AgentRestarting { cause: "it was killed".to_owned(), attempt: 2, after_ms: 2000 },
         Event::AgentRestarted { continuity: continuity(), boot_ms: 40 },
+        Event::AgentHealthChanged {
+            health: AgentHealth::Unhealthy {
+                since_unix_ms: 1_700_000_050_000,
+                why: "its command ended with 1".to_owned(),
+            },
+        },
         Event::AgentCheckpointed {
             checkpoint: Checkpoint {
                 snapshot: SnapshotId([0xb2; 16]),
@@ -129,10 +144,11 @@ fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
     assert_eq!((newborn.state, AgentSpec::from(&newborn)), (AgentState::Creating, spec()));
     let mut older = serde_json::to_value(spec()).unwrap();
     older.as_object_mut().unwrap().retain(|key, _| {
-        !["owner", "labels", "restart", "ttl_s", "idle_timeout_s", "checkpoint"].contains(&key.as_str())
+        !["owner", "labels", "restart", "ttl_s", "idle_timeout_s", "checkpoint", "health_check"]
+            .contains(&key.as_str())
     });
     let older: AgentSpec = serde_json::from_value(older).unwrap();
     assert_eq!((older.owner, older.labels), (Owner::default(), Labels::default()));
-    assert_eq!(older.checkpoint, None);
+    assert_eq!((older.checkpoint, older.health_check), (None, None));
     assert_eq!((older.restart, older.ttl_s, older.idle_timeout_s), (RestartPolicy::Never, None, None));
 }

@@ -16,7 +16,7 @@ use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::checkpoint::Checkpoint;
 use ark_types::event::{Event, Outcome};
 use ark_types::healing::Continuity;
-use ark_types::vmm::SnapshotId;
+use ark_types::vmm::{ExitReason, SnapshotId};
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
@@ -57,6 +57,27 @@ impl NotAnew {
     /// Whether somebody wants the agent to end, or `arkd` does.
     const fn is_over(&self) -> bool {
         matches!(self, Self::Boot(BootError::Removed | BootError::Ending))
+    }
+
+    /// Whether another host, or this one at another time, might well have done it.
+    const fn is_of_the_host(&self) -> bool {
+        match self {
+            Self::Source(_) => true,
+            Self::Checkpoint(error) => matches!(
+                error,
+                SnapshotError::Unproved { .. }
+                    | SnapshotError::File { .. }
+                    | SnapshotError::Tool { .. }
+                    | SnapshotError::Endless { .. }
+                    | SnapshotError::DiskFull { .. }
+            ),
+            Self::Boot(BootError::Ended { record, .. }) => {
+                matches!(record.reason, ExitReason::HostError | ExitReason::Killed | ExitReason::Signal)
+            }
+            Self::Boot(error) => {
+                matches!(error, BootError::Directory { .. } | BootError::Spawn(_) | BootError::Unrecorded(_))
+            }
+        }
     }
 }
 
@@ -108,7 +129,6 @@ impl Owner {
 
     /// What it began as comes back.
     async fn come_up_anew(&mut self, life: &mut Life, from: &[SnapshotId]) -> Result<Begun, NotAnew> {
-        // What the host lacks is no fault of a checkpoint.
         let core = Arc::clone(&self.core);
         self.unless_unwanted(check_host(&core)).await??;
         for id in from {
@@ -116,7 +136,8 @@ impl Owner {
             let Some(checkpoint) = found else { continue };
             match self.restore_checkpoint(life, *id).await {
                 Ok(()) => return Ok(Begun::Checkpoint(checkpoint)),
-                Err(error) if error.is_over() => return Err(error),
+                // What the host lacks is no fault of a checkpoint: it is tried again when there is time for that.
+                Err(error) if error.is_over() || error.is_of_the_host() => return Err(error),
                 Err(error) => self.tell_unusable(*id, error.to_string()),
             }
             life.kill().await;

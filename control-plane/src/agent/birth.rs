@@ -12,6 +12,7 @@ use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::event::AgentSpec;
 use ark_types::guest::CONTROL_PORT;
 use ark_types::healing::{AgentHealth, RestartPolicy};
+use ark_types::health_check::HealthCheck;
 use ark_types::label::Labels;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span};
@@ -68,7 +69,7 @@ pub struct Wishes {
 }
 
 /// What becomes of an agent when it ends, or when nobody uses it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Upkeep {
     /// Whether it begins anew.
     pub restart: RestartPolicy,
@@ -78,13 +79,26 @@ pub struct Upkeep {
     pub idle_timeout_s: Option<u64>,
     /// How often a checkpoint of it is taken.
     pub checkpoint: Option<CheckpointPolicy>,
+    /// How it is checked.
+    pub health_check: Option<HealthCheck>,
+}
+
+impl From<&CreateAgent> for Upkeep {
+    fn from(request: &CreateAgent) -> Self {
+        Self {
+            restart: request.restart,
+            ttl_s: request.ttl_s,
+            idle_timeout_s: request.idle_timeout_s,
+            checkpoint: request.checkpoint,
+            health_check: request.health_check.clone(),
+        }
+    }
 }
 
 impl From<CreateAgent> for Wishes {
     fn from(request: CreateAgent) -> Self {
-        let CreateAgent { name, env, auto_remove, labels, owner, restart, .. } = request;
-        let CreateAgent { ttl_s, idle_timeout_s, checkpoint, .. } = request;
-        let upkeep = Upkeep { restart, ttl_s, idle_timeout_s, checkpoint };
+        let upkeep = Upkeep::from(&request);
+        let CreateAgent { name, env, auto_remove, labels, owner, .. } = request;
         Self { name, env, auto_remove, labels, owner, upkeep }
     }
 }
@@ -264,6 +278,7 @@ async fn claim(
         ttl_s: upkeep.ttl_s,
         idle_timeout_s: upkeep.idle_timeout_s,
         checkpoint: upkeep.checkpoint,
+        health_check: upkeep.health_check.map(Box::new),
         ..AgentSpec::from(&handle.agent())
     };
     let base = Base::lived_in(&birth.hold);
@@ -426,6 +441,7 @@ fn newborn(
         checkpoint: wishes.upkeep.checkpoint,
         checkpoints: Vec::new(),
         checkpoint_failure: None,
+        health_check: wishes.upkeep.health_check.clone(),
         health: AgentHealth::Healthy,
         continuity: None,
         backoff_until_unix_ms: None,

@@ -78,11 +78,12 @@ async fn take(core: Arc<Core>, handle: Handle, clock: Clock) -> Outcome {
         _ = state.wait_for(|agent| agent.state != AgentState::Running) => return Outcome::Skipped,
     };
     let since = Instant::now();
-    while core.pool.is_busy() && since.elapsed() < CALM_PATIENCE {
+    let runs = || handle.agent().state == AgentState::Running;
+    while core.pool.is_busy() && since.elapsed() < CALM_PATIENCE && runs() {
         tokio::time::sleep(CALM_LOOK).await;
     }
     let turn = handle.0.body.turn.lock().await;
-    if handle.agent().state != AgentState::Running {
+    if !runs() {
         return Outcome::Skipped;
     }
     let _busy = core.pool.busy();
@@ -216,10 +217,13 @@ pub(crate) fn sweep_checkpoints(core: &Core) {
     for dir in fs::read_dir(core.config.state.checkpoints()).into_iter().flatten().flatten() {
         let name = dir.file_name();
         let Some(id) = name.to_str() else { continue };
-        let is_known = core.registry.all().iter().any(|handle| handle.id() == id)
-            || core.config.run.agent(id).0.exists()
-            || core.config.state.paused().join(id).exists();
-        if !is_known {
+        let is_on_disk =
+            || core.config.run.agent(id).0.exists() || core.config.state.paused().join(id).exists();
+        let is_needed = match core.registry.all().iter().find(|handle| handle.id() == id) {
+            Some(handle) => !(handle.has_ended() && handle.agent().checkpoints.is_empty()),
+            None => is_on_disk(),
+        };
+        if !is_needed {
             core.snapshots.keep_only(&dir.path(), &[]);
         }
     }

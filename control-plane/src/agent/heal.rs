@@ -19,6 +19,7 @@ use ark_types::vmm::ExitRecord;
 use serde::{Deserialize, Serialize};
 
 use super::body::Base;
+use super::check::Checks;
 use super::checkpoint::Taking;
 use super::owner::{Owner, outcome_of};
 use super::record::Record;
@@ -27,7 +28,8 @@ use super::sentence;
 use super::start::Life;
 use crate::host::{millis, unix_ms};
 use crate::reconcile::{
-    Action, Clock, Condition, Desired, History, LONGEST_WAIT_MS, Lineage, Observed, decide,
+    Action, Check, Clock, Condition, Desired, Health, History, LONGEST_WAIT_MS, Lineage, Observed, Running,
+    decide,
 };
 
 /// Time a guest has to end in order when its agent is over.
@@ -66,14 +68,16 @@ pub(super) struct Healing {
     silent: Duration,
     /// Up to when that is counted.
     counted: Instant,
-    /// When the agent was last looked at.
-    looked: Instant,
+    /// When the agent was last looked at; none when it is to be at once.
+    looked: Option<Instant>,
     /// Why its VMM is being ended, while it is.
     killed: Option<String>,
     /// The checkpoint that is being taken.
     pub(super) taking: Option<Taking>,
     /// When the last one was begun, or the agent came up; none when one is due at once.
     pub(super) saved: Option<Instant>,
+    /// Its own health checks.
+    pub(super) checks: Checks,
 }
 
 impl Kept {
@@ -87,13 +91,20 @@ impl Healing {
     pub(super) fn new(kept: Kept) -> Self {
         let (clock, now) = (Clock::new(), Instant::now());
         let (silent, killed, taking) = (Duration::ZERO, None, None);
-        Self { kept, clock, silent, counted: now, looked: now, killed, taking, saved: Some(now) }
+        let (counted, looked, saved, checks) = (now, Some(now), Some(now), Checks::new());
+        Self { kept, clock, silent, counted, looked, killed, taking, saved, checks }
+    }
+
+    /// Has the agent be looked at at once.
+    pub(super) fn look_soon(&mut self) {
+        self.looked = None;
     }
 
     /// The agent runs again.
     pub(super) fn begins(&mut self) {
         self.heard();
         self.saved = Some(Instant::now());
+        self.checks = Checks::new();
     }
 
     /// The guest said something, or cannot say anything now.
@@ -131,6 +142,10 @@ fn desired(agent: &Agent, second: Duration, is_removal_asked: bool) -> Desired {
         restart: agent.restart,
         ttl_ms: agent.ttl_s.map(ms),
         idle_timeout_ms: agent.idle_timeout_s.map(ms),
+        check: agent
+            .health_check
+            .as_ref()
+            .map(|how| Check { interval_ms: ms(how.interval_s.into()), failures: how.failures }),
         checkpoint_ms: agent.checkpoint.map(|policy| millis(second * policy.every_s)),
         is_removal_asked,
     }
@@ -166,8 +181,8 @@ fn end(agent: &mut Agent, kept: &mut Kept, end: End, is_removal_asked: bool, now
             | Action::Remove { .. }
             | Action::Restart { .. }
             | Action::Checkpoint
-            | Action::Unresponsive
-            | Action::Recovered
+            | Action::Check
+            | Action::Tell(_)
             | Action::Kill { .. } => {}
         }
     }
@@ -221,8 +236,13 @@ impl Owner {
         let is_watched = agent.state == AgentState::Running || agent.ttl_s.is_some();
         match agent.backoff_until_unix_ms {
             Some(until) => Some(self.healing.clock.until(until).min(LOOK)),
-            None => is_watched.then(|| self.look_every().saturating_sub(self.healing.looked.elapsed())),
+            None => is_watched.then(|| self.look_in()),
         }
+    }
+
+    fn look_in(&self) -> Duration {
+        let looked = self.healing.looked;
+        looked.map_or(Duration::ZERO, |looked| self.look_every().saturating_sub(looked.elapsed()))
     }
 
     fn look_every(&self) -> Duration {
@@ -231,19 +251,15 @@ impl Owner {
 
     /// Does what the agent needs now.
     pub(super) async fn look(&mut self, life: &mut Life) -> Option<Parting> {
-        self.healing.looked = Instant::now();
+        self.healing.looked = Some(Instant::now());
         let now = self.healing.clock.now();
         let (desired, observed) = self.observe();
         for action in decide(&desired, &observed, now) {
             match action {
-                Action::Unresponsive => {
-                    let since_unix_ms = now.saturating_sub(millis(self.healing.silent));
-                    self.tell_health(AgentHealth::Unresponsive { since_unix_ms });
-                }
-                Action::Recovered => self.tell_health(AgentHealth::Healthy),
-                Action::Kill { silent_ms } => {
-                    let why = format!("the guest was not heard for {} s", silent_ms.div_ceil(1000));
-                    self.healing.killed = Some(why);
+                Action::Tell(health) => self.tell_health(health, now),
+                Action::Check => self.begin_check(),
+                Action::Kill { health } => {
+                    self.healing.killed = Some(self.what_is_wrong(health));
                     life.vmm.iter_mut().for_each(crate::supervisor::Vmm::kill);
                 }
                 Action::Restart { from } => {
@@ -276,13 +292,18 @@ impl Owner {
         let condition = match agent.state {
             AgentState::Creating => Condition::ComingUp,
             AgentState::Running if self.healing.killed.is_some() => Condition::Ending,
-            AgentState::Running => Condition::Running {
+            AgentState::Running => Condition::Running(Running {
                 silent_ms: millis(self.healing.silent),
                 patience_ms: millis(self.core.config.timing.silence),
-                is_told: !agent.health.is_healthy(),
+                told: match agent.health {
+                    AgentHealth::Healthy => Health::Well,
+                    AgentHealth::Unresponsive { .. } => Health::Silent,
+                    AgentHealth::Unhealthy { .. } => Health::Failing,
+                },
                 unused_ms: millis(self.guest.idle.unused_for()),
                 unsaved_ms: self.healing.unsaved_ms(),
-            },
+                checked: self.healing.checks.checked(),
+            }),
             AgentState::Paused => Condition::Paused,
             AgentState::Stopping => Condition::Ending,
             AgentState::Stopped | AgentState::Failed => match agent.backoff_until_unix_ms {
@@ -299,15 +320,36 @@ impl Owner {
         (desired(&agent, second, self.parting.is_some()), observed)
     }
 
-    fn tell_health(&self, health: AgentHealth) {
+    fn tell_health(&self, health: Health, now: u64) {
         let (id, name) = self.who();
-        tracing::warn!(%id, %name, ?health, "the guest's health changed");
+        let health = match health {
+            Health::Well => AgentHealth::Healthy,
+            Health::Silent => {
+                AgentHealth::Unresponsive { since_unix_ms: now.saturating_sub(millis(self.healing.silent)) }
+            }
+            Health::Failing => {
+                AgentHealth::Unhealthy { since_unix_ms: now, why: self.healing.checks.why().to_owned() }
+            }
+        };
+        tracing::warn!(%id, %name, ?health, "the agent's health changed");
+        drop(self.record(vec![Event::AgentHealthChanged { health: health.clone() }]));
         self.state.send_modify(|agent| agent.health = health);
+    }
+
+    /// Why an agent with this health is ended, as a sentence.
+    fn what_is_wrong(&self, health: Health) -> String {
+        match health {
+            Health::Well | Health::Silent => {
+                format!("the guest was not heard for {} s", millis(self.healing.silent).div_ceil(1000))
+            }
+            Health::Failing => format!("its health check failed: {}", self.healing.checks.why()),
+        }
     }
 
     /// The VMM ended by itself, or because its guest hung. A paused agent that is on disk outlasts it.
     pub(super) async fn lose_vmm(&mut self, record: ExitRecord) {
         self.core.telemetry.vmm_ended(record.reason);
+        self.healing.checks.interrupt();
         let unheard = self.healing.killed.take();
         let is_paused = self.state.borrow().state == AgentState::Paused;
         if is_paused && self.body.is_recorded() {

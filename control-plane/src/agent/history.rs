@@ -216,3 +216,78 @@ fn left_behind(core: &Core) -> Vec<Agent> {
         |agent: &&Agent| agent.removed_unix_ms.is_none() && !here.contains(&agent.id) && !is_on_disk(agent);
     projection.agents().iter().filter(is_left).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use ark_types::agent::Origin;
+    use ark_types::event::Recorded;
+    use ark_types::healing::Continuity;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::projection::Projection;
+
+    const STATES: [AgentState; 6] = [
+        AgentState::Creating,
+        AgentState::Running,
+        AgentState::Paused,
+        AgentState::Stopping,
+        AgentState::Stopped,
+        AgentState::Failed,
+    ];
+
+    fn agent() -> impl Strategy<Value = Agent> {
+        let origin = prop::sample::select(vec![
+            Origin::Boot,
+            Origin::Snapshot { name: "s1".parse().unwrap() },
+            Origin::Snapshot { name: "s2".parse().unwrap() },
+        ]);
+        (prop::sample::select(STATES.to_vec()), origin, 0u32..3).prop_map(|(state, origin, restarts)| {
+            let continuity = Continuity {
+                restarts,
+                cause: "it was killed".to_owned(),
+                restored_from: origin.clone(),
+                lost_ms: 1,
+                at_unix_ms: 1,
+            };
+            let json = serde_json::json!({
+                "id": "0123456789abcdef", "name": "a1", "origin": origin, "image": "base", "image_digest": "sha256:0",
+                "vcpus": 1, "memory_mib": 64, "state": state, "created_unix_ms": 0, "auto_remove": false,
+            });
+            let agent: Agent = serde_json::from_value(json).unwrap();
+            Agent { continuity: (restarts > 0).then_some(continuity), ..agent }
+        })
+    }
+
+    /// What `events` make of the agent that `told` is all about.
+    fn after(told: Agent, events: Vec<Event>) -> Agent {
+        let snapshot = serde_json::json!({ "form": 1, "agents": [told] });
+        let data = serde_json::to_vec(&snapshot).unwrap();
+        let mut projection = Projection::restore(&crate::store::Snapshot { position: 0, data }).unwrap();
+        for (position, event) in (1..).zip(events) {
+            let stream = Stream::agent("0123456789abcdef");
+            projection.apply(&Recorded { position, at_unix_ms: 1, stream, version: position, event });
+        }
+        projection.agents().get("0123456789abcdef").unwrap().clone()
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_not_recorded_is_and_a_restart_is_never_told_as_a_rewind(told in agent(), now in agent()) {
+            let count = |agent: &Agent| agent.continuity.as_ref().map_or(0, |continuity| continuity.restarts);
+            // A survivor runs or has ended, and nothing that was told is taken back.
+            prop_assume!(now.state == AgentState::Running || is_ended(now.state));
+            prop_assume!(count(&now) >= count(&told) && (count(&now) > count(&told) || !is_ended(told.state)));
+            let events = unrecorded(Some(&told), &now);
+            let is_restarted = count(&now) > count(&told);
+            let tells = |kind: &str| events.iter().any(|event| event.kind() == kind);
+            prop_assert_eq!(tells("agent.restarted"), is_restarted);
+            prop_assert!(!(is_restarted && tells("agent.rewound")));
+            let known = after(told, events);
+            prop_assert_eq!((known.state, count(&known)), (now.state, count(&now)));
+            if is_restarted {
+                prop_assert_eq!(known.origin, now.origin);
+            }
+        }
+    }
+}

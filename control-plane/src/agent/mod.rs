@@ -12,6 +12,7 @@
 //! | [`owner`], [`request`], [`start`], [`boot`] | its life, and what may be asked of it; how its VMM and guest come up |
 //! | [`renewal`] | what a restored guest has to prove, and the receipt |
 //! | [`heal`], [`anew`] | it begins anew, is ended or removed, as its policy says |
+//! | [`check`] | its own health checks |
 //! | [`checkpoint`] | snapshots of it that it begins anew from |
 //! | [`pause`] | snapshots of it, pausing it |
 //! | [`record`] | what of it is on disk, for a later `arkd` |
@@ -22,6 +23,7 @@ mod anew;
 mod birth;
 mod body;
 mod boot;
+mod check;
 mod checkpoint;
 mod error;
 mod fork;

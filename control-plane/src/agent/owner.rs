@@ -340,6 +340,7 @@ impl Owner {
                 }
                 event = life.greeter.next() => self.hear(event),
                 outcome = taken(&mut self.healing.taking) => self.note_checkpoint(life, outcome).await,
+                verdict = self.healing.checks.verdict() => self.note_check(verdict),
                 () = after(look) => {
                     if let Some(parting) = self.look(life).await {
                         return parting;
@@ -363,7 +364,10 @@ impl Owner {
             Some(Request::Leave) => return Some(self.part()),
             Some(Request::StreamEnded) if auto_remove => return Some(Parting::Removal(Removal::NOW)),
             Some(Request::StreamBegan | Request::StreamEnded) => {}
-            Some(Request::Enter { state, done }) => self.enter_if_legal(life, state, done),
+            Some(Request::Enter { state, done }) => {
+                self.healing.checks.interrupt();
+                self.enter_if_legal(life, state, done);
+            }
             Some(Request::Move { base, done }) => {
                 // One that has ended needs none.
                 if life.vmm.is_some() {
@@ -418,6 +422,7 @@ impl Owner {
         let (hold, image, origin) = from;
         // Whoever asks has the turn, so none is under way.
         self.healing.taking = None;
+        self.healing.checks.interrupt();
         let was = self.state.borrow().state;
         if super::is_ended(was) || !was.may_become(AgentState::Creating) {
             return;

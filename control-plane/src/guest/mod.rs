@@ -4,6 +4,7 @@
 //! what the operation allows, and what piles up (captured output, listings) has a limit of its own.
 
 mod connection;
+mod dial;
 mod eval;
 mod exec;
 mod files;
@@ -18,6 +19,7 @@ use ark_types::guest::{FrameError, GuestError, Kind};
 use ark_types::plain::plain;
 
 pub use connection::{Connection, FrameReader, FrameWriter};
+pub use dial::dial;
 pub use eval::{Evaluated, evaluate};
 pub use exec::{Captured, capture};
 pub use files::{Download, MAX_ENTRIES, Upload, list, stat};

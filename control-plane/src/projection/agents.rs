@@ -5,6 +5,7 @@ use std::ops::Bound;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{Event, Recorded};
+use ark_types::healing::AgentHealth;
 use ark_types::image::ImageName;
 use ark_types::label::{Owner, Requirement, Selector};
 
@@ -146,6 +147,7 @@ impl Agents {
                 agent.state = (*outcome).into();
                 agent.reason = Some(reason.clone());
                 agent.exit.clone_from(exit);
+                agent.health = AgentHealth::Healthy;
             }
             Event::AgentRestarted { continuity, boot_ms } => {
                 (agent.state, agent.boot_ms) = (AgentState::Running, Some(*boot_ms));
@@ -157,6 +159,7 @@ impl Agents {
                 continuity.drop_newer(&mut agent.checkpoints);
                 agent.continuity = Some(continuity.clone());
             }
+            Event::AgentHealthChanged { health } if !has_ended => agent.health = health.clone(),
             // Told by an agent that has ended as well: of a checkpoint that was complete before, or is of no use.
             Event::AgentCheckpointed { checkpoint } => agent.keep_checkpoint(checkpoint.clone()),
             Event::AgentCheckpointFailed { reason } => agent.checkpoint_failure = Some(reason.clone()),
@@ -165,12 +168,14 @@ impl Agents {
             }
             // A pause and the end of what is being paused are told by different tasks: the end is what counts.
             _ if has_ended => {}
-            Event::AgentCreated { .. } => {}
+            Event::AgentCreated { .. } | Event::AgentHealthChanged { .. } => {}
             Event::AgentReady { boot_ms } => {
                 agent.state = AgentState::Running;
                 agent.boot_ms = Some(*boot_ms);
             }
-            Event::AgentPaused { .. } => agent.state = AgentState::Paused,
+            Event::AgentPaused { .. } => {
+                (agent.state, agent.health) = (AgentState::Paused, AgentHealth::Healthy);
+            }
             Event::AgentResumed {} => agent.state = AgentState::Running,
             Event::AgentRewound { origin } => {
                 agent.state = AgentState::Running;

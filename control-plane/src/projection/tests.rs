@@ -41,6 +41,7 @@ fn created(n: u64) -> Event {
             ttl_s: None,
             idle_timeout_s: None,
             checkpoint: None,
+            health_check: None,
         },
     }
 }

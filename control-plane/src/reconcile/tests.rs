@@ -17,12 +17,14 @@ fn policy() -> impl Strategy<Value = RestartPolicy> {
 
 fn desired() -> impl Strategy<Value = Desired> {
     let limit = || prop::option::of(1000u64..1_000_000);
-    (policy(), limit(), limit(), limit(), any::<bool>()).prop_map(
-        |(restart, ttl_ms, idle_timeout_ms, checkpoint_ms, is_removal_asked)| Desired {
+    let check = prop::option::of((1000u64..100_000, 1u32..9));
+    (policy(), limit(), limit(), limit(), check, any::<bool>()).prop_map(
+        |(restart, ttl_ms, idle_timeout_ms, checkpoint_ms, check, is_removal_asked)| Desired {
             restart,
             ttl_ms,
             idle_timeout_ms,
             checkpoint_ms,
+            check: check.map(|(interval_ms, failures)| Check { interval_ms, failures }),
             is_removal_asked,
         },
     )
@@ -33,14 +35,21 @@ fn history() -> impl Strategy<Value = History> {
         .prop_map(|(streak, recent_ms)| History { streak, recent_ms })
 }
 
+fn checked() -> impl Strategy<Value = Checked> {
+    (prop::collection::vec(any::<bool>(), 0..9), prop::option::of(STEPS)).prop_map(|(checks, idle_ms)| {
+        let mut tally = Tally::default();
+        for passes in checks {
+            if passes { tally.passed() } else { tally.failed(false) }
+        }
+        Checked { tally, idle_ms }
+    })
+}
+
 fn condition() -> impl Strategy<Value = Condition> {
-    let running = (STEPS, 1u64..100_000, any::<bool>(), STEPS, prop::option::of(STEPS)).prop_map(
-        |(silent_ms, patience_ms, is_told, unused_ms, unsaved_ms)| Condition::Running {
-            silent_ms,
-            patience_ms,
-            is_told,
-            unused_ms,
-            unsaved_ms,
+    let told = prop::sample::select(vec![Health::Well, Health::Silent, Health::Failing]);
+    let running = (STEPS, 1u64..100_000, told, STEPS, prop::option::of(STEPS), checked()).prop_map(
+        |(silent_ms, patience_ms, told, unused_ms, unsaved_ms, checked)| {
+            Condition::Running(Running { silent_ms, patience_ms, told, unused_ms, unsaved_ms, checked })
         },
     );
     let ended = (any::<bool>(), prop::option::of(STEPS), history()).prop_map(|(failed, ran_ms, history)| {
@@ -80,18 +89,15 @@ fn apply(desired: &mut Desired, observed: &mut Observed, action: &Action, now: u
         (Action::Stay { .. }, _) => Condition::Over,
         (Action::Restart { .. }, _) => Condition::ComingUp,
         (Action::Kill { .. }, _) => Condition::Ending,
-        (done, Condition::Running { silent_ms, patience_ms, unused_ms, is_told, unsaved_ms }) => {
-            Condition::Running {
-                silent_ms: *silent_ms,
-                patience_ms: *patience_ms,
-                unused_ms: *unused_ms,
-                is_told: match done {
-                    Action::Unresponsive => true,
-                    Action::Recovered => false,
-                    _ => *is_told,
-                },
-                unsaved_ms: unsaved_ms.filter(|_| *done != Action::Checkpoint),
+        (done, Condition::Running(running)) => {
+            let mut running = *running;
+            match done {
+                Action::Tell(health) => running.told = *health,
+                Action::Checkpoint => running.unsaved_ms = None,
+                Action::Check => running.checked.idle_ms = None,
+                other => panic!("{other:?} of {running:?}"),
             }
+            Condition::Running(running)
         }
         (other, condition) => panic!("{other:?} of {condition:?}"),
     };
@@ -129,7 +135,7 @@ proptest! {
         desired.ttl_ms = None;
         let actions = decide(&desired, &observed, now);
         if actions.iter().any(|action| matches!(action, Action::Remove { .. })) {
-            let is_running = matches!(observed.condition, Condition::Running { .. });
+            let is_running = matches!(observed.condition, Condition::Running(_));
             prop_assert!(is_running);
         }
     }
@@ -150,19 +156,35 @@ proptest! {
     }
 
     #[test]
+    fn checks_never_pile_up_and_an_unhealthy_agent_is_ended_as_a_hung_one_is(
+        mut desired in desired(), observed in observed(), now in STEPS,
+    ) {
+        let Condition::Running(running) = observed.condition else { return Ok(()) };
+        (desired.is_removal_asked, desired.ttl_ms, desired.idle_timeout_ms) = (false, None, None);
+        let actions = decide(&desired, &observed, now);
+        if running.checked.idle_ms.is_none() || desired.check.is_none() {
+            prop_assert!(!actions.contains(&Action::Check));
+        }
+        let is_well = health(&desired, &running) == Health::Well;
+        let is_ended = actions.iter().any(|action| matches!(action, Action::Kill { .. }));
+        prop_assert_eq!(is_ended, !is_well && !desired.restart.is_never());
+    }
+
+    #[test]
     fn a_checkpoint_is_taken_of_a_guest_that_is_heard_and_of_no_other(desired in desired(), observed in observed(), now in STEPS) {
         if decide(&desired, &observed, now).contains(&Action::Checkpoint) {
-            let Condition::Running { silent_ms, patience_ms, is_told, unsaved_ms, .. } = observed.condition else {
+            let Condition::Running(running) = observed.condition else {
                 return Err(TestCaseError::fail("it does not run"));
             };
-            prop_assert!(silent_ms < patience_ms && !is_told);
+            let Running { silent_ms, patience_ms, unsaved_ms, checked, .. } = running;
+            prop_assert!(silent_ms < patience_ms && checked.tally.failed == 0);
             prop_assert!(unsaved_ms >= desired.checkpoint_ms && desired.checkpoint_ms.is_some());
         }
     }
 
     #[test]
     fn a_crash_loop_ends_with_a_reason(policy in policy(), start in STEPS, runs in prop::collection::vec(0u64..5000, 20)) {
-        let desired = Desired { restart: policy, ttl_ms: None, idle_timeout_ms: None, checkpoint_ms: None, is_removal_asked: false };
+        let desired = Desired { restart: policy, ttl_ms: None, idle_timeout_ms: None, checkpoint_ms: None, check: None, is_removal_asked: false };
         let (mut now, mut history, mut restarts) = (start, History::default(), 0usize);
         for ran in runs {
             now += ran;
@@ -196,6 +218,7 @@ fn who_ran_well_begins_with_a_clean_slate() {
         ttl_ms: None,
         idle_timeout_ms: None,
         checkpoint_ms: None,
+        check: None,
         is_removal_asked: false,
     };
     let spent = History { streak: 2, recent_ms: vec![1, 2] };
@@ -217,6 +240,7 @@ fn only_a_failure_is_one() {
         ttl_ms: None,
         idle_timeout_ms: None,
         checkpoint_ms: None,
+        check: None,
         is_removal_asked: false,
     };
     let after = |outcome| {

@@ -1,5 +1,7 @@
 //! Snapshots as clients see them.
 
+use ark_types::agent::Agent;
+use ark_types::checkpoint::Checkpoint;
 use ark_types::snapshot::{Snapshot, SnapshotKind};
 use ark_types::vmm::SnapshotId;
 
@@ -35,6 +37,25 @@ impl Store {
         })
     }
 
+    /// The checkpoint `checkpoint` of `agent`; none when it is no more.
+    #[must_use]
+    pub fn describe_checkpoint(&self, agent: &Agent, checkpoint: &Checkpoint) -> Option<Snapshot> {
+        let table = self.lock();
+        let entry = table.entries.get(&checkpoint.snapshot)?;
+        let id = checkpoint.snapshot.to_string();
+        let record = Record {
+            // The digits of an id are those of a name.
+            name: id.parse().ok()?,
+            agent_id: agent.id.clone(),
+            agent: agent.name.clone(),
+            image: agent.image.clone(),
+            image_digest: agent.image_digest.clone(),
+            pause_us: checkpoint.pause_us,
+            durable_us: checkpoint.durable_us,
+        };
+        Some(Snapshot { is_checkpoint: true, ..shown(&table, checkpoint.snapshot, entry, &record) })
+    }
+
     /// The snapshot called `name`.
     ///
     /// # Errors
@@ -49,9 +70,12 @@ impl Store {
 
 /// A named one; none for others.
 fn view(table: &Table, id: SnapshotId, entry: &Entry) -> Option<Snapshot> {
-    let record = entry.record.as_ref()?;
+    Some(shown(table, id, entry, entry.record.as_ref()?))
+}
+
+fn shown(table: &Table, id: SnapshotId, entry: &Entry, record: &Record) -> Snapshot {
     let manifest = &entry.manifest;
-    Some(Snapshot {
+    Snapshot {
         name: record.name.clone(),
         id: id.to_string(),
         kind: if manifest.base.is_some() { SnapshotKind::Diff } else { SnapshotKind::Full },
@@ -66,7 +90,8 @@ fn view(table: &Table, id: SnapshotId, entry: &Entry) -> Option<Snapshot> {
         created_unix_ms: manifest.created_unix_ms,
         children: table.children_count(id),
         agents: entry.tenants,
-    })
+        is_checkpoint: false,
+    }
 }
 
 /// One that cannot be used: what its record says, and no memory.
@@ -88,6 +113,7 @@ fn view_damaged(damaged: &Damaged) -> Snapshot {
         created_unix_ms: 0,
         children: 0,
         agents: 0,
+        is_checkpoint: false,
     }
 }
 

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use ark_types::eval::{EvalEnd, EvalException, EvalRequest};
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
 use ark_types::guest::{
-    ClockSet, Decoder, ErrorCode, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
-    SignalRequest, Started,
+    ClockSet, Decoder, DialRequest, ErrorCode, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew,
+    Renewed, SignalRequest, Started,
 };
 use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, ProcessorModel,
@@ -413,6 +413,13 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
         (_, "lies") => send(&mut stream, &Frame::empty(Kind::PowerOff)),
         (_, "dies-in-exec") => end(ExitReason::GuestPanic, Some("out of memory")),
         (Kind::Exec, _) => exec(stream, incoming, &first.parse().unwrap()),
+        (Kind::Dial, _) => {
+            let port = first.parse::<DialRequest>().unwrap().port;
+            match std::net::TcpStream::connect(("127.0.0.1", port)) {
+                Ok(_) => send(&mut stream, &Frame::empty(Kind::Ok)),
+                Err(e) => fail(&mut stream, ErrorCode::NotTaken, &format!("127.0.0.1:{port}: {e}")),
+            }
+        }
         (Kind::FileRead, "shrinks") => {
             let mut info = describe(Path::new("/bin/sh")).unwrap();
             info.size = 10;

@@ -12,6 +12,7 @@ mod files;
 mod forks;
 mod harness;
 mod healing;
+mod health_checks;
 mod metrics;
 mod openapi;
 mod pause;

@@ -2,7 +2,7 @@
 
 use ark_client::{EventQuery, EventStream};
 use ark_types::event::{Event, Outcome, Recorded};
-use ark_types::healing::Continuity;
+use ark_types::healing::{AgentHealth, Continuity};
 use ark_types::scheduling::Quota;
 
 use crate::args::EventsArgs;
@@ -81,6 +81,11 @@ fn about(event: &Event) -> String {
             let (pause, durable) = (micros(checkpoint.pause_us), micros(checkpoint.durable_us));
             format!("{}: stood still {pause}, durable after {durable}", checkpoint.snapshot)
         }
+        Event::AgentHealthChanged { health } => match health {
+            AgentHealth::Healthy => "well again".to_owned(),
+            AgentHealth::Unresponsive { since_unix_ms } => format!("not heard for {}", age(*since_unix_ms)),
+            AgentHealth::Unhealthy { why, .. } => format!("unhealthy: {why}"),
+        },
         Event::AgentCheckpointUnusable { snapshot, reason } => format!("{snapshot}: {reason}"),
         Event::AgentExpired { reason } | Event::AgentCheckpointFailed { reason } => reason.clone(),
         Event::AgentResumed {}

@@ -92,6 +92,8 @@ kinds! {
     Eval = 0x50,
     /// Guest → host: [`crate::eval::EvalEnd`].
     Evaluated = 0x51,
+    /// Host → guest: [`super::DialRequest`].
+    Dial = 0x60,
     /// Guest → host: [`super::GuestError`].
     Error = 0x7f,
 }

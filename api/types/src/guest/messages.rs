@@ -58,6 +58,15 @@ pub struct FileWrite {
     pub mode: u32,
 }
 
+/// A port to connect to, on 127.0.0.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DialRequest {
+    /// The port.
+    pub port: u16,
+    /// How long the connection is waited for, milliseconds.
+    pub timeout_ms: u64,
+}
+
 /// The time it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockSet {
@@ -95,6 +104,8 @@ pub enum ErrorCode {
     FileError,
     /// The image has no evaluator of that language.
     NoEvaluator,
+    /// Nobody takes the connection.
+    NotTaken,
     /// The guest lacks memory, processes or descriptors.
     Exhausted,
     /// What was asked for took longer than it was given.

@@ -14,6 +14,7 @@
 //! | `ClockSet` ([`ClockSet`]) | | `ClockSet` with the guest's clock after it was set; or `Error` |
 //! | `Renew` ([`Renew`]) | | `Renewed` ([`Renewed`]); or `Error` |
 //! | `Eval` ([`crate::eval::EvalRequest`]) | | (`Stdout` or `Stderr`)*, `Evaluated` ([`crate::eval::EvalEnd`]); or `Error` |
+//! | `Dial` ([`DialRequest`]) | | `Ok` when a connection to 127.0.0.1 was taken, which is closed again; or `Error` |
 //! | `PowerOff` | | `Ok`, then the guest shuts down |
 //!
 //! A connection carries one operation at a time. After an operation's last frame the host may name the next one within ten
@@ -29,7 +30,8 @@ mod renew;
 pub use encoded::EncodedFrame;
 pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, Kind, MAX_PAYLOAD, PROTOCOL_VERSION, header};
 pub use messages::{
-    ClockSet, ErrorCode, FileWrite, GuestError, Heartbeat, Hello, PathRequest, SignalRequest, Started,
+    ClockSet, DialRequest, ErrorCode, FileWrite, GuestError, Heartbeat, Hello, PathRequest, SignalRequest,
+    Started,
 };
 pub use renew::{Renew, Renewed};
 
