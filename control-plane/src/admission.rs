@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use ark_types::agent::{AgentName, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, MIN_MEMORY_MIB};
-use ark_types::healing::{LIFETIME_S, MAX_RESTARTS};
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::{DEFAULT_QUEUE_TIMEOUT, MAX_QUEUE_TIMEOUT, PRIORITIES, Resources};
@@ -14,6 +13,7 @@ use crate::host::{Memory, millis};
 use crate::images::{Image, ImageError};
 use crate::problems::Refusal;
 use crate::scheduler::{Ask, Grant};
+use crate::upkeep;
 use crate::validate::check_env;
 
 /// Why an agent is refused.
@@ -142,27 +142,7 @@ fn check_wishes(request: &CreateAgent) -> Result<(), Refusal> {
         let most = millis(MAX_QUEUE_TIMEOUT);
         format!("queue_timeout_ms is more than {most}: no request waits for room longer than that")
     } else {
-        return check_upkeep(request);
-    };
-    Err(Refusal::new(ProblemKind::InvalidValue, detail))
-}
-
-fn check_upkeep(request: &CreateAgent) -> Result<(), Refusal> {
-    let lifetimes = [("ttl_s", request.ttl_s), ("idle_timeout_s", request.idle_timeout_s)];
-    let wrong = lifetimes.into_iter().find(|(_, seconds)| seconds.is_some_and(|s| !LIFETIME_S.contains(&s)));
-    let detail = if let Some((what, seconds)) = wrong {
-        let (given, least, most) = (seconds.unwrap_or_default(), LIFETIME_S.start(), LIFETIME_S.end());
-        format!("{what} of {given} is out of bounds: give {least} to {most}, or leave it out for no limit")
-    } else if let Some(max) = request.restart.max_restarts().filter(|max| !MAX_RESTARTS.contains(max)) {
-        let (least, most) = (MAX_RESTARTS.start(), MAX_RESTARTS.end());
-        format!(
-            "max_restarts of {max} is out of bounds: give {least} to {most}, or the policy `never` for none at all"
-        )
-    } else if request.auto_remove && !request.restart.is_never() {
-        "an agent that is removed with its first program cannot be restarted: leave out auto_remove or restart"
-            .to_owned()
-    } else {
-        return Ok(());
+        return upkeep::check(&request.into(), request.auto_remove);
     };
     Err(Refusal::new(ProblemKind::InvalidValue, detail))
 }

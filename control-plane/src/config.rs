@@ -120,6 +120,8 @@ pub struct Timing {
     pub silence: Duration,
     /// After how long half of the demand for a template's agents is forgotten.
     pub demand: Duration,
+    /// What a second of a checkpoint policy is: a second, but in tests.
+    pub checkpoint_second: Duration,
 }
 
 impl Timing {
@@ -138,6 +140,7 @@ impl Timing {
             renewal: Duration::from_secs(renewal),
             silence: Duration::from_millis(heartbeats * HEARTBEAT_INTERVAL_MS),
             demand: Duration::from_secs(60),
+            checkpoint_second: Duration::from_secs(1),
         }
     }
 
@@ -155,6 +158,7 @@ impl Timing {
             renewal: or(chosen.renewal_s, self.renewal),
             silence: self.silence,
             demand: self.demand,
+            checkpoint_second: self.checkpoint_second,
         }
     }
 }

@@ -31,6 +31,10 @@ use crate::traces::step;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
 const RESTORES_PER_CPU: usize = 2;
+/// Checkpoints that are taken at a time.
+const CHECKPOINTS_AT_ONCE: usize = 1;
+/// Health checks that run at a time, per processor: most of them wait.
+const CHECKS_PER_CPU: usize = 8;
 /// Clients that read events along at a time.
 pub const MAX_FOLLOWERS: usize = 256;
 
@@ -71,6 +75,10 @@ pub struct Core {
     pub seen: Seen,
     /// Bounds the guests that are restored at a time: beyond it a burst of forks only gets in its own way.
     pub restores: Semaphore,
+    /// Bounds the checkpoints that are taken at a time: they are to disturb nobody.
+    pub checkpoints: Semaphore,
+    /// Bounds the health checks that run at a time.
+    pub checks: Semaphore,
     /// Bounds the clients that read along as events are recorded: each costs memory and descriptors for as long as it likes.
     pub followers: Arc<Semaphore>,
     /// Cancelled once those who follow something without an end are to be let go: `arkd` ends.
@@ -143,6 +151,8 @@ impl Core {
             pool,
             seen,
             restores,
+            checkpoints: Semaphore::new(CHECKPOINTS_AT_ONCE),
+            checks: Semaphore::new(host::cpus() as usize * CHECKS_PER_CPU),
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
             closing: CancellationToken::new(),
             started,

@@ -161,6 +161,7 @@ impl Daemon {
         untold.iter().for_each(|id| cleanup::remove_agent_dir(&core.config.run.agent(id).0));
         idempotency::settle(&core).await;
         core.services.start(&core);
+        agent::sweep_checkpoints(&core);
         core.pool.start(&core);
         core.tasks.start(&core);
         let routes = routes::router(Arc::clone(&core));

@@ -25,6 +25,7 @@
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`services`] | names with replicas behind them: healing, updates, and who takes a call |
+//! | [`upkeep`], [`validate`] | bounds of what clients send |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`reconcile`] | what an agent needs to be as it is wanted: restarts, limits, hung guests |
 //! | [`pool`] | VMMs and forks made ahead of need |
@@ -77,5 +78,6 @@ pub mod tasks;
 pub mod telemetry;
 pub mod templates;
 pub mod traces;
+pub mod upkeep;
 pub mod validate;
 pub mod version;

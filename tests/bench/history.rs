@@ -50,6 +50,8 @@ fn life(number: usize) -> impl Iterator<Item = Append> {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        health_check: None,
         created_unix_ms: 1_700_000_000_000 + number as u64,
         auto_remove: false,
     };

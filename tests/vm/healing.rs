@@ -51,3 +51,116 @@ fn a_fork_whose_vmm_is_killed_or_hangs_begins_anew_and_says_so() {
     let _ = world.ark(["rm", "a1"]).ok();
     world.end();
 }
+
+/// Milliseconds between two steps of the agent's counter, at least.
+const STEP_MS: u64 = 100;
+/// Counts in a file that only memory holds.
+const COUNTER: &str = "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i > /tmp/new; mv /tmp/new /tmp/count; sleep 0.1; done' \
+                       </dev/null >/dev/null 2>&1 &";
+
+fn count(world: &World) -> u64 {
+    world.sh("a1", "cat /tmp/count").ok().stdout.trim().parse().expect("a number")
+}
+
+/// The newest checkpoint of `a1`, once one was taken after `after`.
+fn checkpoint_after(world: &World, after: u64) -> Value {
+    let newest = || world.inspect("a1")["checkpoints"].as_array().and_then(|all| all.last().cloned());
+    let taken = |checkpoint: &Value| checkpoint["taken_unix_ms"].as_u64().expect("a time");
+    eventually("a checkpoint is taken", LIMIT, || newest().is_some_and(|newest| taken(&newest) > after));
+    newest().expect("there is one")
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    u64::try_from(now.as_millis()).expect("before the year 584942417")
+}
+
+/// Damages the processors' state in the checkpoint of `agent` that `checkpoint` tells of.
+fn damage(world: &World, agent: &Value, checkpoint: &Value) {
+    let home = world.path().join("state/checkpoints").join(agent["id"].as_str().expect("an id"));
+    let is_it = |dir: &std::path::Path| {
+        let manifest: Value =
+            serde_json::from_slice(&std::fs::read(dir.join("manifest.json")).expect("a manifest"))
+                .expect("JSON");
+        manifest["manifest"]["id"] == checkpoint["snapshot"]
+    };
+    let dirs = std::fs::read_dir(home).expect("checkpoints").map(|dir| dir.expect("a directory").path());
+    let dir = dirs.into_iter().find(|dir| is_it(dir)).expect("the checkpoint is there");
+    let mut state = std::fs::read(dir.join("state")).expect("a state");
+    *state.last_mut().expect("bytes") ^= 1;
+    std::fs::write(dir.join("state"), state).expect("it can be written");
+}
+
+#[test]
+fn a_checkpointed_agent_goes_on_from_its_newest_usable_checkpoint_and_says_what_it_lost() {
+    let world = World::new();
+    let create = ["create", "--image", "base", "--name", "a1", "--restart", "on-failure"];
+    let _ = world.ark(create.into_iter().chain(["--checkpoint", "10s:3"])).ok();
+    let first = world.inspect("a1");
+    let _ = world.sh("a1", COUNTER).ok();
+    eventually("it counts", LIMIT, || world.sh("a1", "test -s /tmp/count").code == 0);
+    let before = count(&world);
+    let _ = checkpoint_after(&world, now_ms());
+    let at_kill = count(&world);
+    signal_vmm(&first, Signal::SIGKILL);
+    eventually("it runs again", LIMIT, || has_restarted(&world, 1));
+
+    let after = count(&world);
+    let second = world.inspect("a1");
+    assert_eq!((&second["id"], &second["origin"]), (&first["id"], &first["origin"]));
+    let continuity = &second["continuity"];
+    assert_eq!(continuity["restored_from"]["from"], "checkpoint", "{second}");
+    assert!(after >= before, "{after} is from before the checkpoint, when it was past {before}");
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let lost = number(&continuity["lost_ms"]);
+    // Each step that the counter is behind took that long at least, and all of it lies between the checkpoint and the restart.
+    assert!(lost >= at_kill.saturating_sub(after) * STEP_MS, "{at_kill} steps, {after} after {lost} ms lost");
+    assert!(
+        number(&continuity["restored_from"]["taken_unix_ms"]) + lost <= number(&continuity["at_unix_ms"])
+    );
+    eventually("its program goes on", LIMIT, || count(&world) > after);
+    assert_eq!(world.receipt("a1")["snapshot"], continuity["restored_from"]["snapshot"]);
+
+    // The newest one is damaged while nobody looks.
+    let older = checkpoint_after(&world, now_ms());
+    let newer = checkpoint_after(&world, number(&older["taken_unix_ms"]));
+    world.end_daemon(Signal::SIGKILL);
+    signal_vmm(&second, Signal::SIGKILL);
+    damage(&world, &first, &newer);
+    eventually("it runs again", LIMIT, || has_restarted(&world, 2));
+    let third = world.inspect("a1");
+    assert_eq!(third["continuity"]["restored_from"]["snapshot"], older["snapshot"], "{third}");
+    assert!(count(&world) >= after);
+    let told = world.ark(["events"]).ok().stdout;
+    assert!(told.contains("agent.checkpoint_unusable"), "{told}");
+    let _ = world.ark(["rm", "a1"]).ok();
+    assert!(world.stored("checkpoints").is_empty());
+    world.end();
+}
+
+#[test]
+fn an_agent_whose_health_check_fails_is_ended_and_begins_anew() {
+    let world = World::new();
+    let create = ["create", "--image", "base", "--name", "a1", "--restart", "on-failure"];
+    let check = ["--health-cmd", "test ! -e /tmp/ill", "--health-interval", "1s", "--health-retries", "2"];
+    let _ = world.ark(create.into_iter().chain(check)).ok();
+    let first = world.inspect("a1");
+    let _ = world.sh("a1", "touch /tmp/ill").ok();
+    eventually("it begins anew", LIMIT, || has_restarted(&world, 1));
+    let second = world.inspect("a1");
+    assert_ne!(second["vmm_pid"], first["vmm_pid"]);
+    let cause = second["continuity"]["cause"].as_str().unwrap_or_default();
+    assert!(cause.contains("its health check failed: its command ended with 1"), "{second}");
+    assert_eq!(world.sh("a1", "test -e /tmp/ill || echo well").ok().stdout, "well\n");
+    let _ = world.ark(["rm", "a1"]).ok();
+
+    // A port is healthy as long as somebody takes its connections.
+    let create =
+        ["create", "--image", "python", "--name", "a1", "--health-tcp", "8080", "--health-retries", "1"];
+    let _ = world.ark(create.into_iter().chain(["--health-interval", "1s"])).ok();
+    eventually("nobody listens", LIMIT, || world.inspect("a1")["health"]["is"] == "unhealthy");
+    let _ = world.sh("a1", "setsid python3 -m http.server 8080 </dev/null >/dev/null 2>&1 &").ok();
+    eventually("somebody does", LIMIT, || world.inspect("a1")["health"].is_null());
+    let _ = world.ark(["rm", "a1"]).ok();
+    world.end();
+}

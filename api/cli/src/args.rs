@@ -5,13 +5,13 @@ mod pools;
 mod scheduling;
 mod services;
 mod tasks;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ark_types::agent::{AgentName, AgentState};
 use ark_types::event::Stream;
-use ark_types::healing::RestartPolicy;
 use ark_types::image::ImageName;
 use ark_types::label::{InvalidLabel, Labels, Selector};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,12 +22,14 @@ use crate::failure::Failure;
 use crate::parse;
 
 pub(crate) use branches::{
-    BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, TemplateAction,
+    BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, SnapshotsArgs,
+    TemplateAction,
 };
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
 pub(crate) use tasks::{TaskAction, TaskArgs, TaskListArgs, TaskRunArgs};
+pub(crate) use upkeep::UpkeepArgs;
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]
@@ -106,7 +108,7 @@ pub(crate) enum Verb {
     /// Take a snapshot of an agent; list, remove and compact them
     Snapshot(SnapshotArgs),
     /// List snapshots
-    Snapshots,
+    Snapshots(SnapshotsArgs),
     /// Make a new agent that goes on from a snapshot
     Restore(RestoreArgs),
     /// Take an agent back to a snapshot of it; what happened since is lost
@@ -210,16 +212,14 @@ pub(crate) struct AgentArgs {
     /// Label, to select agents by
     #[arg(long = "label", short, value_parser = parse::label, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<(String, String)>,
-    /// Begin it anew when it ends by itself: never, on-failure or always; with `:N` at most N times until it ran well. What it
-    /// held is lost then
-    #[arg(long, value_parser = parse::restart, default_value = "never", hide_default_value = true, value_name = "POLICY")]
-    pub(crate) restart: RestartPolicy,
     /// Remove it this long after its creation (90s, 30m, 1h)
     #[arg(long, value_parser = parse::lifetime, value_name = "TIME")]
     pub(crate) ttl: Option<u64>,
     /// Remove it when nothing was asked of it for so long while it ran (90s, 10m)
     #[arg(long, value_parser = parse::lifetime, value_name = "TIME")]
     pub(crate) idle_timeout: Option<u64>,
+    #[command(flatten)]
+    pub(crate) upkeep: UpkeepArgs,
     #[command(flatten)]
     pub(crate) room: RoomArgs,
 }

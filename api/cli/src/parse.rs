@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ark_types::agent::{AgentName, AgentState};
+use ark_types::checkpoint::{
+    CHECKPOINT_EVERY_S, CHECKPOINTS_KEPT, CheckpointPolicy, DEFAULT_CHECKPOINTS_KEPT,
+};
 use ark_types::healing::{MAX_RESTARTS, RestartPolicy};
 use ark_types::scheduling::MAX_QUEUE_TIMEOUT;
 use ark_types::snapshot::MAX_FORKS;
@@ -62,6 +65,25 @@ pub(crate) fn restart(text: &str) -> Result<RestartPolicy, String> {
         ("always", max_restarts) => Ok(RestartPolicy::Always { max_restarts }),
         _ => Err(wrong()),
     }
+}
+
+/// How often checkpoints are taken, as [`lifetime`], and how many are kept: `60s`, `10m:3`.
+pub(crate) fn checkpoint(text: &str) -> Result<CheckpointPolicy, String> {
+    let (every, keep) = text.split_once(':').map_or((text, None), |(every, keep)| (every, Some(keep)));
+    let seconds = lifetime(every)?;
+    let every_s = u32::try_from(seconds).ok().filter(|every| CHECKPOINT_EVERY_S.contains(every));
+    let Some(every_s) = every_s else {
+        let (least, most) = (CHECKPOINT_EVERY_S.start(), CHECKPOINT_EVERY_S.end() / 3600);
+        return Err(format!("checkpoints can be taken every {least}s to every {most}h, not every {every}"));
+    };
+    let keep = match keep {
+        None => DEFAULT_CHECKPOINTS_KEPT,
+        Some(keep) => keep.parse().ok().filter(|keep| CHECKPOINTS_KEPT.contains(keep)).ok_or_else(|| {
+            let (least, most) = (CHECKPOINTS_KEPT.start(), CHECKPOINTS_KEPT.end());
+            format!("{keep:?} is no number of checkpoints to keep: write {least} to {most} behind the `:`")
+        })?,
+    };
+    Ok(CheckpointPolicy { every_s, keep })
 }
 
 /// How long to wait for room: as [`duration`], or 0 for not at all.
@@ -218,6 +240,24 @@ mod tests {
     }
 
     #[test]
+    fn checkpoints_have_a_time_and_a_number() {
+        let policy = |every_s, keep| Ok(CheckpointPolicy { every_s, keep });
+        assert_eq!(checkpoint("60s"), policy(60, 2));
+        assert_eq!(checkpoint("10m:3"), policy(600, 3));
+        for (text, why) in [
+            ("5s", "every 10s to every 24h, not every 5s"),
+            ("25h", "not every 25h"),
+            ("60s:0", "1 to 10"),
+            ("60s:", "1 to 10"),
+            ("60s:11", "1 to 10"),
+            ("often", "is not a time"),
+        ] {
+            let error = checkpoint(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn memory_is_in_mib_unless_it_says_otherwise() {
         for (text, mib) in [("256", 256), ("256M", 256), ("2g", 2048), ("1GiB", 1024), ("0", 0)] {
             assert_eq!(memory_mib(text).unwrap(), mib, "{text}");
@@ -253,7 +293,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_a_parser_panic(text in "\\PC{0,24}") {
-            let _ = (duration(&text), memory_mib(&text), environment(&text), place(&text), forks(&text));
+            let _ = (duration(&text), memory_mib(&text), environment(&text), place(&text), forks(&text), checkpoint(&text));
         }
 
         #[test]

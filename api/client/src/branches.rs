@@ -72,12 +72,12 @@ impl Client {
         self.make(&uri::agent(agent, "/snapshots"), request).await
     }
 
-    /// `GET /v1/snapshots`.
+    /// `GET /v1/snapshots`; with `all` the checkpoints of agents, too.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn snapshots(&self) -> Result<SnapshotList, Error> {
-        self.get("/v1/snapshots").await
+    pub async fn snapshots(&self, all: bool) -> Result<SnapshotList, Error> {
+        self.get(if all { "/v1/snapshots?all=true" } else { "/v1/snapshots" }).await
     }
 
     /// `GET /v1/snapshots/{snapshot}`.

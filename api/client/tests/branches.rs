@@ -78,7 +78,10 @@ async fn every_route_is_asked_by_its_method_path_and_body() {
     let request = EvalRequest { code: "6*7".to_owned(), ..EvalRequest::default() };
     assert_eq!(client.eval("a1", &request).await.unwrap().value.as_deref(), Some("42"));
     assert_eq!(last(), r#"POST /v1/agents/a1/eval {"code":"6*7","language":"python"}"#);
-    assert_eq!(client.fork("a/1", &ForkAgent { count: 10 }).await.unwrap().agents.len(), 1);
+    assert_eq!(
+        client.fork("a/1", &ForkAgent { count: 10, ..ForkAgent::default() }).await.unwrap().agents.len(),
+        1
+    );
     assert_eq!(last(), r#"POST /v1/agents/a%2F1/fork {"count":10}"#);
     client.pause("a1").await.unwrap();
     assert_eq!(last(), "POST /v1/agents/a1/pause");
@@ -92,7 +95,7 @@ async fn every_route_is_asked_by_its_method_path_and_body() {
 
     client.take_snapshot("a1", &CreateSnapshot { name: "s".parse().unwrap() }).await.unwrap();
     assert_eq!(last(), r#"POST /v1/agents/a1/snapshots {"name":"s"}"#);
-    assert_eq!(client.snapshots().await.unwrap().snapshots.len(), 1);
+    assert_eq!(client.snapshots(false).await.unwrap().snapshots.len(), 1);
     assert_eq!(last(), "GET /v1/snapshots");
     client.snapshot("s").await.unwrap();
     assert_eq!(last(), "GET /v1/snapshots/s");

@@ -7,11 +7,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::checkpoint::{Checkpoint, CheckpointPolicy};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
+use crate::health_check::HealthCheck;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 use crate::scheduling::Spread;
-use crate::vmm::ExitRecord;
+use crate::vmm::{ExitRecord, SnapshotId};
 
 /// Fewest and most virtual processors of an agent.
 pub const VCPUS: std::ops::RangeInclusive<u32> = 1..=32;
@@ -136,6 +138,12 @@ pub struct CreateAgent {
     /// Remove it when nothing was asked of it for so long while it ran, seconds, at most a year; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_s: Option<u64>,
+    /// How often a checkpoint of it is taken, for its restart policy to restore it from; none is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// How it is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 /// Whether a priority is that of a request that names none.
@@ -166,6 +174,13 @@ pub enum Origin {
         name: AgentName,
         /// That agent's id.
         id: String,
+    },
+    /// It was restored from a checkpoint of itself: what an agent began anew from, never what it was made of.
+    Checkpoint {
+        /// The snapshot that it is.
+        snapshot: SnapshotId,
+        /// When the agent was as it is there, milliseconds since the Unix epoch.
+        taken_unix_ms: u64,
     },
 }
 
@@ -222,7 +237,19 @@ pub struct Agent {
     /// Remove it when nothing was asked of it for so long while it ran, seconds, at most a year; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_s: Option<u64>,
-    /// Whether its guest is heard while it runs.
+    /// How often a checkpoint of it is taken; none is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// Checkpoints that it could begin anew from, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<Checkpoint>,
+    /// Why the last checkpoint that was due was not taken, as a sentence; absent when it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_failure: Option<String>,
+    /// How it is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// Whether its guest is heard and its checks pass while it runs.
     #[serde(default, skip_serializing_if = "AgentHealth::is_healthy")]
     pub health: AgentHealth,
     /// What its restarts cost it; absent before the first.
@@ -234,6 +261,17 @@ pub struct Agent {
     /// When nothing of it was left on the host, milliseconds since the Unix epoch; from then on it is history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed_unix_ms: Option<u64>,
+}
+
+impl Agent {
+    /// Has `checkpoint`, the newest, among its checkpoints, and no more of them than its policy keeps.
+    pub fn keep_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.checkpoint_failure = None;
+        self.checkpoints.push(checkpoint);
+        let keep = self.checkpoint.map_or(1, |policy| policy.keep);
+        let excess = self.checkpoints.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
+        self.checkpoints.drain(..excess);
+    }
 }
 
 /// Last sign of life of a guest.

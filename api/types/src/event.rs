@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::agent::{Agent, AgentName, AgentState, Origin};
+use crate::checkpoint::{Checkpoint, CheckpointPolicy};
 use crate::healing::{AgentHealth, Continuity, RestartPolicy};
+use crate::health_check::HealthCheck;
 use crate::idempotency::KeptReply;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
@@ -18,7 +20,7 @@ use crate::pool::PoolPolicy;
 use crate::scheduling::Quota;
 use crate::service::ServiceSpec;
 use crate::task::{AttemptEnd, TaskSpec};
-use crate::vmm::ExitRecord;
+use crate::vmm::{ExitRecord, SnapshotId};
 
 /// Most events of one page.
 pub const MAX_EVENTS: usize = 1000;
@@ -215,6 +217,13 @@ pub struct AgentSpec {
     /// Remove it when nothing was asked of it for so long while it ran, seconds, at most a year; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_s: Option<u64>,
+    /// How often a checkpoint of it is taken; none is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// How it is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    // In a box, as most agents have none and every event is as large as this one.
+    pub health_check: Option<Box<HealthCheck>>,
 }
 
 impl From<&Agent> for AgentSpec {
@@ -234,6 +243,8 @@ impl From<&Agent> for AgentSpec {
             restart: agent.restart,
             ttl_s: agent.ttl_s,
             idle_timeout_s: agent.idle_timeout_s,
+            checkpoint: agent.checkpoint,
+            health_check: agent.health_check.clone().map(Box::new),
         }
     }
 }
@@ -263,6 +274,10 @@ impl AgentSpec {
             restart: self.restart,
             ttl_s: self.ttl_s,
             idle_timeout_s: self.idle_timeout_s,
+            checkpoint: self.checkpoint,
+            checkpoints: Vec::new(),
+            checkpoint_failure: None,
+            health_check: self.health_check.map(|check| *check),
             health: AgentHealth::Healthy,
             continuity: None,
             backoff_until_unix_ms: None,
@@ -358,6 +373,32 @@ pub enum Event {
         continuity: Continuity,
         /// Time that it took, milliseconds.
         boot_ms: u64,
+    },
+    /// While it runs, its guest fell silent, or its checks failed too often in a row; or it is well again.
+    #[serde(rename = "agent.health")]
+    AgentHealthChanged {
+        /// How it is.
+        health: AgentHealth,
+    },
+    /// A checkpoint of it is on disk; those that are more than its policy keeps go.
+    #[serde(rename = "agent.checkpointed")]
+    AgentCheckpointed {
+        /// The checkpoint.
+        checkpoint: Checkpoint,
+    },
+    /// A checkpoint was due and was not taken; those that there are stay.
+    #[serde(rename = "agent.checkpoint_failed")]
+    AgentCheckpointFailed {
+        /// Why, as a sentence.
+        reason: String,
+    },
+    /// It was to be restored from a checkpoint that it could not be restored from; an older one is tried.
+    #[serde(rename = "agent.checkpoint_unusable")]
+    AgentCheckpointUnusable {
+        /// The snapshot that the checkpoint is.
+        snapshot: SnapshotId,
+        /// Why, as a sentence.
+        reason: String,
     },
     /// It is removed because it was told to go by itself.
     #[serde(rename = "agent.expired")]
@@ -487,6 +528,10 @@ impl Event {
             Self::AgentEnded { .. } => "agent.ended",
             Self::AgentRestarting { .. } => "agent.restarting",
             Self::AgentRestarted { .. } => "agent.restarted",
+            Self::AgentHealthChanged { .. } => "agent.health",
+            Self::AgentCheckpointed { .. } => "agent.checkpointed",
+            Self::AgentCheckpointFailed { .. } => "agent.checkpoint_failed",
+            Self::AgentCheckpointUnusable { .. } => "agent.checkpoint_unusable",
             Self::AgentExpired { .. } => "agent.expired",
             Self::AgentRemoved {} => "agent.removed",
             Self::OwnerQuotaSet { .. } => "owner.quota_set",
@@ -526,6 +571,10 @@ impl Event {
             | Self::AgentEnded { .. }
             | Self::AgentRestarting { .. }
             | Self::AgentRestarted { .. }
+            | Self::AgentHealthChanged { .. }
+            | Self::AgentCheckpointed { .. }
+            | Self::AgentCheckpointFailed { .. }
+            | Self::AgentCheckpointUnusable { .. }
             | Self::AgentExpired { .. }
             | Self::OwnerQuotaSet { .. }
             | Self::PoolSet { .. }

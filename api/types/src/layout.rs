@@ -113,6 +113,12 @@ impl StateDir {
         self.0.join("tasks")
     }
 
+    /// Directory of the agents' checkpoints, `<agent id>/` each.
+    #[must_use]
+    pub fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
     /// Directory of the consoles of agents that are gone: `<agent id>.log` and `<agent id>.json` each.
     #[must_use]
     pub fn consoles(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`pool`], [`service`], [`healing`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`agent`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`healing`], [`task`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
+//! | [`agent`], [`checkpoint`], [`label`], [`event`], [`exec`], [`eval`], [`files`], [`image`], [`template`], [`snapshot`], [`receipt`], [`scheduling`], [`healing`], [`health_check`], [`health`], [`shutdown`], [`problem`] | REST clients ↔ `arkd` |
 //! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
@@ -14,6 +15,7 @@
 //! `schema/`; a test fails when one of them changes without its snapshot.
 
 pub mod agent;
+pub mod checkpoint;
 pub mod console;
 pub mod eval;
 pub mod event;
@@ -22,6 +24,7 @@ pub mod files;
 pub mod guest;
 pub mod healing;
 pub mod health;
+pub mod health_check;
 pub mod idempotency;
 pub mod image;
 pub mod label;

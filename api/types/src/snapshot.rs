@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::agent::{Agent, AgentName};
+use crate::checkpoint::CheckpointPolicy;
+use crate::healing::RestartPolicy;
+use crate::health_check::HealthCheck;
 use crate::image::ImageName;
 
 /// Most forks that one request can ask for.
@@ -59,6 +62,14 @@ pub struct Snapshot {
     pub children: u32,
     /// Living agents that were restored from it, directly.
     pub agents: u32,
+    /// Whether it is a checkpoint of the agent: `arkd` took it, its name is its id, and it goes by itself.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_checkpoint: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(is: &bool) -> bool {
+    !*is
 }
 
 /// Reply of `GET /v1/snapshots`.
@@ -75,6 +86,15 @@ pub struct RestoreSnapshot {
     /// Name of the new agent; `arkd` makes one up when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<AgentName>,
+    /// Whether it begins anew when its VMM ends, whatever the agent did that the snapshot is of; `never` when absent.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
+    pub restart: RestartPolicy,
+    /// How often a checkpoint of it is taken, for its restart policy to restore it from; none is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// How it is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 /// Body of `POST /v1/agents/{agent}/rewind`.
@@ -92,6 +112,22 @@ pub struct ForkAgent {
     /// How many forks, 1 to 256. They are called `<agent>-1`, `<agent>-2` and so on; numbers in use are passed over.
     #[serde(default = "one")]
     pub count: u32,
+    /// Whether each begins anew when its VMM ends, whatever the agent does; `never` when absent.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
+    pub restart: RestartPolicy,
+    /// How often a checkpoint of each is taken, for its restart policy to restore it from; none is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// How each is checked while it runs, besides its guest's heartbeats; by nothing else when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+}
+
+impl Default for ForkAgent {
+    /// One fork, without further wishes.
+    fn default() -> Self {
+        Self { count: one(), restart: RestartPolicy::Never, checkpoint: None, health_check: None }
+    }
 }
 
 const fn one() -> u32 {

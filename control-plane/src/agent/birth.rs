@@ -8,9 +8,11 @@ use std::time::Instant;
 use ark_types::agent::{
     Agent, AgentName, AgentState, CreateAgent, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, Origin,
 };
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::event::AgentSpec;
 use ark_types::guest::CONTROL_PORT;
 use ark_types::healing::{AgentHealth, RestartPolicy};
+use ark_types::health_check::HealthCheck;
 use ark_types::label::Labels;
 use ark_types::scheduling::Resources;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -69,7 +71,7 @@ pub struct Wishes {
 }
 
 /// What becomes of an agent when it ends, or when nobody uses it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Upkeep {
     /// Whether it begins anew.
     pub restart: RestartPolicy,
@@ -77,13 +79,28 @@ pub struct Upkeep {
     pub ttl_s: Option<u64>,
     /// Seconds without use to its removal.
     pub idle_timeout_s: Option<u64>,
+    /// How often a checkpoint of it is taken.
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// How it is checked.
+    pub health_check: Option<HealthCheck>,
+}
+
+impl From<&CreateAgent> for Upkeep {
+    fn from(request: &CreateAgent) -> Self {
+        Self {
+            restart: request.restart,
+            ttl_s: request.ttl_s,
+            idle_timeout_s: request.idle_timeout_s,
+            checkpoint: request.checkpoint,
+            health_check: request.health_check.clone(),
+        }
+    }
 }
 
 impl From<CreateAgent> for Wishes {
     fn from(request: CreateAgent) -> Self {
-        let CreateAgent { name, env, auto_remove, labels, owner, restart, ttl_s, idle_timeout_s, .. } =
-            request;
-        let upkeep = Upkeep { restart, ttl_s, idle_timeout_s };
+        let upkeep = Upkeep::from(&request);
+        let CreateAgent { name, env, auto_remove, labels, owner, .. } = request;
         Self { name, env, auto_remove, labels, owner, upkeep }
     }
 }
@@ -284,6 +301,8 @@ async fn claim(
         restart: upkeep.restart,
         ttl_s: upkeep.ttl_s,
         idle_timeout_s: upkeep.idle_timeout_s,
+        checkpoint: upkeep.checkpoint,
+        health_check: upkeep.health_check.map(Box::new),
         ..AgentSpec::from(&handle.agent())
     };
     let base = Base::lived_in(&birth.hold);
@@ -362,9 +381,13 @@ pub(crate) fn take_in(
 fn claim_for(core: &Core, agent: &Agent) -> Grant {
     let size = (agent.vcpus, agent.memory_mib);
     let config = core.scheduler.config();
-    let needs = match agent.origin {
+    let begun = agent.continuity.as_ref().map(|continuity| &continuity.restored_from);
+    let needs = match begun.unwrap_or(&agent.origin) {
         Origin::Boot => config.booted(size),
-        Origin::Template { .. } | Origin::Snapshot { .. } | Origin::Fork { .. } => config.forked(size),
+        Origin::Template { .. }
+        | Origin::Snapshot { .. }
+        | Origin::Fork { .. }
+        | Origin::Checkpoint { .. } => config.forked(size),
     };
     core.scheduler.claim(&agent.owner, needs)
 }
@@ -378,10 +401,12 @@ fn known(
     grant: Option<Grant>,
 ) -> Result<(Handle, Owner), AdmitError> {
     let Record { mut agent, env, machine_id, receipt, renewals, healing } = record;
-    if let Some(told) = core.ledger.projection().agents().get(&agent.id) {
-        // Its record is not written anew with its labels.
-        agent.labels.clone_from(&told.labels);
+    if let Some(known) = core.ledger.projection().agents().get(&agent.id) {
+        // Its record is not written anew with each of these.
+        agent.labels.clone_from(&known.labels);
+        agent.checkpoints.clone_from(&known.checkpoints);
     }
+    agent.checkpoints.retain(|checkpoint| healing.is_of_this_life(checkpoint.taken_unix_ms));
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
@@ -443,6 +468,10 @@ fn newborn(
         restart: wishes.upkeep.restart,
         ttl_s: wishes.upkeep.ttl_s,
         idle_timeout_s: wishes.upkeep.idle_timeout_s,
+        checkpoint: wishes.upkeep.checkpoint,
+        checkpoints: Vec::new(),
+        checkpoint_failure: None,
+        health_check: wishes.upkeep.health_check.clone(),
         health: AgentHealth::Healthy,
         continuity: None,
         backoff_until_unix_ms: None,

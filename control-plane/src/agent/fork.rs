@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::problem::ProblemKind;
-use ark_types::snapshot::{FailedFork, Forked, MAX_FORKS};
+use ark_types::snapshot::{FailedFork, ForkAgent, Forked, MAX_FORKS};
 use futures_util::future::join_all;
 
 use super::{Birth, BootError, Handle, SnapshotFailure, Upkeep, Wishes, birth};
@@ -17,6 +17,7 @@ use crate::registry::AdmitError;
 use crate::scheduler::{Ask, Grant};
 use crate::services::without_own_labels;
 use crate::snapshots::Hold;
+use crate::upkeep;
 
 /// Where an agent branches.
 struct Branch {
@@ -25,11 +26,14 @@ struct Branch {
     durable_us: u64,
 }
 
-/// Makes `count` forks of `handle`'s agent, which goes on meanwhile. When the caller stops waiting, they are removed.
+/// Makes the forks of `handle`'s agent that `request` asks for, which goes on meanwhile. When the caller stops waiting, they are removed.
 ///
 /// # Errors
 /// A [`Refusal`] when the count is out of bounds, the agent cannot branch, or not a single fork came to be.
-pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forked, Refusal> {
+pub async fn fork(core: &Arc<Core>, handle: &Handle, request: ForkAgent) -> Result<Forked, Refusal> {
+    let ForkAgent { count, restart, checkpoint, health_check } = request;
+    let upkeep = Upkeep { restart, checkpoint, health_check, ..Upkeep::default() };
+    upkeep::check(&upkeep, false)?;
     if !(1..=MAX_FORKS).contains(&count) {
         let detail = format!("{count} forks cannot be had at once: ask for 1 to {MAX_FORKS}");
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
@@ -52,7 +56,7 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, count: u32) -> Result<Forke
     let mut forks = Vec::new();
     let mut number = 0;
     for grant in grants {
-        let (name, fork) = begin(core, handle, &branch.hold, &image, &mut number, &grant)?;
+        let (name, fork) = begin(core, handle, (&branch.hold, &image, &upkeep), &mut number, &grant)?;
         forks.push(async move { (name, fork.await) });
     }
     let mut forked = Forked {
@@ -113,8 +117,7 @@ async fn branch(core: &Arc<Core>, handle: &Handle) -> Result<Branch, Refusal> {
 fn begin(
     core: &Arc<Core>,
     handle: &Handle,
-    hold: &Hold,
-    image: &Image,
+    (hold, image, upkeep): (&Hold, &Image, &Upkeep),
     number: &mut u64,
     grant: &Grant,
 ) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
@@ -135,8 +138,8 @@ fn begin(
                 // A fork of a service's replica is none.
                 labels: without_own_labels(&parent.labels),
                 owner: parent.owner.clone(),
-                // Policy and limits are wishes for the parent alone.
-                upkeep: Upkeep::default(),
+                // The parent's policy and limits are wishes for the parent alone.
+                upkeep: upkeep.clone(),
             },
             grant: grant.clone(),
         };

@@ -1,4 +1,5 @@
-//! An agent's owner does what [`crate::reconcile`] decides: it waits and begins the agent anew, ends what hangs, removes what is over.
+//! An agent's owner does what [`crate::reconcile`] decides: it takes checkpoints, begins the agent anew, ends what hangs, removes
+//! what is over.
 //!
 //! ```text
 //!  running ── VMM ended ──► failed or stopped, until … ──► creating ──► running, with its continuity
@@ -7,33 +8,29 @@
 //! ```
 //!
 //! An agent keeps its id, name, environment, labels, owner, machine-id and what is reserved for it. Its memory and files are
-//! those of what it is made of: nothing that it did survives, and nothing claims that it did.
+//! those of its newest checkpoint, or else of what it is made of: see [`super::anew`]. Nothing claims more than that.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::agent::{Agent, AgentState};
 use ark_types::event::{Event, Outcome};
-use ark_types::healing::{AgentHealth, Continuity};
+use ark_types::healing::AgentHealth;
 use ark_types::vmm::ExitRecord;
-use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 use super::body::Base;
+use super::check::Checks;
+use super::checkpoint::Taking;
 use super::owner::{Owner, outcome_of};
 use super::record::Record;
 use super::request::{Parting, Removal};
+use super::sentence;
 use super::start::Life;
-use super::{BootError, is_ended, sentence};
-use crate::admission::check_host;
-use crate::core::Core;
 use crate::host::{millis, unix_ms};
-use crate::images::Image;
-use crate::problems::Refusal;
-use crate::reconcile::{Action, Clock, Condition, Desired, History, LONGEST_WAIT_MS, Observed, decide};
-use crate::snapshots::Hold;
-use crate::templates::{self, Found};
+use crate::reconcile::{
+    Action, Check, Clock, Condition, Desired, Health, History, LONGEST_WAIT_MS, Lineage, Observed, Running,
+    decide,
+};
 
 /// Time a guest has to end in order when its agent is over.
 const GRACE: Duration = Duration::from_secs(2);
@@ -45,41 +42,80 @@ const LOOKS: u32 = 6;
 /// What of an agent's healing outlasts `arkd`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Kept {
-    history: History,
-    /// What it lost by its end, until that is told with its restart.
-    lost: Option<Lost>,
+    pub(super) history: History,
+    /// What its state goes back to.
+    #[serde(default)]
+    pub(super) lineage: Lineage,
+    /// Its end, until what that cost is told with its restart.
+    pub(super) lost: Option<Lost>,
 }
 
+/// The end of an agent that begins anew.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Lost {
-    cause: String,
-    ms: u64,
+pub(super) struct Lost {
+    pub(super) cause: String,
+    /// When that was seen.
+    #[serde(default = "unix_ms")]
+    pub(super) ended_unix_ms: u64,
 }
 
 /// What an owner knows of its agent's health.
 #[derive(Debug)]
 pub(super) struct Healing {
     pub(super) kept: Kept,
-    clock: Clock,
+    pub(super) clock: Clock,
     /// How long the guest was not heard while somebody listened.
     silent: Duration,
     /// Up to when that is counted.
     counted: Instant,
-    /// When the agent was last looked at.
-    looked: Instant,
+    /// When the agent was last looked at; none when it is to be at once.
+    looked: Option<Instant>,
     /// Why its VMM is being ended, while it is.
     killed: Option<String>,
+    /// The checkpoint that is being taken.
+    pub(super) taking: Option<Taking>,
+    /// When the last one was begun, or the agent came up; none when one is due at once.
+    pub(super) saved: Option<Instant>,
+    /// Its own health checks.
+    pub(super) checks: Checks,
+}
+
+impl Kept {
+    /// Whether a checkpoint of that time may be gone back to.
+    pub(super) fn is_of_this_life(&self, taken_unix_ms: u64) -> bool {
+        self.lineage.is_of_this_life(taken_unix_ms)
+    }
 }
 
 impl Healing {
     pub(super) fn new(kept: Kept) -> Self {
         let (clock, now) = (Clock::new(), Instant::now());
-        Self { kept, clock, silent: Duration::ZERO, counted: now, looked: now, killed: None }
+        let (silent, killed, taking) = (Duration::ZERO, None, None);
+        let (counted, looked, saved, checks) = (now, Some(now), Some(now), Checks::new());
+        Self { kept, clock, silent, counted, looked, killed, taking, saved, checks }
+    }
+
+    /// Has the agent be looked at at once.
+    pub(super) fn look_soon(&mut self) {
+        self.looked = None;
+    }
+
+    /// The agent runs again.
+    pub(super) fn begins(&mut self) {
+        self.heard();
+        self.saved = Some(Instant::now());
+        self.checks = Checks::new();
     }
 
     /// The guest said something, or cannot say anything now.
     pub(super) fn heard(&mut self) {
         (self.silent, self.counted) = (Duration::ZERO, Instant::now());
+    }
+
+    /// How long ago a checkpoint was last begun, milliseconds; none while one is being taken.
+    fn unsaved_ms(&self) -> Option<u64> {
+        let since = self.saved.map_or(u64::MAX, |saved| millis(saved.elapsed()));
+        self.taking.is_none().then_some(since)
     }
 
     /// Counts what has passed since the last look, which was due after `look`. An `arkd` that stood still itself could not hear
@@ -90,44 +126,27 @@ impl Healing {
     }
 }
 
-/// Why an agent did not begin anew.
-#[derive(Debug, thiserror::Error)]
-enum NotAnew {
-    /// It did not come up.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// What it is made of, or the host that it needs.
-    #[error("what the agent is made of cannot be had: {0}")]
-    Source(String),
-}
-
-impl From<Refusal> for NotAnew {
-    fn from(Refusal(problem): Refusal) -> Self {
-        Self::Source(problem.detail)
-    }
-}
-
-/// What an agent begins anew as.
-enum Source {
-    Fork(Hold, Image),
-    Boot(Image),
-}
-
 /// How an agent's VMM ended, or that it did not come up.
-struct End {
-    outcome: Outcome,
-    reason: String,
-    exit: Option<ExitRecord>,
+pub(super) struct End {
+    pub(super) outcome: Outcome,
+    pub(super) reason: String,
+    pub(super) exit: Option<ExitRecord>,
     /// How long the agent ran, milliseconds; none when it did not come up.
-    ran_ms: Option<u64>,
+    pub(super) ran_ms: Option<u64>,
 }
 
-fn desired(agent: &Agent, is_removal_asked: bool) -> Desired {
+/// `second` is what a checkpoint policy's seconds are.
+fn desired(agent: &Agent, second: Duration, is_removal_asked: bool) -> Desired {
     let ms = |seconds: u64| seconds.saturating_mul(1000);
     Desired {
         restart: agent.restart,
         ttl_ms: agent.ttl_s.map(ms),
         idle_timeout_ms: agent.idle_timeout_s.map(ms),
+        check: agent
+            .health_check
+            .as_ref()
+            .map(|how| Check { interval_ms: ms(how.interval_s.into()), failures: how.failures }),
+        checkpoint_ms: agent.checkpoint.map(|policy| millis(second * policy.every_s)),
         is_removal_asked,
     }
 }
@@ -145,12 +164,14 @@ fn end(agent: &mut Agent, kept: &mut Kept, end: End, is_removal_asked: bool, now
     let condition = Condition::Ended { outcome, ran_ms, history: kept.history.clone() };
     let observed = Observed { created_ms: agent.created_unix_ms, condition };
     let (mut until, mut restarting) = (None, None);
-    for action in decide(&desired(agent, is_removal_asked), &observed, now) {
+    // No checkpoint is taken of it now.
+    for action in decide(&desired(agent, Duration::ZERO, is_removal_asked), &observed, now) {
         match action {
             Action::Wait { attempt, after_ms } => {
                 kept.history.note(ran_ms, now);
+                kept.lineage.ended(ran_ms, now);
                 let cause = reason.clone();
-                kept.lost.get_or_insert(Lost { cause: cause.clone(), ms: ran_ms.unwrap_or_default() });
+                kept.lost.get_or_insert(Lost { cause: cause.clone(), ended_unix_ms: now });
                 until = Some(now.saturating_add(after_ms));
                 restarting = Some(Event::AgentRestarting { cause, attempt, after_ms });
             }
@@ -158,9 +179,10 @@ fn end(agent: &mut Agent, kept: &mut Kept, end: End, is_removal_asked: bool, now
             // A limit that is over is looked after once the end is told.
             Action::Stay { why: None }
             | Action::Remove { .. }
-            | Action::Restart
-            | Action::Unresponsive
-            | Action::Recovered
+            | Action::Restart { .. }
+            | Action::Checkpoint
+            | Action::Check
+            | Action::Tell(_)
             | Action::Kill { .. } => {}
         }
     }
@@ -214,14 +236,22 @@ impl Owner {
         let is_watched = agent.state == AgentState::Running || agent.ttl_s.is_some();
         match agent.backoff_until_unix_ms {
             Some(until) => Some(self.healing.clock.until(until).min(LOOK)),
-            None => is_watched.then(|| self.look_every(&agent).saturating_sub(self.healing.looked.elapsed())),
+            None => is_watched.then(|| self.look_in(&agent)),
         }
+    }
+
+    fn look_in(&self, agent: &Agent) -> Duration {
+        let looked = self.healing.looked;
+        looked.map_or(Duration::ZERO, |looked| self.look_every(agent).saturating_sub(looked.elapsed()))
     }
 
     fn look_every(&self, agent: &Agent) -> Duration {
         let patience = self.core.config.timing.silence;
-        let has_limit = agent.ttl_s.is_some() || agent.idle_timeout_s.is_some();
-        if agent.health.is_healthy() && !has_limit && self.healing.silent < patience / 2 {
+        let is_plain = agent.ttl_s.is_none()
+            && agent.idle_timeout_s.is_none()
+            && agent.checkpoint.is_none()
+            && agent.health_check.is_none();
+        if agent.health.is_healthy() && is_plain && self.healing.silent < patience / 2 {
             // Hundreds of agents that are heard need no look; one that falls silent is seen in time even so.
             return patience / 2;
         }
@@ -230,22 +260,21 @@ impl Owner {
 
     /// Does what the agent needs now.
     pub(super) async fn look(&mut self, life: &mut Life) -> Option<Parting> {
-        self.healing.looked = Instant::now();
+        self.healing.looked = Some(Instant::now());
         let now = self.healing.clock.now();
         let (desired, observed) = self.observe();
         for action in decide(&desired, &observed, now) {
             match action {
-                Action::Unresponsive => {
-                    let since_unix_ms = now.saturating_sub(millis(self.healing.silent));
-                    self.tell_health(AgentHealth::Unresponsive { since_unix_ms });
-                }
-                Action::Recovered => self.tell_health(AgentHealth::Healthy),
-                Action::Kill { silent_ms } => {
-                    let why = format!("the guest was not heard for {} s", silent_ms.div_ceil(1000));
-                    self.healing.killed = Some(why);
+                Action::Tell(health) => self.tell_health(health, now),
+                Action::Check => self.begin_check(),
+                Action::Kill { health } => {
+                    self.healing.killed = Some(self.what_is_wrong(health));
                     life.vmm.iter_mut().for_each(crate::supervisor::Vmm::kill);
                 }
-                Action::Restart => self.begin_anew(life).await,
+                Action::Restart { from } => {
+                    self.begin_anew(life, &from).await;
+                }
+                Action::Checkpoint => self.begin_checkpoint(),
                 Action::Remove { why } => {
                     let (id, name) = self.who();
                     tracing::info!(%id, %name, why, "the agent goes by itself");
@@ -273,32 +302,64 @@ impl Owner {
         let condition = match agent.state {
             AgentState::Creating => Condition::ComingUp,
             AgentState::Running if self.healing.killed.is_some() => Condition::Ending,
-            AgentState::Running => Condition::Running {
+            AgentState::Running => Condition::Running(Running {
                 silent_ms: millis(self.healing.silent),
                 patience_ms: millis(patience),
-                is_told: !agent.health.is_healthy(),
+                told: match agent.health {
+                    AgentHealth::Healthy => Health::Well,
+                    AgentHealth::Unresponsive { .. } => Health::Silent,
+                    AgentHealth::Unhealthy { .. } => Health::Failing,
+                },
                 unused_ms: millis(self.guest.idle.unused_for()),
-            },
+                unsaved_ms: self.healing.unsaved_ms(),
+                checked: self.healing.checks.checked(),
+            }),
             AgentState::Paused => Condition::Paused,
             AgentState::Stopping => Condition::Ending,
             AgentState::Stopped | AgentState::Failed => match agent.backoff_until_unix_ms {
-                Some(until_ms) => Condition::Waiting { until_ms },
+                Some(until_ms) => Condition::Waiting {
+                    until_ms,
+                    checkpoints: agent.checkpoints.iter().map(|checkpoint| checkpoint.snapshot).collect(),
+                    lineage: self.healing.kept.lineage.clone(),
+                },
                 None => Condition::Over,
             },
         };
         let observed = Observed { created_ms: agent.created_unix_ms, condition };
-        (desired(&agent, self.parting.is_some()), observed)
+        let second = self.core.config.timing.checkpoint_second;
+        (desired(&agent, second, self.parting.is_some()), observed)
     }
 
-    fn tell_health(&self, health: AgentHealth) {
+    fn tell_health(&self, health: Health, now: u64) {
         let (id, name) = self.who();
-        tracing::warn!(%id, %name, ?health, "the guest's health changed");
+        let health = match health {
+            Health::Well => AgentHealth::Healthy,
+            Health::Silent => {
+                AgentHealth::Unresponsive { since_unix_ms: now.saturating_sub(millis(self.healing.silent)) }
+            }
+            Health::Failing => {
+                AgentHealth::Unhealthy { since_unix_ms: now, why: self.healing.checks.why().to_owned() }
+            }
+        };
+        tracing::warn!(%id, %name, ?health, "the agent's health changed");
+        drop(self.record(vec![Event::AgentHealthChanged { health: health.clone() }]));
         self.state.send_modify(|agent| agent.health = health);
+    }
+
+    /// Why an agent with this health is ended, as a sentence.
+    fn what_is_wrong(&self, health: Health) -> String {
+        match health {
+            Health::Well | Health::Silent => {
+                format!("the guest was not heard for {} s", millis(self.healing.silent).div_ceil(1000))
+            }
+            Health::Failing => format!("its health check failed: {}", self.healing.checks.why()),
+        }
     }
 
     /// The VMM ended by itself, or because its guest hung. A paused agent that is on disk outlasts it.
     pub(super) async fn lose_vmm(&mut self, record: ExitRecord) {
         self.core.telemetry.vmm_ended(record.reason);
+        self.healing.checks.interrupt();
         let unheard = self.healing.killed.take();
         let is_paused = self.state.borrow().state == AgentState::Paused;
         if is_paused && self.body.is_recorded() {
@@ -317,7 +378,7 @@ impl Owner {
     }
 
     /// The agent ended, or did not come up again: that is recorded, with what becomes of it, and then published.
-    async fn end(&mut self, how: End) {
+    pub(super) async fn end(&mut self, how: End) {
         let (now, is_removal_asked) = (self.healing.clock.now(), self.parting.is_some());
         let mut agent = self.state.borrow().clone();
         debug_assert!(agent.state.may_become(how.outcome.into()), "{} ended", agent.state);
@@ -335,108 +396,6 @@ impl Owner {
         }
         self.state.send_replace(agent);
     }
-
-    /// Has the agent begin anew as what it is made of.
-    async fn begin_anew(&mut self, life: &mut Life) {
-        self.since = Instant::now();
-        self.state.send_modify(|agent| {
-            debug_assert!(is_ended(agent.state), "{} is not over", agent.state);
-            (agent.state, agent.backoff_until_unix_ms) = (AgentState::Creating, None);
-            agent.heartbeat = None;
-        });
-        self.note(life);
-        match self.come_up_anew(life).await {
-            Ok(origin) => self.tell_continuity(origin).await,
-            Err(error) => {
-                life.kill().await;
-                self.body.set_base(Base::None);
-                if self.parting.is_some() {
-                    // Whoever goes on with it restarts it then.
-                    self.state.send_modify(|agent| {
-                        (agent.state, agent.vmm_pid) = (AgentState::Failed, None);
-                        agent.backoff_until_unix_ms = Some(self.healing.clock.now());
-                    });
-                } else {
-                    let exit = match &error {
-                        NotAnew::Boot(BootError::Ended { record, .. }) => Some(record.clone()),
-                        NotAnew::Boot(_) | NotAnew::Source(_) => None,
-                    };
-                    let reason = error.to_string();
-                    self.end(End { outcome: Outcome::Failed, reason, exit, ran_ms: None }).await;
-                }
-            }
-        }
-        self.note(life);
-    }
-
-    /// What it began as comes back.
-    async fn come_up_anew(&mut self, life: &mut Life) -> Result<Origin, NotAnew> {
-        let agent = self.state.borrow().clone();
-        let mut finding = find_source(Arc::clone(&self.core), agent.clone());
-        let source = loop {
-            tokio::select! {
-                source = &mut finding => break source?,
-                request = self.requests.recv() => self.unless_removed(request.as_ref())?,
-            }
-        };
-        let (size, config) = ((agent.vcpus, agent.memory_mib), self.core.scheduler.config());
-        let (needs, origin) = match &source {
-            Source::Fork(..) => (config.forked(size), agent.origin),
-            Source::Boot(_) => (config.booted(size), Origin::Boot),
-        };
-        if self.body.reserved() != Some(needs) {
-            // Like one that is adopted it has been promised its place already.
-            self.body.set_grant(Some(self.core.scheduler.claim(&agent.owner, needs)));
-        }
-        match source {
-            Source::Fork(hold, image) => {
-                self.use_image(image);
-                self.body.set_base(Base::lived_in(&hold));
-                self.restore_again(life, &hold).await?;
-            }
-            Source::Boot(image) => {
-                self.use_image(image);
-                self.body.set_receipt(None);
-                self.body.set_renewals(0);
-                // Nobody waits for it but its owner.
-                let (mut up, _nobody) = oneshot::channel::<()>();
-                self.boot_again(life, &mut up).await?;
-            }
-        }
-        Ok(origin)
-    }
-
-    fn use_image(&mut self, image: Image) {
-        self.disk = Some(image.path);
-        let digest = image.manifest.digest;
-        self.state.send_modify(|agent| agent.image_digest = digest);
-    }
-
-    /// The agent runs again: what that cost it is recorded and then published.
-    async fn tell_continuity(&mut self, origin: Origin) {
-        let mut agent = self.state.borrow().clone();
-        let boot_ms = millis(self.since.elapsed());
-        let Lost { cause, ms } =
-            self.healing.kept.lost.take().unwrap_or_else(|| Lost { cause: String::new(), ms: 0 });
-        let restarts = agent.continuity.as_ref().map_or(0, |before| before.restarts).saturating_add(1);
-        let continuity = Continuity {
-            restarts,
-            cause,
-            restored_from: origin.clone(),
-            lost_ms: ms,
-            at_unix_ms: self.healing.clock.now(),
-        };
-        let event = Event::AgentRestarted { continuity: continuity.clone(), boot_ms };
-        if let Err(error) = self.record(vec![event]).await {
-            tracing::error!(id = agent.id, name = %agent.name, %error, "the agent's restart is not recorded yet");
-        }
-        tracing::info!(id = agent.id, name = %agent.name, restarts, boot_ms, "the agent runs again");
-        (agent.state, agent.origin, agent.boot_ms) = (AgentState::Running, origin, Some(boot_ms));
-        (agent.reason, agent.exit, agent.continuity) = (None, None, Some(continuity));
-        self.healing.heard();
-        self.guest.idle.touch();
-        self.state.send_replace(agent);
-    }
 }
 
 /// Waits for `time`; for ever when there is none.
@@ -444,43 +403,5 @@ pub(super) async fn after(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,
-    }
-}
-
-/// What `agent` is made of: its template, while that is there and of its size, else its image. Boxed, as a template that is built
-/// has an owner of its own: this future would contain itself.
-fn find_source(core: Arc<Core>, agent: Agent) -> BoxFuture<'static, Result<Source, NotAnew>> {
-    Box::pin(async move {
-        check_host(&core).await?;
-        let name = match &agent.origin {
-            Origin::Template { name } => Some(name),
-            Origin::Boot | Origin::Snapshot { .. } | Origin::Fork { .. } => None,
-        };
-        if let Some(name) = name
-            && let Some(found) = find_template(&core, &agent, name).await
-        {
-            return Ok(Source::Fork(found.hold, found.image));
-        }
-        let image = core.images.open(&agent.image).await.map_err(Refusal::from)?;
-        Ok(Source::Boot(image))
-    })
-}
-
-/// The template `name`, if it can be had and is of the size of `agent`.
-async fn find_template(core: &Arc<Core>, agent: &Agent, name: &AgentName) -> Option<Found> {
-    match templates::by_name(core, name).await {
-        Ok(found) if (found.template.vcpus, found.template.memory_mib) == (agent.vcpus, agent.memory_mib) => {
-            core.templates.used(&found.hold);
-            core.pool.used(name);
-            Some(found)
-        }
-        Ok(_) => {
-            tracing::warn!(id = agent.id, template = %name, "the template is of another size by now; the agent is booted");
-            None
-        }
-        Err(error) => {
-            tracing::warn!(id = agent.id, template = %name, %error, "the template cannot be had; the agent is booted");
-            None
-        }
     }
 }

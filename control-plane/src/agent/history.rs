@@ -125,29 +125,47 @@ pub(super) fn record_paused(core: &Core, agent: &Agent, hold: &Hold) {
 /// Records what the log does not know yet of an agent that an earlier `arkd` left in the run directory.
 pub(super) fn record_survivor(core: &Core, record: &Record) {
     let agent = &record.agent;
-    let told =
-        core.ledger.projection().agents().get(&agent.id).map(|known| (known.state, known.origin.clone()));
+    let told = core.ledger.projection().agents().get(&agent.id).cloned();
     if told.is_none() {
         drop(begin_record(core, agent, None));
     }
-    let is_rewound = told.as_ref().is_some_and(|(_, origin)| *origin != agent.origin);
-    let news = match (told.map(|(state, _)| state), agent.state) {
-        (Some(AgentState::Stopped | AgentState::Failed), _) => None,
-        (_, AgentState::Stopped) => Some(ended(agent, Outcome::Stopped)),
-        (_, AgentState::Failed) => Some(ended(agent, Outcome::Failed)),
-        (None | Some(AgentState::Creating), _) => {
-            Some(Event::AgentReady { boot_ms: agent.boot_ms.unwrap_or_default() })
+    let mut events = unrecorded(told.as_ref(), agent);
+    if matches!(events.last(), Some(Event::AgentEnded { .. })) {
+        events.extend(record.restarting());
+    }
+    if !events.is_empty() {
+        drop(core.ledger.record(Stream::agent(&agent.id), events));
+    }
+}
+
+/// What happened since the log, which knows an agent as `told`, was told of it: it is `now`.
+fn unrecorded(told: Option<&Agent>, now: &Agent) -> Vec<Event> {
+    let restarts = |agent: &Agent| agent.continuity.as_ref().map_or(0, |continuity| continuity.restarts);
+    let mut events = Vec::new();
+    let mut state = told.map(|told| told.state);
+    if let Some(continuity) = now.continuity.clone().filter(|_| told.map_or(0, restarts) < restarts(now)) {
+        if !state.is_some_and(is_ended) {
+            let (outcome, reason) = (Outcome::Failed, continuity.cause.clone());
+            events.push(Event::AgentEnded { outcome, reason, exit: None });
         }
-        _ if is_rewound => Some(Event::AgentRewound { origin: agent.origin.clone() }),
+        events.push(Event::AgentRestarted { continuity, boot_ms: now.boot_ms.unwrap_or_default() });
+        state = Some(AgentState::Running);
+    }
+    // What a restart makes of it is told with that.
+    let is_rewound = events.is_empty() && told.is_some_and(|told| told.origin != now.origin);
+    events.extend(match (state, now.state) {
+        (Some(AgentState::Stopped | AgentState::Failed), _) => None,
+        (_, AgentState::Stopped) => Some(ended(now, Outcome::Stopped)),
+        (_, AgentState::Failed) => Some(ended(now, Outcome::Failed)),
+        (None | Some(AgentState::Creating), _) => {
+            Some(Event::AgentReady { boot_ms: now.boot_ms.unwrap_or_default() })
+        }
+        _ if is_rewound => Some(Event::AgentRewound { origin: now.origin.clone() }),
         // Its pause or its removal was cut off.
         (Some(AgentState::Paused | AgentState::Stopping), _) => Some(Event::AgentResumed {}),
         (Some(AgentState::Running), _) => None,
-    };
-    if let Some(event) = news {
-        let restarting = is_ended(agent.state).then(|| record.restarting()).flatten();
-        let events = [event].into_iter().chain(restarting).collect();
-        drop(core.ledger.record(Stream::agent(&agent.id), events));
-    }
+    });
+    events
 }
 
 /// The end of an agent, as it tells it itself.
@@ -163,7 +181,7 @@ pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
     for agent in left_behind(core, untold) {
         let stream = Stream::agent(&agent.id);
         if is_ended(agent.state) {
-            ended.push(agent);
+            ended.push(Agent { checkpoints: Vec::new(), ..agent });
             continue;
         }
         tracing::warn!(id = agent.id, name = %agent.name, "an agent of an earlier arkd is no more");
@@ -178,7 +196,8 @@ pub(crate) async fn settle(core: &Arc<Core>, untold: &HashSet<String>) {
             recordings.push(core.ledger.record(stream, vec![end, Event::AgentRemoved {}]));
         } else {
             recordings.push(core.ledger.record(stream, vec![end]));
-            ended.push(Agent { state: AgentState::Failed, reason: Some(LOST.to_owned()), ..agent });
+            let (state, reason, checkpoints) = (AgentState::Failed, Some(LOST.to_owned()), Vec::new());
+            ended.push(Agent { state, reason, checkpoints, ..agent });
         }
     }
     let excess = ended.len().saturating_sub(MAX_ENDED);
@@ -210,4 +229,79 @@ fn left_behind(core: &Core, untold: &HashSet<String>) -> Vec<Agent> {
         agent.removed_unix_ms.is_none() && !here.contains(&agent.id) && !is_on_disk(&agent.id)
     };
     projection.agents().iter().filter(is_left).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ark_types::agent::Origin;
+    use ark_types::event::Recorded;
+    use ark_types::healing::Continuity;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::projection::Projection;
+
+    const STATES: [AgentState; 6] = [
+        AgentState::Creating,
+        AgentState::Running,
+        AgentState::Paused,
+        AgentState::Stopping,
+        AgentState::Stopped,
+        AgentState::Failed,
+    ];
+
+    fn agent() -> impl Strategy<Value = Agent> {
+        let origin = prop::sample::select(vec![
+            Origin::Boot,
+            Origin::Snapshot { name: "s1".parse().unwrap() },
+            Origin::Snapshot { name: "s2".parse().unwrap() },
+        ]);
+        (prop::sample::select(STATES.to_vec()), origin, 0u32..3).prop_map(|(state, origin, restarts)| {
+            let continuity = Continuity {
+                restarts,
+                cause: "it was killed".to_owned(),
+                restored_from: origin.clone(),
+                lost_ms: 1,
+                at_unix_ms: 1,
+            };
+            let json = serde_json::json!({
+                "id": "0123456789abcdef", "name": "a1", "origin": origin, "image": "base", "image_digest": "sha256:0",
+                "vcpus": 1, "memory_mib": 64, "state": state, "created_unix_ms": 0, "auto_remove": false,
+            });
+            let agent: Agent = serde_json::from_value(json).unwrap();
+            Agent { continuity: (restarts > 0).then_some(continuity), ..agent }
+        })
+    }
+
+    /// What `events` make of the agent that `told` is all about.
+    fn after(told: Agent, events: Vec<Event>) -> Agent {
+        let snapshot = serde_json::json!({ "form": 1, "agents": [told] });
+        let data = serde_json::to_vec(&snapshot).unwrap();
+        let mut projection = Projection::restore(&crate::store::Snapshot { position: 0, data }).unwrap();
+        for (position, event) in (1..).zip(events) {
+            let stream = Stream::agent("0123456789abcdef");
+            projection.apply(&Recorded { position, at_unix_ms: 1, stream, version: position, event });
+        }
+        projection.agents().get("0123456789abcdef").unwrap().clone()
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_not_recorded_is_and_a_restart_is_never_told_as_a_rewind(told in agent(), now in agent()) {
+            let count = |agent: &Agent| agent.continuity.as_ref().map_or(0, |continuity| continuity.restarts);
+            // A survivor runs or has ended, and nothing that was told is taken back.
+            prop_assume!(now.state == AgentState::Running || is_ended(now.state));
+            prop_assume!(count(&now) >= count(&told) && (count(&now) > count(&told) || !is_ended(told.state)));
+            let events = unrecorded(Some(&told), &now);
+            let is_restarted = count(&now) > count(&told);
+            let tells = |kind: &str| events.iter().any(|event| event.kind() == kind);
+            prop_assert_eq!(tells("agent.restarted"), is_restarted);
+            prop_assert!(!(is_restarted && tells("agent.rewound")));
+            let known = after(told, events);
+            prop_assert_eq!((known.state, count(&known)), (now.state, count(&now)));
+            if is_restarted {
+                prop_assert_eq!(known.origin, now.origin);
+            }
+        }
+    }
 }

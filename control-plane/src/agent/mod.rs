@@ -11,15 +11,20 @@
 //! | [`birth`] | an agent begins: booted, restored, claimed from the pool, or taken over from an earlier `arkd` |
 //! | [`owner`], [`request`], [`start`], [`boot`] | its life, and what may be asked of it; how its VMM and guest come up |
 //! | [`renewal`] | what a restored guest has to prove, and the receipt |
-//! | [`heal`] | it begins anew, is ended or removed, as its policy says |
+//! | [`heal`], [`anew`] | it begins anew, is ended or removed, as its policy says |
+//! | [`check`] | its own health checks |
+//! | [`checkpoint`] | snapshots of it that it begins anew from |
 //! | [`pause`] | snapshots of it, pausing it |
 //! | [`record`] | what of it is on disk, for a later `arkd` |
 //! | [`fork`] | many from one |
 //! | [`history`] | what is recorded of all that |
 
+mod anew;
 mod birth;
 mod body;
 mod boot;
+mod check;
+mod checkpoint;
 mod error;
 mod fork;
 mod heal;
@@ -32,6 +37,7 @@ mod record;
 mod renewal;
 mod request;
 mod start;
+mod stop;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,6 +55,7 @@ use crate::snapshots::Hold;
 
 pub use birth::{Birth, HiddenSpec, Upkeep, Wishes, boot_hidden, create, from_template, restore};
 pub(crate) use birth::{Standby, stand_by, take_in, wake_paused};
+pub(crate) use checkpoint::sweep_checkpoints;
 pub(crate) use error::sentence;
 pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
 pub use fork::fork;

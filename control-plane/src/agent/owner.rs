@@ -28,13 +28,14 @@ use ark_types::exec::ExecRequest;
 use ark_types::guest::{Frame, Heartbeat, Kind};
 use ark_types::healing::AgentHealth;
 use ark_types::layout::AgentDir;
-use ark_types::vmm::{ControlReply, ControlRequest, ExitReason, ExitRecord};
+use ark_types::vmm::{ExitReason, ExitRecord};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 use tracing::{Instrument as _, Span};
 
 use super::birth::Begun;
 use super::body::{Base, Body};
+use super::checkpoint::taken;
 use super::heal::{Healing, after};
 use super::history::{ON_REQUEST, stillborn};
 use super::record::{self, Known, Record};
@@ -47,12 +48,10 @@ use crate::host::{millis, unix_ms};
 use crate::images::Image;
 use crate::snapshots::Hold;
 use crate::store::AppendError;
-use crate::supervisor::{self, Vmm};
+use crate::supervisor::Vmm;
 use crate::telemetry::Phase;
 use crate::traces::step_of;
 
-/// Time a VMM has beyond the guest's grace to end itself before it is killed.
-const STOP_SLACK: Duration = Duration::from_secs(1);
 /// Time a standby's first program has.
 const WARM_UP: Duration = Duration::from_secs(10);
 
@@ -165,7 +164,10 @@ impl Owner {
     pub(super) async fn sleep(self) {
         let (id, name) = self.who();
         match Life::home(&self.core, &self.dir, id.clone()) {
-            Ok(life) => self.serve_and_end(life).await,
+            Ok(life) => {
+                self.take_over_checkpoints();
+                self.serve_and_end(life).await;
+            }
             Err(error) => {
                 tracing::error!(%id, %name, %error, "the paused agent cannot be taken in; it stays on disk");
                 self.enter(AgentState::Failed, Some(error.to_string()), None);
@@ -180,6 +182,7 @@ impl Owner {
         match Life::home(&self.core, &self.dir, id.clone()) {
             Ok(mut life) => {
                 life.vmm = vmm;
+                self.take_over_checkpoints();
                 self.note(&life);
                 self.serve_and_end(life).await;
             }
@@ -301,6 +304,7 @@ impl Owner {
         self.core.snapshots.gone(&dirs).await;
         if for_good || !self.body.is_recorded() {
             record::forget(&self.core, &id).await;
+            self.forget_checkpoints().await;
         }
         if goes {
             self.record_removal(last).await;
@@ -338,6 +342,7 @@ impl Owner {
                 record = ended(&mut life.vmm) => {
                     life.vmm = None;
                     self.lose_vmm(record).await;
+                    self.end_checkpoint(life).await;
                     self.note(life);
                 }
                 request = self.requests.recv() => {
@@ -353,6 +358,8 @@ impl Owner {
                     }
                 }
                 event = life.greeter.next() => self.hear(event),
+                outcome = taken(&mut self.healing.taking) => self.note_checkpoint(life, outcome).await,
+                verdict = self.healing.checks.verdict() => self.note_check(verdict),
                 () = after(look) => {
                     if let Some(parting) = self.look(life).await {
                         return parting;
@@ -376,7 +383,10 @@ impl Owner {
             Some(Request::Leave) => return Some(self.part()),
             Some(Request::StreamEnded) if auto_remove => return Some(Parting::Removal(Removal::NOW)),
             Some(Request::StreamBegan | Request::StreamEnded) => {}
-            Some(Request::Enter { state, done }) => self.enter_if_legal(life, state, done),
+            Some(Request::Enter { state, done }) => {
+                self.healing.checks.interrupt();
+                self.enter_if_legal(life, state, done);
+            }
             Some(Request::Move { base, done }) => {
                 // One that has ended needs none.
                 if life.vmm.is_some() {
@@ -429,6 +439,9 @@ impl Owner {
     /// Ends the VMM, if there is one, and goes on from `hold` with a new one: to rewind, or to wake from disk.
     async fn restart(&mut self, life: &mut Life, from: (Hold, Image, Option<Origin>), up: Up) {
         let (hold, image, origin) = from;
+        // Whoever asks has the turn, so none is under way.
+        self.healing.taking = None;
+        self.healing.checks.interrupt();
         let was = self.state.borrow().state;
         if super::is_ended(was) || !was.may_become(AgentState::Creating) {
             return;
@@ -447,7 +460,9 @@ impl Owner {
         match self.restore_again(life, &hold).await {
             Ok(()) => {
                 drop(before);
-                self.state.send_modify(|agent| agent.origin = origin.unwrap_or(agent.origin.clone()));
+                if let Some(origin) = origin {
+                    self.rewound(origin);
+                }
                 self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));
                 self.note(life);
                 let agent = self.state.borrow().clone();
@@ -487,60 +502,6 @@ impl Owner {
             Sign::Hello(hello) => tracing::debug!(?hello, "hello again"),
             Sign::Misbehaved(failure) => tracing::debug!(%failure, "the guest's heartbeat broke"),
         }
-    }
-
-    /// Ends the VMM: asks it, waits for `grace` (or less, when a later removal gives less), then kills it.
-    async fn stop(&mut self, vmm: &mut Vmm, grace: Duration) -> ExitRecord {
-        let is_paused = self.state.borrow().state == AgentState::Paused;
-        self.enter(AgentState::Stopping, None, None);
-        // A paused guest cannot follow.
-        if !grace.is_zero() && !is_paused && self.ask_to_stop(grace).await {
-            let mut deadline = tokio::time::Instant::now() + grace + STOP_SLACK;
-            loop {
-                tokio::select! {
-                    record = vmm.wait() => return record,
-                    () = sleep_until(deadline) => break,
-                    request = self.requests.recv() => match request {
-                        Some(Request::Remove { grace, .. }) => {
-                            deadline = deadline.min(tokio::time::Instant::now() + grace);
-                        }
-                        // arkd ends, and whoever asked for the removal with it.
-                        Some(Request::Leave) | None => break,
-                        Some(_) => {}
-                    },
-                }
-            }
-        }
-        vmm.kill();
-        vmm.wait().await
-    }
-
-    async fn ask_to_stop(&self, grace: Duration) -> bool {
-        let request = ControlRequest::Stop { grace_ms: millis(grace) };
-        match supervisor::ask(&self.dir.control_socket(), request).await {
-            Ok(ControlReply::State { .. }) => true,
-            Ok(reply) => {
-                tracing::warn!(?reply, "the VMM does not stop its guest; it is killed");
-                false
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the VMM cannot be asked to stop; it is killed");
-                false
-            }
-        }
-    }
-
-    /// Publishes the VMM's end, which was asked for, and tells what to record of it.
-    fn conclude(&self, record: ExitRecord) -> Event {
-        self.core.telemetry.vmm_ended(record.reason);
-        let (outcome, reason, exit) = (Outcome::Stopped, ON_REQUEST.to_owned(), Some(record));
-        self.state.send_modify(|agent| agent.exit.clone_from(&exit));
-        // Its memory is no more, and with it the need for what that was read from.
-        self.body.set_base(Base::None);
-        self.enter(outcome.into(), Some(reason.clone()), None);
-        // After that: who gives it one looks whether it has ended.
-        self.body.set_grant(None);
-        Event::AgentEnded { outcome, reason, exit }
     }
 
     /// Has the console outlast the agent's directory: it ended, or did not come up, because of `reason`.

@@ -111,7 +111,7 @@ async fn in_full<T: Send + 'static>(
 }
 
 /// The turn is the caller's.
-async fn take(handle: &Handle, dir: &Path) -> Result<Taken, SnapshotFailure> {
+pub(super) async fn take(handle: &Handle, dir: &Path) -> Result<Taken, SnapshotFailure> {
     let agent = handle.agent();
     if !matches!(agent.state, AgentState::Running | AgentState::Paused) || agent.vmm_pid.is_none() {
         return Err(handle.not_running().into());

@@ -205,6 +205,11 @@ impl Pool {
         Busy(Arc::clone(self))
     }
 
+    /// Whether a request is under way that said so by [`Self::busy`].
+    pub(crate) fn is_busy(&self) -> bool {
+        self.lock().busy > 0
+    }
+
     /// A prepared VMM with `vcpus` processors, if there is one that still lives.
     pub(crate) fn take_den(&self, vcpus: u32) -> Option<Den> {
         if vcpus != DEN_VCPUS {

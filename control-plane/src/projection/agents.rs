@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::event::{Event, Recorded};
+use ark_types::healing::AgentHealth;
 use ark_types::image::ImageName;
 use ark_types::label::{Labels, Owner, Requirement, Selector};
 
@@ -36,7 +37,7 @@ impl AgentFilter {
     pub fn lets(&self, agent: &Agent) -> bool {
         let template = match &agent.origin {
             Origin::Template { name } => Some(name),
-            Origin::Boot | Origin::Snapshot { .. } | Origin::Fork { .. } => None,
+            Origin::Boot | Origin::Snapshot { .. } | Origin::Fork { .. } | Origin::Checkpoint { .. } => None,
         };
         self.state.is_none_or(|state| state == agent.state)
             && self.image.as_ref().is_none_or(|image| *image == agent.image)
@@ -148,6 +149,7 @@ impl Agents {
                     agent.state = AgentState::Stopped;
                 }
                 agent.removed_unix_ms = Some(recorded.at_unix_ms);
+                agent.checkpoints.clear();
                 self.removed.insert(place.clone());
                 self.forget_the_oldest();
             }
@@ -156,25 +158,40 @@ impl Agents {
                 agent.state = (*outcome).into();
                 agent.reason = Some(reason.clone());
                 agent.exit.clone_from(exit);
+                agent.health = AgentHealth::Healthy;
             }
             Event::AgentRestarted { continuity, boot_ms } => {
                 (agent.state, agent.boot_ms) = (AgentState::Running, Some(*boot_ms));
                 (agent.reason, agent.exit) = (None, None);
-                agent.origin = continuity.restored_from.clone();
+                // What it is made of stays the same when it goes on from a checkpoint of itself.
+                if !matches!(continuity.restored_from, Origin::Checkpoint { .. }) {
+                    agent.origin = continuity.restored_from.clone();
+                }
+                continuity.drop_newer(&mut agent.checkpoints);
                 agent.continuity = Some(continuity.clone());
+            }
+            Event::AgentHealthChanged { health } if !has_ended => agent.health = health.clone(),
+            // Told by an agent that has ended as well: of a checkpoint that was complete before, or is of no use.
+            Event::AgentCheckpointed { checkpoint } => agent.keep_checkpoint(checkpoint.clone()),
+            Event::AgentCheckpointFailed { reason } => agent.checkpoint_failure = Some(reason.clone()),
+            Event::AgentCheckpointUnusable { snapshot, .. } => {
+                agent.checkpoints.retain(|checkpoint| checkpoint.snapshot != *snapshot);
             }
             // A pause and the end of what is being paused are told by different tasks: the end is what counts.
             _ if has_ended => {}
-            Event::AgentCreated { .. } | Event::AgentLabelled { .. } => {}
+            Event::AgentCreated { .. } | Event::AgentLabelled { .. } | Event::AgentHealthChanged { .. } => {}
             Event::AgentReady { boot_ms } => {
                 agent.state = AgentState::Running;
                 agent.boot_ms = Some(*boot_ms);
             }
-            Event::AgentPaused { .. } => agent.state = AgentState::Paused,
+            Event::AgentPaused { .. } => {
+                (agent.state, agent.health) = (AgentState::Paused, AgentHealth::Healthy);
+            }
             Event::AgentResumed {} => agent.state = AgentState::Running,
             Event::AgentRewound { origin } => {
                 agent.state = AgentState::Running;
                 agent.origin = origin.clone();
+                agent.checkpoints.clear();
             }
             Event::AgentStopping {} => agent.state = AgentState::Stopping,
             // Until it runs again it has ended; what its limits lead to is told by what follows.

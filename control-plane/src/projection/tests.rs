@@ -42,6 +42,8 @@ fn created(n: u64) -> Event {
             restart: RestartPolicy::Never,
             ttl_s: None,
             idle_timeout_s: None,
+            checkpoint: None,
+            health_check: None,
         },
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!             ended, and its policy says so             until is over
-//!  running ───────────────────────────────► Wait ────────────────────► Restart ──► running
+//!  running ───────────────────────────────► Wait ────────────────────► Restart ──► running, from a checkpoint or fresh
 //!     │ ▲                                     ▲                           │
-//!     │ └── Recovered ◄── Unresponsive        └───────────────────────────┤ it did not come up
+//!     │ └── Tell: well ◄── Tell: it is not    └───────────────────────────┤ it did not come up
 //!     │                       │ with a policy                             ▼
 //!     │                       └──► Kill ──► ended        too many ──► Stay, with the reason
+//!     ├── time for a health check ──► Check
+//!     ├── time for a checkpoint, and well ──► Checkpoint
 //!     └── ttl or idle timeout is over ──► Remove (the ttl: whatever state it is in)
 //! ```
 //!
@@ -16,14 +18,20 @@ use std::time::{Duration, Instant};
 
 use ark_types::event::Outcome;
 use ark_types::healing::RestartPolicy;
+use ark_types::vmm::SnapshotId;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{millis, unix_ms};
 
+mod health;
+mod lineage;
 #[cfg(test)]
 mod tests;
 
-/// Wait before the first restart; each further one waits twice as long.
+pub(crate) use health::{Health, Tally};
+pub(crate) use lineage::Lineage;
+
+/// Wait before the second restart; the first does not wait, and each further one waits twice as long.
 const FIRST_WAIT_MS: u64 = 1000;
 /// Longest wait before a restart.
 pub(crate) const LONGEST_WAIT_MS: u64 = 60_000;
@@ -63,8 +71,20 @@ pub(crate) struct Desired {
     pub(crate) restart: RestartPolicy,
     pub(crate) ttl_ms: Option<u64>,
     pub(crate) idle_timeout_ms: Option<u64>,
+    /// From one checkpoint to the next.
+    pub(crate) checkpoint_ms: Option<u64>,
+    /// Its own health check.
+    pub(crate) check: Option<Check>,
     /// Somebody asked for its removal.
     pub(crate) is_removal_asked: bool,
+}
+
+/// How often an agent is checked, and how often in a row that may fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Check {
+    /// From the end of one to the next.
+    pub(crate) interval_ms: u64,
+    pub(crate) failures: u32,
 }
 
 /// What is seen of an agent.
@@ -80,16 +100,7 @@ pub(crate) enum Condition {
     /// Its guest comes up.
     ComingUp,
     /// Its guest takes commands.
-    Running {
-        /// How long its guest was not heard, milliseconds.
-        silent_ms: u64,
-        /// From when on that is too long, milliseconds.
-        patience_ms: u64,
-        /// Whether that was told.
-        is_told: bool,
-        /// How long nothing was asked of it, milliseconds.
-        unused_ms: u64,
-    },
+    Running(Running),
     /// Its processors stand still, as somebody asked.
     Paused,
     /// Its VMM is being ended.
@@ -102,9 +113,40 @@ pub(crate) enum Condition {
         history: History,
     },
     /// It is to begin anew then.
-    Waiting { until_ms: u64 },
+    Waiting {
+        until_ms: u64,
+        /// Checkpoints that there are, oldest first.
+        checkpoints: Vec<SnapshotId>,
+        lineage: Lineage,
+    },
     /// It stays as it ended.
     Over,
+}
+
+/// An agent whose guest takes commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Running {
+    /// How long its guest was not heard, milliseconds.
+    pub(crate) silent_ms: u64,
+    /// From when on that is too long, milliseconds.
+    pub(crate) patience_ms: u64,
+    /// What was told of its health.
+    pub(crate) told: Health,
+    /// How long nothing was asked of it, milliseconds.
+    pub(crate) unused_ms: u64,
+    /// How long ago a checkpoint was last begun, or it came up, milliseconds; none while one is being taken.
+    pub(crate) unsaved_ms: Option<u64>,
+    /// Its own health checks.
+    pub(crate) checked: Checked,
+}
+
+/// An agent's own health checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checked {
+    /// What came of them.
+    pub(crate) tally: Tally,
+    /// How long ago the last one ended, or the agent came up or went on, milliseconds; none while one is under way.
+    pub(crate) idle_ms: Option<u64>,
 }
 
 /// Restarts of an agent since it last ran well.
@@ -142,14 +184,16 @@ pub(crate) enum Action {
     Wait { attempt: u32, after_ms: u64 },
     /// Leave it as it ended; `why` where its policy alone would have it begin anew.
     Stay { why: Option<String> },
-    /// Let it begin anew now.
-    Restart,
-    /// Tell that its guest is not heard.
-    Unresponsive,
-    /// Tell that its guest is heard again.
-    Recovered,
-    /// End its VMM: the guest was not heard for this long.
-    Kill { silent_ms: u64 },
+    /// Let it begin anew now: from the first of these checkpoints that can be used, or else as what it is made of.
+    Restart { from: Vec<SnapshotId> },
+    /// Take a checkpoint.
+    Checkpoint,
+    /// Check its health.
+    Check,
+    /// Tell that this is its health now.
+    Tell(Health),
+    /// End its VMM, as it is not well.
+    Kill { health: Health },
     /// Remove it, for this reason.
     Remove { why: String },
 }
@@ -163,13 +207,13 @@ pub(crate) fn decide(desired: &Desired, observed: &Observed, now: u64) -> Vec<Ac
         return vec![Action::Remove { why }];
     }
     match &observed.condition {
-        Condition::Running { silent_ms, patience_ms, is_told, .. } => {
-            listen(desired.restart, (*silent_ms, *patience_ms), *is_told)
-        }
+        Condition::Running(running) => look_after(desired, running),
         Condition::Ended { outcome, ran_ms, history } => {
             vec![after_end(desired.restart, *outcome, &history.after(*ran_ms), now)]
         }
-        Condition::Waiting { until_ms } if *until_ms <= now => vec![Action::Restart],
+        Condition::Waiting { until_ms, checkpoints, lineage } if *until_ms <= now => {
+            vec![Action::Restart { from: lineage.usable(checkpoints) }]
+        }
         Condition::ComingUp
         | Condition::Paused
         | Condition::Ending
@@ -185,7 +229,7 @@ fn expired(desired: &Desired, observed: &Observed, now: u64) -> Option<String> {
         return Some(format!("its ttl of {} s is over", ttl / 1000));
     }
     match &observed.condition {
-        Condition::Running { unused_ms, .. } => desired
+        Condition::Running(Running { unused_ms, .. }) => desired
             .idle_timeout_ms
             .filter(|limit| unused_ms >= limit)
             .map(|limit| format!("nothing was asked of it for {} s, its idle timeout", limit / 1000)),
@@ -198,16 +242,39 @@ fn expired(desired: &Desired, observed: &Observed, now: u64) -> Option<String> {
     }
 }
 
-fn listen(policy: RestartPolicy, (silent_ms, patience_ms): (u64, u64), is_told: bool) -> Vec<Action> {
-    let is_silent = silent_ms >= patience_ms;
-    match (is_silent, is_told) {
-        (false, false) => Vec::new(),
-        (false, true) => vec![Action::Recovered],
-        (true, _) => {
-            let told = (!is_told).then_some(Action::Unresponsive);
-            let kill = (!policy.is_never()).then_some(Action::Kill { silent_ms });
-            told.into_iter().chain(kill).collect()
-        }
+/// What an agent that runs needs.
+fn look_after(desired: &Desired, running: &Running) -> Vec<Action> {
+    let Running { told, unsaved_ms, checked, .. } = *running;
+    let health = health(desired, running);
+    let mut actions = Vec::new();
+    if health != told {
+        actions.push(Action::Tell(health));
+    }
+    if health != Health::Well && !desired.restart.is_never() {
+        actions.push(Action::Kill { health });
+        return actions;
+    }
+    let is_check_due =
+        desired.check.zip(checked.idle_ms).is_some_and(|(check, idle)| idle >= check.interval_ms);
+    if is_check_due && health != Health::Silent {
+        actions.push(Action::Check);
+    }
+    let is_due = desired.checkpoint_ms.zip(unsaved_ms).is_some_and(|(every, unsaved)| unsaved >= every);
+    // Of a guest that is not well nothing is kept: it would not be well again.
+    if is_due && health == Health::Well && checked.tally.failed == 0 {
+        actions.push(Action::Checkpoint);
+    }
+    actions
+}
+
+fn health(desired: &Desired, running: &Running) -> Health {
+    let Running { silent_ms, patience_ms, told, checked, .. } = *running;
+    if silent_ms >= patience_ms {
+        Health::Silent
+    } else if desired.check.is_some_and(|check| checked.tally.is_failing(check.failures, told)) {
+        Health::Failing
+    } else {
+        Health::Well
     }
 }
 
@@ -240,6 +307,7 @@ fn times(count: u32) -> String {
 
 /// How long a restart waits that comes after `streak` others.
 fn wait(streak: u32) -> u64 {
-    let doubled = 1u64.checked_shl(streak).map_or(u64::MAX, |factor| FIRST_WAIT_MS.saturating_mul(factor));
+    let Some(doublings) = streak.checked_sub(1) else { return 0 };
+    let doubled = 1u64.checked_shl(doublings).map_or(u64::MAX, |factor| FIRST_WAIT_MS.saturating_mul(factor));
     doubled.min(LONGEST_WAIT_MS)
 }

@@ -17,11 +17,14 @@ fn policy() -> impl Strategy<Value = RestartPolicy> {
 
 fn desired() -> impl Strategy<Value = Desired> {
     let limit = || prop::option::of(1000u64..1_000_000);
-    (policy(), limit(), limit(), any::<bool>()).prop_map(
-        |(restart, ttl_ms, idle_timeout_ms, is_removal_asked)| Desired {
+    let check = prop::option::of((1000u64..100_000, 1u32..9));
+    (policy(), limit(), limit(), limit(), check, any::<bool>()).prop_map(
+        |(restart, ttl_ms, idle_timeout_ms, checkpoint_ms, check, is_removal_asked)| Desired {
             restart,
             ttl_ms,
             idle_timeout_ms,
+            checkpoint_ms,
+            check: check.map(|(interval_ms, failures)| Check { interval_ms, failures }),
             is_removal_asked,
         },
     )
@@ -32,13 +35,21 @@ fn history() -> impl Strategy<Value = History> {
         .prop_map(|(streak, recent_ms)| History { streak, recent_ms })
 }
 
+fn checked() -> impl Strategy<Value = Checked> {
+    (prop::collection::vec(any::<bool>(), 0..9), prop::option::of(STEPS)).prop_map(|(checks, idle_ms)| {
+        let mut tally = Tally::default();
+        for passes in checks {
+            if passes { tally.passed() } else { tally.failed(false) }
+        }
+        Checked { tally, idle_ms }
+    })
+}
+
 fn condition() -> impl Strategy<Value = Condition> {
-    let running = (STEPS, 1u64..100_000, any::<bool>(), STEPS).prop_map(
-        |(silent_ms, patience_ms, is_told, unused_ms)| Condition::Running {
-            silent_ms,
-            patience_ms,
-            is_told,
-            unused_ms,
+    let told = prop::sample::select(vec![Health::Well, Health::Silent, Health::Failing]);
+    let running = (STEPS, 1u64..100_000, told, STEPS, prop::option::of(STEPS), checked()).prop_map(
+        |(silent_ms, patience_ms, told, unused_ms, unsaved_ms, checked)| {
+            Condition::Running(Running { silent_ms, patience_ms, told, unused_ms, unsaved_ms, checked })
         },
     );
     let ended = (any::<bool>(), prop::option::of(STEPS), history()).prop_map(|(failed, ran_ms, history)| {
@@ -50,7 +61,10 @@ fn condition() -> impl Strategy<Value = Condition> {
         Just(Condition::Paused),
         Just(Condition::Ending),
         Just(Condition::Over),
-        STEPS.prop_map(|until_ms| Condition::Waiting { until_ms }),
+        (STEPS, prop::collection::vec(0u8..9, 0..4)).prop_map(|(until_ms, ids)| {
+            let checkpoints = ids.into_iter().map(|id| SnapshotId([id; 16])).collect();
+            Condition::Waiting { until_ms, checkpoints, lineage: Lineage::default() }
+        }),
         running,
         ended,
     ]
@@ -67,16 +81,24 @@ fn apply(desired: &mut Desired, observed: &mut Observed, action: &Action, now: u
             desired.is_removal_asked = true;
             return;
         }
-        (Action::Wait { after_ms, .. }, _) => Condition::Waiting { until_ms: now + after_ms },
+        (Action::Wait { after_ms, .. }, _) => {
+            // Even the first restart is a decision of its own.
+            let until_ms = now + after_ms.max(&1);
+            Condition::Waiting { until_ms, checkpoints: Vec::new(), lineage: Lineage::default() }
+        }
         (Action::Stay { .. }, _) => Condition::Over,
-        (Action::Restart, _) => Condition::ComingUp,
+        (Action::Restart { .. }, _) => Condition::ComingUp,
         (Action::Kill { .. }, _) => Condition::Ending,
-        (told, Condition::Running { silent_ms, patience_ms, unused_ms, .. }) => Condition::Running {
-            silent_ms: *silent_ms,
-            patience_ms: *patience_ms,
-            unused_ms: *unused_ms,
-            is_told: *told == Action::Unresponsive,
-        },
+        (done, Condition::Running(running)) => {
+            let mut running = *running;
+            match done {
+                Action::Tell(health) => running.told = *health,
+                Action::Checkpoint => running.unsaved_ms = None,
+                Action::Check => running.checked.idle_ms = None,
+                other => panic!("{other:?} of {running:?}"),
+            }
+            Condition::Running(running)
+        }
         (other, condition) => panic!("{other:?} of {condition:?}"),
     };
     observed.condition = next;
@@ -89,7 +111,7 @@ proptest! {
         if matches!(observed.condition, Condition::Waiting { .. }) {
             return Ok(());
         }
-        let begins = |action: &Action| matches!(action, Action::Wait { .. } | Action::Restart | Action::Kill { .. });
+        let begins = |action: &Action| matches!(action, Action::Wait { .. } | Action::Restart { .. } | Action::Kill { .. });
         prop_assert!(!decide(&desired, &observed, now).iter().any(begins));
     }
 
@@ -113,7 +135,7 @@ proptest! {
         desired.ttl_ms = None;
         let actions = decide(&desired, &observed, now);
         if actions.iter().any(|action| matches!(action, Action::Remove { .. })) {
-            let is_running = matches!(observed.condition, Condition::Running { .. });
+            let is_running = matches!(observed.condition, Condition::Running(_));
             prop_assert!(is_running);
         }
     }
@@ -127,14 +149,42 @@ proptest! {
     }
 
     #[test]
-    fn waits_grow_and_are_bounded(streak: u32) {
+    fn the_first_restart_is_at_once_and_waits_grow_and_are_bounded(streak in 1u32..) {
+        prop_assert_eq!(wait(0), 0);
         prop_assert!((FIRST_WAIT_MS..=LONGEST_WAIT_MS).contains(&wait(streak)));
         prop_assert!(wait(streak) <= wait(streak.saturating_add(1)));
     }
 
     #[test]
+    fn checks_never_pile_up_and_an_unhealthy_agent_is_ended_as_a_hung_one_is(
+        mut desired in desired(), observed in observed(), now in STEPS,
+    ) {
+        let Condition::Running(running) = observed.condition else { return Ok(()) };
+        (desired.is_removal_asked, desired.ttl_ms, desired.idle_timeout_ms) = (false, None, None);
+        let actions = decide(&desired, &observed, now);
+        if running.checked.idle_ms.is_none() || desired.check.is_none() {
+            prop_assert!(!actions.contains(&Action::Check));
+        }
+        let is_well = health(&desired, &running) == Health::Well;
+        let is_ended = actions.iter().any(|action| matches!(action, Action::Kill { .. }));
+        prop_assert_eq!(is_ended, !is_well && !desired.restart.is_never());
+    }
+
+    #[test]
+    fn a_checkpoint_is_taken_of_a_guest_that_is_heard_and_of_no_other(desired in desired(), observed in observed(), now in STEPS) {
+        if decide(&desired, &observed, now).contains(&Action::Checkpoint) {
+            let Condition::Running(running) = observed.condition else {
+                return Err(TestCaseError::fail("it does not run"));
+            };
+            let Running { silent_ms, patience_ms, unsaved_ms, checked, .. } = running;
+            prop_assert!(silent_ms < patience_ms && checked.tally.failed == 0);
+            prop_assert!(unsaved_ms >= desired.checkpoint_ms && desired.checkpoint_ms.is_some());
+        }
+    }
+
+    #[test]
     fn a_crash_loop_ends_with_a_reason(policy in policy(), start in STEPS, runs in prop::collection::vec(0u64..5000, 20)) {
-        let desired = Desired { restart: policy, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+        let desired = Desired { restart: policy, ttl_ms: None, idle_timeout_ms: None, checkpoint_ms: None, check: None, is_removal_asked: false };
         let (mut now, mut history, mut restarts) = (start, History::default(), 0usize);
         for ran in runs {
             now += ran;
@@ -163,13 +213,20 @@ proptest! {
 #[test]
 fn who_ran_well_begins_with_a_clean_slate() {
     let restart = RestartPolicy::Always { max_restarts: Some(2) };
-    let desired = Desired { restart, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+    let desired = Desired {
+        restart,
+        ttl_ms: None,
+        idle_timeout_ms: None,
+        checkpoint_ms: None,
+        check: None,
+        is_removal_asked: false,
+    };
     let spent = History { streak: 2, recent_ms: vec![1, 2] };
     let after = |ran_ms| {
         let condition = Condition::Ended { outcome: Outcome::Stopped, ran_ms, history: spent.clone() };
         decide(&desired, &Observed { created_ms: 0, condition }, RAN_WELL_MS * 2)
     };
-    assert_eq!(after(Some(RAN_WELL_MS)), [Action::Wait { attempt: 1, after_ms: FIRST_WAIT_MS }]);
+    assert_eq!(after(Some(RAN_WELL_MS)), [Action::Wait { attempt: 1, after_ms: 0 }]);
     for ran in [Some(RAN_WELL_MS - 1), None] {
         assert!(matches!(after(ran).as_slice(), [Action::Stay { why: Some(_) }]));
     }
@@ -178,11 +235,18 @@ fn who_ran_well_begins_with_a_clean_slate() {
 #[test]
 fn only_a_failure_is_one() {
     let restart = RestartPolicy::OnFailure { max_restarts: None };
-    let desired = Desired { restart, ttl_ms: None, idle_timeout_ms: None, is_removal_asked: false };
+    let desired = Desired {
+        restart,
+        ttl_ms: None,
+        idle_timeout_ms: None,
+        checkpoint_ms: None,
+        check: None,
+        is_removal_asked: false,
+    };
     let after = |outcome| {
         let condition = Condition::Ended { outcome, ran_ms: Some(1), history: History::default() };
         decide(&desired, &Observed { created_ms: 0, condition }, 1)
     };
     assert_eq!(after(Outcome::Stopped), [Action::Stay { why: None }]);
-    assert_eq!(after(Outcome::Failed), [Action::Wait { attempt: 1, after_ms: FIRST_WAIT_MS }]);
+    assert_eq!(after(Outcome::Failed), [Action::Wait { attempt: 1, after_ms: 0 }]);
 }

@@ -15,7 +15,8 @@ use crate::telemetry::Source;
 /// Forks a living agent, which goes on meanwhile and keeps its connections.
 ///
 /// Every fork is told apart and checked before it is in the reply; one that fails a check is ended and listed with the
-/// reason. Environment and secrets of the agent are not inherited.
+/// reason. Environment and secrets of the agent are not inherited, nor are its restart policy, limits, checkpoints and health
+/// check: a fork has those that the request names.
 #[utoipa::path(
     post, path = "/agents/{agent}/fork", tag = "agents",
     params(("agent" = String, Path, description = "Name or id of the agent")),
@@ -25,11 +26,11 @@ use crate::telemetry::Source;
 pub(super) async fn fork_agent(
     State(core): State<Shared>,
     Path(agent): Path<String>,
-    Json(ForkAgent { count }): Json<ForkAgent>,
+    Json(request): Json<ForkAgent>,
 ) -> Result<Json<Forked>, Refusal> {
     let handle = core.registry.find(&agent)?;
     let attempt = core.telemetry.attempt(Source::Fork);
-    let forked = agent::fork(&core, &handle, count).await;
+    let forked = agent::fork(&core, &handle, request).await;
     match &forked {
         Ok(Forked { agents, failed, .. }) => attempt.end_with(agents.len(), failed.len()),
         Err(_) => attempt.end(&forked),

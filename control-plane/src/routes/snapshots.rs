@@ -12,13 +12,14 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Shared;
-use crate::agent::{self, Birth, Handle, Wishes};
+use crate::agent::{self, Birth, Handle, Upkeep, Wishes};
 use crate::core::Core;
 use crate::idempotency;
 use crate::problems::Refusal;
 use crate::scheduler::Ask;
 use crate::snapshots::{Record, SnapshotError};
 use crate::telemetry::Source;
+use crate::upkeep;
 use ark_types::agent::{AgentName, Origin};
 
 /// Takes a snapshot of a living agent, which goes on at once, and waits until it is on disk.
@@ -70,13 +71,35 @@ async fn take(core: &Core, handle: &Handle, name: AgentName) -> Result<Snapshot,
     Ok(core.snapshots.describe(name.as_ref())?)
 }
 
+/// Which snapshots.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listing {
+    /// Also the checkpoints of agents, named by their ids; false when absent.
+    #[serde(default)]
+    all: bool,
+}
+
 /// Named snapshots, oldest first.
 #[utoipa::path(
-    get, path = "/snapshots", tag = "snapshots",
+    get, path = "/snapshots", tag = "snapshots", params(Listing),
     responses((status = OK, body = SnapshotList, description = "Snapshots")),
 )]
-pub(super) async fn list_snapshots(State(core): State<Shared>) -> Json<SnapshotList> {
-    Json(SnapshotList { snapshots: core.snapshots.list() })
+pub(super) async fn list_snapshots(
+    State(core): State<Shared>,
+    Query(Listing { all }): Query<Listing>,
+) -> Json<SnapshotList> {
+    let mut snapshots = core.snapshots.list();
+    if all {
+        let agents: Vec<Agent> = core.registry.all().iter().map(Handle::agent).collect();
+        let checkpoints =
+            agents.iter().flat_map(|agent| agent.checkpoints.iter().map(move |one| (agent, one)));
+        snapshots
+            .extend(checkpoints.filter_map(|(agent, one)| core.snapshots.describe_checkpoint(agent, one)));
+        snapshots.sort_by_key(|snapshot| snapshot.created_unix_ms);
+    }
+    Json(SnapshotList { snapshots })
 }
 
 /// One snapshot.
@@ -145,10 +168,10 @@ pub(super) async fn compact_snapshot(
 pub(super) async fn restore_snapshot(
     State(core): State<Shared>,
     Path(snapshot): Path<String>,
-    Json(RestoreSnapshot { name }): Json<RestoreSnapshot>,
+    Json(request): Json<RestoreSnapshot>,
 ) -> Result<impl IntoResponse, Refusal> {
     let attempt = core.telemetry.attempt(Source::Snapshot);
-    let restored = restore(&core, &snapshot, name).await;
+    let restored = restore(&core, &snapshot, request).await;
     attempt.end(&restored);
     let agent = restored?;
     let location = format!("/v1/agents/{}", agent.id);
@@ -156,11 +179,14 @@ pub(super) async fn restore_snapshot(
 }
 
 /// An agent from the snapshot `snapshot`. It belongs to whom the agent belonged that the snapshot was taken of.
-async fn restore(core: &Shared, snapshot: &str, name: Option<AgentName>) -> Result<Agent, Refusal> {
+async fn restore(core: &Shared, snapshot: &str, request: RestoreSnapshot) -> Result<Agent, Refusal> {
+    let RestoreSnapshot { name, restart, checkpoint, health_check } = request;
+    let upkeep = Upkeep { restart, checkpoint, health_check, ..Upkeep::default() };
+    upkeep::check(&upkeep, false)?;
     let (hold, record) = core.snapshots.find(snapshot)?;
     core.ledger.ready()?;
     let owner = core.ledger.projection().agents().get(&record.agent_id).map(|agent| agent.owner.clone());
-    let wishes = Wishes { name, owner: owner.unwrap_or_default(), ..Wishes::default() };
+    let wishes = Wishes { name, owner: owner.unwrap_or_default(), upkeep, ..Wishes::default() };
     let needs = core.scheduler.config().forked((hold.manifest().vcpus, hold.manifest().memory_mib));
     let ask = Ask { name: wishes.name.clone(), ..Ask::new(wishes.owner.clone(), needs) };
     let grant = core.admit(ask).await?;

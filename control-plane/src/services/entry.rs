@@ -66,6 +66,8 @@ pub(super) fn request(
         restart: spec.restart,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        health_check: None,
     })
 }
 

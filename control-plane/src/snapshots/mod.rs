@@ -4,6 +4,7 @@
 //!  StateDir/snapshots/<id>/   manifest.json state sums memory [record.json]   named by users, or branch points of forks
 //!  StateDir/templates/<..>/   manifest.json state sums memory  record.json    see crate::templates
 //!  StateDir/paused/<id>/<..>/ manifest.json state sums memory                 see crate::agent
+//!  StateDir/checkpoints/<id>/<..>/                as those                     see crate::agent
 //!
 //!  Store ── find, hold ──► Hold ── tenant ──► Tenant        a Hold keeps a snapshot and every base below it on disk;
 //!    ▲                      │                               a Tenant is a Hold that counts as a living agent
@@ -17,6 +18,7 @@
 mod compact;
 mod files;
 mod hold;
+mod owned;
 mod proof;
 mod store;
 mod table;

@@ -48,9 +48,11 @@ impl Store {
             make_private_dir(&dir)?;
             scan(&dir, place, &mut table)?;
         }
-        make_private_dir(&state.paused())?;
-        for agent in directories(&state.paused())? {
-            scan(&agent, Place::Paused, &mut table)?;
+        for (dir, place) in [(state.paused(), Place::Paused), (state.checkpoints(), Place::Checkpoints)] {
+            make_private_dir(&dir)?;
+            for agent in directories(&dir)? {
+                scan(&agent, place, &mut table)?;
+            }
         }
         keep_names_unique(&mut table);
         let inner =
@@ -145,6 +147,8 @@ impl Store {
             Place::Templates
         } else if dir.starts_with(self.0.state.paused()) {
             Place::Paused
+        } else if dir.starts_with(self.0.state.checkpoints()) {
+            Place::Checkpoints
         } else {
             Place::Snapshots
         }
@@ -353,7 +357,7 @@ impl Store {
 }
 
 /// Removes directories, beside the asynchronous runtime where there is one.
-fn remove(dirs: Vec<PathBuf>) {
+pub(super) fn remove(dirs: Vec<PathBuf>) {
     if dirs.is_empty() {
         return;
     }
@@ -363,17 +367,18 @@ fn remove(dirs: Vec<PathBuf>) {
     }
 }
 
-/// Removes a snapshot's directory; a paused agent's own goes with the last one in it.
+/// Removes a snapshot's directory; that of the agent whose it was goes with the last one in it.
 fn remove_one(dir: &Path) {
     remove_dir(dir);
     remove_empty_home(dir);
 }
 
-/// Removes the directory of the paused agent that the snapshot in `dir` was of, once there is nothing in it any more.
+/// Removes the directory of the agent that the snapshot in `dir` belonged to, once there is nothing in it any more.
 fn remove_empty_home(dir: &Path) {
     if let Some(agent) = dir.parent()
-        && let Some(paused) = agent.parent()
-        && paused.parent().is_some_and(|state| StateDir(state.to_owned()).paused() == paused)
+        && let Some(homes) = agent.parent()
+        && let Some(state) = homes.parent().map(|state| StateDir(state.to_owned()))
+        && (state.paused() == homes || state.checkpoints() == homes)
     {
         // Not empty while the agent is paused, or another snapshot of it is needed.
         let _ = fs::remove_dir(agent);
@@ -392,7 +397,7 @@ fn entry(dir: PathBuf, place: Place, manifest: SnapshotManifest, record: Option<
     Entry { dir, place, manifest, record, title: None, doom, holds: 0, tenants: 0, proof: Proof::default() }
 }
 
-fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -22,6 +22,8 @@ pub(super) enum Place {
     Templates,
     /// A paused agent's.
     Paused,
+    /// A checkpointed agent's.
+    Checkpoints,
 }
 
 /// Whether a snapshot that is not needed goes by itself.

@@ -1,5 +1,7 @@
 //! Snapshots as clients see them.
 
+use ark_types::agent::Agent;
+use ark_types::checkpoint::Checkpoint;
 use ark_types::snapshot::{Snapshot, SnapshotKind};
 use ark_types::vmm::SnapshotId;
 
@@ -21,14 +23,38 @@ impl Store {
 
     /// How many snapshots there are and how many bytes they hold, by whose they are.
     #[must_use]
-    pub fn usage(&self) -> [(&'static str, usize, u64); 3] {
+    pub fn usage(&self) -> [(&'static str, usize, u64); 4] {
         let table = self.lock();
-        [("snapshot", Place::Snapshots), ("template", Place::Templates), ("paused", Place::Paused)].map(
-            |(kind, place)| {
-                let of = || table.entries.values().filter(|entry| entry.place == place);
-                (kind, of().count(), of().map(|entry| entry.manifest.written_bytes).sum())
-            },
-        )
+        let places = [
+            ("snapshot", Place::Snapshots),
+            ("template", Place::Templates),
+            ("paused", Place::Paused),
+            ("checkpoint", Place::Checkpoints),
+        ];
+        places.map(|(kind, place)| {
+            let of = || table.entries.values().filter(|entry| entry.place == place);
+            (kind, of().count(), of().map(|entry| entry.manifest.written_bytes).sum())
+        })
+    }
+
+    /// The checkpoint `checkpoint` of `agent`; none when it is no more.
+    #[must_use]
+    pub fn describe_checkpoint(&self, agent: &Agent, checkpoint: &Checkpoint) -> Option<Snapshot> {
+        let table = self.lock();
+        let entry = table.entries.get(&checkpoint.snapshot)?;
+        let id = checkpoint.snapshot.to_string();
+        let record = Record {
+            // The digits of an id are those of a name.
+            name: id.parse().ok()?,
+            agent_id: agent.id.clone(),
+            agent: agent.name.clone(),
+            image: agent.image.clone(),
+            image_digest: agent.image_digest.clone(),
+            pause_us: checkpoint.pause_us,
+            durable_us: checkpoint.durable_us,
+            request: None,
+        };
+        Some(Snapshot { is_checkpoint: true, ..shown(&table, checkpoint.snapshot, entry, &record) })
     }
 
     /// The snapshot called `name`.
@@ -45,9 +71,12 @@ impl Store {
 
 /// A named one; none for others.
 fn view(table: &Table, id: SnapshotId, entry: &Entry) -> Option<Snapshot> {
-    let record = entry.record.as_ref()?;
+    Some(shown(table, id, entry, entry.record.as_ref()?))
+}
+
+fn shown(table: &Table, id: SnapshotId, entry: &Entry, record: &Record) -> Snapshot {
     let manifest = &entry.manifest;
-    Some(Snapshot {
+    Snapshot {
         name: record.name.clone(),
         id: id.to_string(),
         kind: if manifest.base.is_some() { SnapshotKind::Diff } else { SnapshotKind::Full },
@@ -62,7 +91,8 @@ fn view(table: &Table, id: SnapshotId, entry: &Entry) -> Option<Snapshot> {
         created_unix_ms: manifest.created_unix_ms,
         children: table.children_count(id),
         agents: entry.tenants,
-    })
+        is_checkpoint: false,
+    }
 }
 
 /// One that cannot be used: what its record says, and no memory.
@@ -84,6 +114,7 @@ fn view_damaged(damaged: &Damaged) -> Snapshot {
         created_unix_ms: 0,
         children: 0,
         agents: 0,
+        is_checkpoint: false,
     }
 }
 

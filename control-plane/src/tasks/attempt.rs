@@ -163,6 +163,8 @@ fn agent_for(request: &CreateTask, id: &str) -> CreateAgent {
         restart: RestartPolicy::default(),
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        health_check: None,
     }
 }
 

@@ -143,7 +143,8 @@ impl From<&Origin> for Source {
             Origin::Boot => Self::Boot,
             Origin::Template { .. } => Self::Template,
             Origin::Snapshot { .. } => Self::Snapshot,
-            Origin::Fork { .. } => Self::Fork,
+            // Nobody asks for an agent of a checkpoint: it begins anew by itself.
+            Origin::Fork { .. } | Origin::Checkpoint { .. } => Self::Fork,
         }
     }
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use ark_types::eval::{EvalEnd, EvalException, EvalRequest};
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
 use ark_types::guest::{
-    ClockSet, Decoder, DialRequest, ErrorCode, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew,
-    Renewed, SignalRequest, Started,
+    ClockSet, Decoder, ErrorCode, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
+    SignalRequest, Started,
 };
 use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, ProcessorModel,
@@ -25,6 +25,8 @@ use ark_types::vmm::{
 use serde::{Deserialize, Serialize};
 
 // Beside this file there is the test of files.
+#[path = "fake_vmm/dial.rs"]
+mod dial;
 #[path = "fake_vmm/guest_files.rs"]
 mod guest_files;
 
@@ -100,6 +102,7 @@ fn run() {
         RunConfig::Restore(config) => restore(config),
     };
     let script = machine.memory.lock().unwrap().script.clone();
+    let is_broken = machine.is_restored && machine.memory.lock().unwrap().names.contains_key("broken");
     let mut console = std::fs::OpenOptions::new().create(true).append(true).open(places.console).unwrap();
     writeln!(console, "Linux version fake\nscript {script}").unwrap();
     let control = UnixListener::bind(places.control).unwrap();
@@ -121,6 +124,12 @@ fn run() {
     });
     let mut hello_socket = places.vsock.into_os_string();
     hello_socket.push("_1024");
+    if is_broken {
+        std::thread::spawn(|| {
+            std::thread::sleep(Duration::from_millis(500));
+            end(ExitReason::GuestPanic, Some("it was broken when it was restored"));
+        });
+    }
     live(&script, machine.is_restored, &PathBuf::from(hello_socket), &mut console);
 }
 
@@ -405,7 +414,7 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
     match (first.kind, script.as_str()) {
         (_, "lies") => send(&mut stream, &Frame::empty(Kind::PowerOff)),
         (_, "dies-in-exec") => end(ExitReason::GuestPanic, Some("out of memory")),
-        (Kind::Dial, _) => dial(stream, &first.parse().unwrap(), machine),
+        (Kind::Dial, _) => dial::dial(stream, &first.parse().unwrap(), machine),
         (Kind::Exec, _) => exec(stream, incoming, &first.parse().unwrap()),
         (Kind::FileRead, "shrinks") => {
             let mut info = describe(Path::new("/bin/sh")).unwrap();
@@ -550,21 +559,6 @@ fn exec(mut stream: UnixStream, mut incoming: Incoming, request: &ExecRequest) {
     send(&mut stream, &Frame::json(Kind::Exited, &end).unwrap());
     // A guest that takes one operation per connection: arkd finds its kept one closed and makes another.
     let _ = stream.shutdown(std::net::Shutdown::Both);
-}
-
-/// A program that sends back what it receives, in capitals and with its host's name first, until that ends.
-fn dial(mut stream: UnixStream, request: &DialRequest, machine: &Machine) {
-    if request.port != 7 {
-        return fail(&mut stream, ErrorCode::NotListening, "nobody listens there");
-    }
-    send(&mut stream, &Frame::empty(Kind::Ok));
-    let _ = writeln!(stream, "{}", machine.memory.lock().unwrap().hostname);
-    let mut buffer = [0; 4096];
-    while let Ok(n @ 1..) = stream.read(&mut buffer) {
-        buffer[..n].make_ascii_uppercase();
-        let _ = stream.write_all(&buffer[..n]);
-    }
-    let _ = stream.write_all(b"bye\n");
 }
 
 fn pump(

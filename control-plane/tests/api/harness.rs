@@ -125,6 +125,7 @@ impl Place {
                 // Fakes beat ten times a second.
                 silence: Duration::from_secs(2),
                 demand: Duration::from_secs(60),
+                checkpoint_second: Duration::from_millis(20),
             },
             // What is made ahead would be counted among the agents' directories.
             pool: PoolSizes::default(),

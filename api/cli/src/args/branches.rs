@@ -7,6 +7,7 @@ use ark_types::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
 use ark_types::image::ImageName;
 use clap::{ArgGroup, Args, Subcommand};
 
+use super::UpkeepArgs;
 use crate::parse;
 
 /// `ark template …`.
@@ -88,6 +89,8 @@ pub(crate) struct ForkArgs {
     /// How many forks, 1 to 256
     #[arg(short = 'n', long, default_value_t = 1, value_parser = parse::forks, value_name = "N")]
     pub(crate) count: u32,
+    #[command(flatten)]
+    pub(crate) upkeep: UpkeepArgs,
 }
 
 /// `ark snapshot`: takes one, or does what its subcommand says.
@@ -117,7 +120,7 @@ pub(crate) struct SnapshotArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotAction {
     /// List snapshots
-    Ls,
+    Ls(SnapshotsArgs),
     /// Remove snapshots
     Rm {
         /// Also where snapshots that hold only what changed since one of these become useless, and go with it
@@ -134,6 +137,14 @@ pub(crate) enum SnapshotAction {
     },
 }
 
+/// `ark snapshots`, `ark snapshot ls`.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct SnapshotsArgs {
+    /// Also the checkpoints of agents, which go by themselves
+    #[arg(long, short)]
+    pub(crate) all: bool,
+}
+
 /// `ark restore`.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
@@ -142,6 +153,8 @@ pub(crate) struct RestoreArgs {
     pub(crate) name: Option<AgentName>,
     /// Name of the snapshot
     pub(crate) snapshot: String,
+    #[command(flatten)]
+    pub(crate) upkeep: UpkeepArgs,
 }
 
 /// `ark rewind`.
@@ -184,7 +197,10 @@ mod tests {
         for line in [&["snapshot", "ls"][..], &["snapshot", "--json", "ls"], &["--json", "snapshot", "ls"]] {
             let listed = verb(line);
             assert!(
-                matches!(listed, Ok(Verb::Snapshot(SnapshotArgs { action: Some(SnapshotAction::Ls), .. }))),
+                matches!(
+                    listed,
+                    Ok(Verb::Snapshot(SnapshotArgs { action: Some(SnapshotAction::Ls(_)), .. }))
+                ),
                 "{line:?}: {listed:?}"
             );
         }
@@ -259,6 +275,8 @@ mod tests {
             &["templates"][..],
             &["template", "ls"],
             &["snapshots"],
+            &["snapshots", "--all"],
+            &["snapshot", "ls", "-a"],
             &["pause", "a1", "a2"],
             &["resume", "a1"],
             &["restore", "before-edit"],

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use ark_client::{AgentQuery, Client, Error};
 use ark_types::agent::{Agent, AgentList, AgentState, CreateAgent, Origin};
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::healing::{AgentHealth, Continuity};
+use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::Spread;
 
@@ -48,9 +50,11 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         queue_timeout_ms: args.room.queue_timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         anti_affinity: None,
         spread: Spread::Soft,
-        restart: args.restart,
+        restart: args.upkeep.restart,
         ttl_s: args.ttl,
         idle_timeout_s: args.idle_timeout,
+        checkpoint: args.upkeep.checkpoint,
+        health_check: args.upkeep.health_check()?,
     })
 }
 
@@ -130,8 +134,9 @@ const fn is_living(agent: &Agent) -> bool {
 
 /// An agent's state, and what else there is to say of it in a word.
 fn state(agent: &Agent) -> String {
-    match (agent.health, agent.backoff_until_unix_ms) {
+    match (&agent.health, agent.backoff_until_unix_ms) {
         (AgentHealth::Unresponsive { .. }, _) => format!("{} (unresponsive)", agent.state),
+        (AgentHealth::Unhealthy { .. }, _) => format!("{} (unhealthy)", agent.state),
         (AgentHealth::Healthy, Some(_)) => format!("{} (restarting)", agent.state),
         (AgentHealth::Healthy, None) => agent.state.to_string(),
     }
@@ -160,6 +165,7 @@ fn origin(agent: &Agent) -> String {
         Origin::Template { name } => format!("template {name}"),
         Origin::Snapshot { name } => format!("snapshot {name}"),
         Origin::Fork { name, .. } => format!("fork of {name}"),
+        Origin::Checkpoint { taken_unix_ms, .. } => format!("checkpoint {} ago", age(*taken_unix_ms)),
     }
 }
 
@@ -195,6 +201,31 @@ fn agent_table(ui: Ui, list: &AgentList, all: bool) -> String {
         .map(|([a, b, c, d, e, f, g, h, i, j], agent)| [a, b, c, d, e, f, g, h, i, j, reason(agent)])
         .collect();
     table([a, b, c, d, e, f, g, h, i, j, "REASON"], &rows)
+}
+
+/// How an agent is checked.
+fn checked(how: &HealthCheck) -> String {
+    let HealthCheck { probe, interval_s, failures, .. } = how;
+    let what = match probe {
+        Probe::Exec { command } => format!("by `{}`", printable(&command.join(" "))),
+        Probe::Tcp { port } => format!("by a connection to port {port}"),
+    };
+    format!("{what} every {}, unhealthy after {failures} failures", span(u64::from(*interval_s) * 1000))
+}
+
+/// How often checkpoints are taken, and what came of it.
+fn checkpoints(agent: &Agent, policy: CheckpointPolicy) -> String {
+    let CheckpointPolicy { every_s, keep } = policy;
+    let newest = match agent.checkpoints.last() {
+        Some(newest) => {
+            format!("{} kept, the newest {} ago", agent.checkpoints.len(), age(newest.taken_unix_ms))
+        }
+        None => "none yet".to_owned(),
+    };
+    let every = span(u64::from(every_s) * 1000);
+    let failure =
+        agent.checkpoint_failure.as_deref().map(|why| format!("; the last failed: {}", printable(why)));
+    format!("every {every}, {keep} at most: {newest}{}", failure.unwrap_or_default())
 }
 
 fn details(ui: Ui, agent: &Agent) -> String {
@@ -258,14 +289,27 @@ fn upkeep(agent: &Agent) -> Vec<(&'static str, String)> {
     if let Some(seconds) = agent.idle_timeout_s {
         rows.push(("idle", format!("removed when unused for {}", span(seconds.saturating_mul(1000)))));
     }
-    if let AgentHealth::Unresponsive { since_unix_ms } = agent.health {
-        rows.push(("health", format!("its guest was not heard for {}", age(since_unix_ms))));
+    if let Some(policy) = &agent.checkpoint {
+        rows.push(("checkpoints", checkpoints(agent, *policy)));
+    }
+    if let Some(how) = &agent.health_check {
+        rows.push(("checked", checked(how)));
+    }
+    match &agent.health {
+        AgentHealth::Healthy => {}
+        AgentHealth::Unresponsive { since_unix_ms } => {
+            rows.push(("health", format!("its guest was not heard for {}", age(*since_unix_ms))));
+        }
+        AgentHealth::Unhealthy { since_unix_ms, why } => {
+            rows.push(("health", format!("unhealthy for {}: {}", age(*since_unix_ms), printable(why))));
+        }
     }
     if let Some(Continuity { restarts, cause, restored_from, lost_ms, at_unix_ms }) = &agent.continuity {
         let begun = match restored_from {
             Origin::Boot => "booted anew".to_owned(),
             Origin::Template { name } => format!("forked anew from the template {name}"),
             Origin::Snapshot { name } | Origin::Fork { name, .. } => format!("restored from {name}"),
+            Origin::Checkpoint { snapshot, .. } => format!("restored from its checkpoint {snapshot}"),
         };
         let (when, lost, cause) = (age(*at_unix_ms), span(*lost_ms), printable(cause));
         rows.push(("restarts", format!("{restarts}, the last {when} ago: {cause}")));
@@ -338,6 +382,35 @@ mod tests {
         let list = AgentList { agents: vec![agent], next_cursor: None };
         let table = agent_table(Ui::new(true), &list, false);
         assert!(table.contains("running (unresponsive)  2 "), "{table}");
+    }
+
+    #[test]
+    fn checkpoints_and_health_checks_are_told() {
+        let mut agent = agent();
+        agent.checkpoint = Some(CheckpointPolicy { every_s: 60, keep: 3 });
+        let told = |agent: &Agent| details(Ui::new(true), agent);
+        assert!(told(&agent).contains("every 60 s, 3 at most: none yet"), "{}", told(&agent));
+        let checkpoint = json!({
+            "snapshot": "b2".repeat(16), "taken_unix_ms": 0, "pause_us": 900, "durable_us": 7, "bytes": 1,
+        });
+        agent.checkpoints = vec![serde_json::from_value(checkpoint).unwrap()];
+        agent.checkpoint_failure = Some("the disk\u{1b} is full".to_owned());
+        let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), "test -e /ok".to_owned()];
+        let probe = Probe::Exec { command };
+        agent.health_check =
+            Some(HealthCheck { probe, interval_s: 5, timeout_s: 1, failures: 3, start_period_s: 0 });
+        agent.state = AgentState::Running;
+        agent.health = AgentHealth::Unhealthy { since_unix_ms: 0, why: "it ended with 1".to_owned() };
+        for part in [
+            "1 kept, the newest ",
+            "the last failed: the disk\\u{1b} is full",
+            "by `/bin/sh -c test -e /ok` every ",
+            "unhealthy after 3 failures",
+            "running (unhealthy)",
+            ": it ended with 1",
+        ] {
+            assert!(told(&agent).contains(part), "{part}: {}", told(&agent));
+        }
     }
 
     #[test]

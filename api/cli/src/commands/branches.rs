@@ -13,9 +13,15 @@ use crate::progress::Spinner;
 
 /// Branches an agent: writes the names of the forks, and says of each that failed why.
 pub(crate) async fn fork(context: &Context, args: &ForkArgs) -> Result<(), Failure> {
+    let request = ForkAgent {
+        count: args.count,
+        restart: args.upkeep.restart,
+        checkpoint: args.upkeep.checkpoint,
+        health_check: args.upkeep.health_check()?,
+    };
     let client = context.client().await?;
     let spinner = Spinner::new(context.ui, &format!("forking {}", args.agent));
-    let forked = client.fork(&args.agent, &ForkAgent { count: args.count }).await;
+    let forked = client.fork(&args.agent, &request).await;
     drop(spinner);
     let forked = match forked {
         Ok(forked) => forked,

@@ -82,6 +82,8 @@ async fn in_a_temporary_agent(
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        health_check: None,
     };
     tokio::select! {
         // Of one that could not be made nothing is left.

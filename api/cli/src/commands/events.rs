@@ -2,7 +2,7 @@
 
 use ark_client::{EventQuery, EventStream};
 use ark_types::event::{Event, Outcome, Recorded};
-use ark_types::healing::Continuity;
+use ark_types::healing::{AgentHealth, Continuity};
 use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
 use ark_types::task::TaskWork;
@@ -10,7 +10,7 @@ use ark_types::task::TaskWork;
 use crate::args::EventsArgs;
 use crate::failure::Failure;
 use crate::host::Context;
-use crate::output::{Ui, age, printable, span};
+use crate::output::{Ui, age, micros, printable, span};
 
 /// Writes a line for each event; with `--json`, the event as it is.
 pub(crate) async fn events(context: &Context, args: &EventsArgs) -> Result<(), Failure> {
@@ -88,9 +88,10 @@ fn about(event: &Event) -> String {
         Event::ServiceSet { service, generation, .. } => {
             format!("{} replicas of generation {generation} for {}", service.replicas, service.owner)
         }
-        Event::AgentExpired { reason } | Event::TaskFailed { reason } | Event::TaskTimedOut { reason } => {
-            reason.clone()
-        }
+        Event::AgentExpired { reason }
+        | Event::AgentCheckpointFailed { reason }
+        | Event::TaskFailed { reason }
+        | Event::TaskTimedOut { reason } => reason.clone(),
         Event::TaskCreated { task } => match &task.work {
             TaskWork::Command { program } => format!("{program} for {}", task.owner),
             TaskWork::Eval { .. } => format!("code for {}", task.owner),
@@ -107,6 +108,16 @@ fn about(event: &Event) -> String {
             let place = reply.headers.get("location").map_or(String::new(), |place| format!(" {place}"));
             format!("with {}{place}", reply.status)
         }
+        Event::AgentCheckpointed { checkpoint } => {
+            let (pause, durable) = (micros(checkpoint.pause_us), micros(checkpoint.durable_us));
+            format!("{}: stood still {pause}, durable after {durable}", checkpoint.snapshot)
+        }
+        Event::AgentHealthChanged { health } => match health {
+            AgentHealth::Healthy => "well again".to_owned(),
+            AgentHealth::Unresponsive { since_unix_ms } => format!("not heard for {}", age(*since_unix_ms)),
+            AgentHealth::Unhealthy { why, .. } => format!("unhealthy: {why}"),
+        },
+        Event::AgentCheckpointUnusable { snapshot, reason } => format!("{snapshot}: {reason}"),
         Event::AgentResumed {}
         | Event::AgentRewound { .. }
         | Event::AgentStopping {}

@@ -39,7 +39,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Pause { agents } => done(branches::pause(context, &agents).await),
         Verb::Resume { agents } => done(branches::resume(context, &agents).await),
         Verb::Snapshot(args) => done(snapshots::perform(context, &args).await),
-        Verb::Snapshots => done(snapshots::ls(context).await),
+        Verb::Snapshots(args) => done(snapshots::ls(context, args).await),
         Verb::Restore(args) => done(snapshots::restore(context, &args).await),
         Verb::Rewind(args) => done(snapshots::rewind(context, &args).await),
         Verb::Receipt { agent } => done(branches::receipt(context, &agent).await),

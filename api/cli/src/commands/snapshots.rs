@@ -4,7 +4,7 @@ use ark_types::agent::AgentName;
 use ark_types::snapshot::{CreateSnapshot, RestoreSnapshot, RewindAgent, SnapshotKind, SnapshotList};
 
 use super::agents::explain;
-use crate::args::{RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs};
+use crate::args::{RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, SnapshotsArgs};
 use crate::failure::{Failure, summed_up};
 use crate::host::Context;
 use crate::output::{age, micros, printable, size, table};
@@ -19,7 +19,7 @@ pub(crate) async fn perform(context: &Context, args: &SnapshotArgs) -> Result<()
              one of these commands comes after `--`"
                 .to_owned(),
         )),
-        Some(SnapshotAction::Ls) => ls(context).await,
+        Some(SnapshotAction::Ls(args)) => ls(context, *args).await,
         Some(SnapshotAction::Rm { orphans, names }) => rm(context, names, *orphans).await,
         Some(SnapshotAction::Compact { name }) => compact(context, name).await,
     }
@@ -55,8 +55,8 @@ async fn take(context: &Context, args: &SnapshotArgs) -> Result<(), Failure> {
 }
 
 /// Lists snapshots.
-pub(crate) async fn ls(context: &Context) -> Result<(), Failure> {
-    let list = context.client().await?.snapshots().await?;
+pub(crate) async fn ls(context: &Context, args: SnapshotsArgs) -> Result<(), Failure> {
+    let list = context.client().await?.snapshots(args.all).await?;
     context.ui.show(&list, snapshot_table)
 }
 
@@ -85,8 +85,14 @@ async fn compact(context: &Context, name: &str) -> Result<(), Failure> {
 
 /// `ark restore`: writes the new agent's name.
 pub(crate) async fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
+    let request = RestoreSnapshot {
+        name: args.name.clone(),
+        restart: args.upkeep.restart,
+        checkpoint: args.upkeep.checkpoint,
+        health_check: args.upkeep.health_check()?,
+    };
     let client = context.client_to_boot().await?;
-    let agent = client.restore(&args.snapshot, &RestoreSnapshot { name: args.name.clone() }).await?;
+    let agent = client.restore(&args.snapshot, &request).await?;
     context.ui.show(&agent, |agent| agent.name.to_string())
 }
 
@@ -110,6 +116,7 @@ fn snapshot_table(list: &SnapshotList) -> String {
                     format!("diff over {}", printable(snapshot.base.as_deref().unwrap_or("?")))
                 }
             };
+            let kind = if snapshot.is_checkpoint { format!("checkpoint, {kind}") } else { kind };
             [
                 snapshot.name.to_string(),
                 snapshot.agent.to_string(),

@@ -1,21 +1,19 @@
-//! What `ark` prints, frozen: tables, JSON, help and the sentences of errors, each in a file of `golden/`.
+//! What `ark` prints, frozen: tables, JSON, help and the sentences of errors, each in a file of `frozen/`.
 //!
 //! `arkd` is a server that answers with the frozen wire formats of `api/types/schema`, so nothing in the output depends on
 //! the day but how long ago things were. Those are days; each digit of a number of days is shown as `#`, as is each
-//! of the version of this release. `ARK_BLESS=1 cargo test -p ark-cli --test golden` renews the files.
-
-mod host;
+//! of the version of this release. `ARK_BLESS=1 cargo test -p ark-cli --test cli` renews the files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::host::{Host, agent, ark, problem, told};
 use ark_types::problem::ProblemKind;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use host::{Host, agent, ark, problem, told};
 use serde_json::Value;
 
 /// The value called `name` in the frozen `file`.
@@ -93,15 +91,15 @@ fn check(file: &str, args: &[&str], mut command: Command) {
     let frozen = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         frozen == now,
-        "{file} is not what is frozen; if the change is meant: ARK_BLESS=1 cargo test -p ark-cli --test golden\nnow:\n{now}"
+        "{file} is not what is frozen; if the change is meant: ARK_BLESS=1 cargo test -p ark-cli --test cli\nnow:\n{now}"
     );
 }
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/frozen")
 }
 
-/// Every file of `golden/<dir>` is one that a test looks at.
+/// Every file of `frozen/<dir>` is one that a test looks at.
 fn no_others(dir: &str, files: &BTreeSet<String>) {
     let found = std::fs::read_dir(golden().join(dir)).unwrap();
     let found: BTreeSet<String> = found

@@ -1,16 +1,14 @@
 //! `ark pool`, against a server that answers as `arkd` would.
 
-mod host;
-
 use std::sync::{Arc, Mutex};
 
+use crate::host::{Host, agent, problem};
 use ark_types::problem::ProblemKind;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use host::{Host, agent, problem};
 use serde_json::{Value, json};
 
 /// `METHOD target body` of every request but those for health, in order.

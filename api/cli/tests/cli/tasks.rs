@@ -1,15 +1,13 @@
 //! `ark task` against a server that answers as `arkd` would.
 
-mod host;
-
 use std::sync::{Arc, Mutex};
 
+use crate::host::{Host, problem};
 use ark_types::problem::ProblemKind;
 use axum::body::Bytes;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use host::{Host, problem};
 use serde_json::{Value, json};
 
 type Asked = Arc<Mutex<Vec<String>>>;

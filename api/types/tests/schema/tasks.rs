@@ -1,6 +1,4 @@
-//! The wire formats of tasks, frozen like those of `schema.rs`.
-
-mod frozen;
+//! The wire formats of tasks, frozen.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +9,7 @@ use ark_types::task::{
     AttemptEnd, AttemptOutcome, CreateTask, KeptOutput, Retry, Task, TaskAttempt, TaskCommand, TaskEval,
     TaskKey, TaskList, TaskResult, TaskSpec, TaskState, TaskWork,
 };
-use frozen::{Frozen, digest};
+use crate::frozen::{Frozen, digest};
 
 fn variables() -> BTreeMap<String, String> {
     BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())])

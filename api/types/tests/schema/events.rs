@@ -1,21 +1,20 @@
-//! The wire formats of events, frozen like those of `schema.rs`.
-
-mod frozen;
+//! The wire formats of events, frozen.
 
 use std::collections::BTreeMap;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::checkpoint::{Checkpoint, CheckpointPolicy};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
-use ark_types::healing::{Continuity, RestartPolicy};
+use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
+use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::idempotency::KeptReply;
 use ark_types::label::{LabelPatch, Labels, Owner};
-use ark_types::label::{Labels, Owner};
 use ark_types::pool::PoolPolicy;
 use ark_types::scheduling::Quota;
 use ark_types::service::ServiceSpec;
 use ark_types::task::{AttemptEnd, AttemptOutcome, KeptOutput, TaskSpec, TaskWork};
-use ark_types::vmm::{ExitReason, ExitRecord};
-use frozen::{Frozen, digest};
+use ark_types::vmm::{ExitReason, ExitRecord, SnapshotId};
+use crate::frozen::{Frozen, digest};
 
 fn name(text: &str) -> AgentName {
     text.parse().unwrap()
@@ -38,6 +37,8 @@ fn spec() -> AgentSpec {
         restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
         ttl_s: Some(3600),
         idle_timeout_s: Some(600),
+        checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
+        health_check: Some(Box::new(health_check())),
     }
 }
 
@@ -65,6 +66,12 @@ fn attempt_end(outcome: AttemptOutcome, code: u8) -> AttemptEnd {
     AttemptEnd { outcome, reason, exit_code: Some(code), output }
 }
 
+fn health_check() -> HealthCheck {
+    let command = vec!["sh".to_owned(), "-c".to_owned(), "test -e /tmp/ok".to_owned()];
+    let probe = Probe::Exec { command };
+    HealthCheck { probe, interval_s: 5, timeout_s: 2, failures: 1, start_period_s: 60 }
+}
+
 fn continuity() -> Continuity {
     Continuity {
         restarts: 2,
@@ -89,7 +96,7 @@ fn reply() -> KeptReply {
 }
 
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
-fn events() -> [Event; 28] {
+fn events() -> [Event; 32] {
     match (Event::AgentResumed {}) {
         Event::AgentCreated { .. }
         | Event::AgentReady { .. }
@@ -101,6 +108,10 @@ fn events() -> [Event; 28] {
         | Event::AgentEnded { .. }
         | Event::AgentRestarting { .. }
         | Event::AgentRestarted { .. }
+        | Event::AgentHealthChanged { .. }
+        | Event::AgentCheckpointed { .. }
+        | Event::AgentCheckpointFailed { .. }
+        | Event::AgentCheckpointUnusable { .. }
         | Event::AgentExpired { .. }
         | Event::AgentRemoved {}
         | Event::OwnerQuotaSet { .. }
@@ -136,6 +147,26 @@ fn events() -> [Event; 28] {
         },
         Event::AgentRestarting { cause: "it was killed".to_owned(), attempt: 2, after_ms: 2000 },
         Event::AgentRestarted { continuity: continuity(), boot_ms: 40 },
+        Event::AgentHealthChanged {
+            health: AgentHealth::Unhealthy {
+                since_unix_ms: 1_700_000_050_000,
+                why: "its command ended with 1".to_owned(),
+            },
+        },
+        Event::AgentCheckpointed {
+            checkpoint: Checkpoint {
+                snapshot: SnapshotId([0xb2; 16]),
+                taken_unix_ms: 1_700_000_060_000,
+                pause_us: 900,
+                durable_us: 40_000,
+                bytes: 4 << 20,
+            },
+        },
+        Event::AgentCheckpointFailed { reason: "there is no room on disk".to_owned() },
+        Event::AgentCheckpointUnusable {
+            snapshot: SnapshotId([0xb2; 16]),
+            reason: "memory is damaged in its first chunk".to_owned(),
+        },
         Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
@@ -189,8 +220,7 @@ fn every_event() {
     let stopped =
         Event::AgentEnded { outcome: Outcome::Stopped, reason: "on request".to_owned(), exit: None };
     frozen.with("agent.ended on request", &stopped).with("list", &list).check("events");
-    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 2);
-    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 3);
+    assert_eq!(events().iter().filter(|event| event.is_last()).count(), 4);
 }
 
 #[test]
@@ -210,11 +240,12 @@ fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
     let newborn: Agent = spec().newborn();
     assert_eq!((newborn.state, AgentSpec::from(&newborn)), (AgentState::Creating, spec()));
     let mut older = serde_json::to_value(spec()).unwrap();
-    older
-        .as_object_mut()
-        .unwrap()
-        .retain(|key, _| !["owner", "labels", "restart", "ttl_s", "idle_timeout_s"].contains(&key.as_str()));
+    older.as_object_mut().unwrap().retain(|key, _| {
+        !["owner", "labels", "restart", "ttl_s", "idle_timeout_s", "checkpoint", "health_check"]
+            .contains(&key.as_str())
+    });
     let older: AgentSpec = serde_json::from_value(older).unwrap();
     assert_eq!((older.owner, older.labels), (Owner::default(), Labels::default()));
+    assert_eq!((older.checkpoint, older.health_check), (None, None));
     assert_eq!((older.restart, older.ttl_s, older.idle_timeout_s), (RestartPolicy::Never, None, None));
 }

@@ -1,9 +1,8 @@
 //! The program `ark` as users run it, against a small server on a Unix socket that answers as `arkd` would.
 
-mod host;
-
 use std::process::Command;
 
+use crate::host::{Host, agent, ark, problem, told};
 use ark_types::agent::CreateAgent;
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
 use ark_types::guest::{ErrorCode, Frame, GuestError, Kind, SignalRequest, Started};
@@ -14,7 +13,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use host::{Host, agent, ark, problem, told};
 use serde_json::{Value, json};
 
 fn message(kind: Kind, value: &impl serde::Serialize) -> Message {

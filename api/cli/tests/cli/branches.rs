@@ -1,18 +1,16 @@
 //! The verbs about templates, snapshots and forks, and `ark eval`, against a server that answers as `arkd` would.
 
-mod host;
-
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::host::{Host, agent, ark, problem, told};
 use ark_types::problem::{Problem, ProblemKind};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use host::{Host, agent, ark, problem, told};
 use serde_json::{Value, json};
 
 /// `METHOD target` and body of every request but those for health, in order.

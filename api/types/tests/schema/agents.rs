@@ -1,20 +1,19 @@
-//! Every wire format, frozen: a change that others would notice fails here until its snapshot under `schema/` is renewed
-//! with `ARK_BLESS=1 cargo test -p ark-types` and reviewed with it. Each value also survives the way there and back.
-
-mod frozen;
+//! The wire formats of agents, programs, files, guests and VMMs, frozen.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ark_types::agent::{Agent, AgentHeartbeat, AgentList, AgentState, CreateAgent, Origin};
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::exec::{Encoding, ExecEnd, ExecReply, ExecRequest, ExitStatus, TtySize};
 use ark_types::files::{FileKind, FileList, FileStat};
 use ark_types::guest::{
-    ClockSet, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest, Renew, Renewed,
-    SignalRequest, Started,
+    ClockSet, DialRequest, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest,
+    Renew, Renewed, SignalRequest, Started,
 };
 use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
 use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, ProbeReport};
+use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::label::{Labels, Owner};
 use ark_types::problem::{Problem, ProblemKind};
@@ -26,7 +25,7 @@ use ark_types::vmm::{
     ControlReply, ControlRequest, DeviceMetrics, DiskConfig, ExitReason, ExitRecord, Generation, SnapshotId,
     SnapshotReport, VmConfig, VmMetrics, VmState, VsockConfig,
 };
-use frozen::{Frozen, check_text, digest};
+use crate::frozen::{Frozen, check_text, digest};
 
 fn variables() -> BTreeMap<String, String> {
     BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())])
@@ -195,6 +194,7 @@ fn guest_messages() {
         .with("renew", &renew)
         .with("renewed", &renewed)
         .with("renewed without an evaluator", &Renewed { evaluator_random: None, ..renewed.clone() })
+        .with("dial", &DialRequest { port: 8080 })
         .with("clock set", &ClockSet { unix_ns: 1_700_000_000_000_000_000 });
     for code in [
         ErrorCode::BadRequest,
@@ -303,6 +303,11 @@ fn agent_states() -> [AgentState; 6] {
     ]
 }
 
+fn health_check() -> HealthCheck {
+    let probe = Probe::Tcp { port: 8080 };
+    HealthCheck { probe, interval_s: 30, timeout_s: 10, failures: 3, start_period_s: 0 }
+}
+
 /// A request for an agent that says nothing.
 fn create_least() -> CreateAgent {
     CreateAgent {
@@ -323,6 +328,8 @@ fn create_least() -> CreateAgent {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        health_check: None,
     }
 }
 
@@ -348,6 +355,10 @@ fn newborn() -> Agent {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        checkpoints: Vec::new(),
+        checkpoint_failure: None,
+        health_check: None,
         health: AgentHealth::Healthy,
         continuity: None,
         backoff_until_unix_ms: None,
@@ -380,6 +391,8 @@ fn agents() {
         restart: RestartPolicy::Always { max_restarts: Some(3) },
         ttl_s: Some(3600),
         idle_timeout_s: Some(600),
+        checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 3 }),
+        health_check: Some(health_check()),
         ..booted.clone()
     };
     let agent = newborn();
@@ -414,6 +427,9 @@ fn agents() {
             restart: RestartPolicy::OnFailure { max_restarts: None },
             ttl_s: Some(3600),
             idle_timeout_s: Some(600),
+            checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 3 }),
+            checkpoint_failure: Some("there is no room on disk".to_owned()),
+            health_check: Some(health_check()),
             health: AgentHealth::Unresponsive { since_unix_ms: 1_700_000_002_000 },
             continuity: Some(Continuity {
                 restarts: 1,

@@ -1,6 +1,4 @@
-//! The wire formats of services, frozen like those of `schema.rs`.
-
-mod frozen;
+//! The wire formats of services, frozen.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +10,7 @@ use ark_types::service::{
     CallResult, DrainReplica, FoundService, Replica, ReplicaState, ScaleService, Service, ServiceCall,
     ServiceList, ServiceReply, ServiceSpec, UpdatePolicy,
 };
-use frozen::Frozen;
+use crate::frozen::Frozen;
 
 fn least() -> ServiceSpec {
     serde_json::from_str(r#"{ "name": "web", "replicas": 1, "image": "base" }"#).unwrap()

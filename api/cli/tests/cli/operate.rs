@@ -1,17 +1,15 @@
 //! `ark top` and `ark logs --kept`, against a small server that answers as `arkd` would.
 
-mod host;
-
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::host::{Host, agent, problem};
 use ark_types::problem::ProblemKind;
 use axum::routing::get;
 use axum::{Json, Router};
-use host::{Host, agent, problem};
 use nix::pty::openpty;
 use serde_json::{Value, json};
 

@@ -1,13 +1,13 @@
-//! The wire formats of snapshots, templates, pools, forks, evaluation, receipts and of what operators ask, frozen like those of `schema.rs`.
-
-mod frozen;
+//! The wire formats of snapshots, templates, pools, forks, evaluation, receipts and of what operators ask, frozen.
 
 use std::collections::BTreeMap;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
+use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::console::{KeptConsole, KeptConsoleList};
 use ark_types::eval::{EvalEnd, EvalException, EvalReply, EvalRequest, Language};
 use ark_types::healing::{AgentHealth, RestartPolicy};
+use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::label::{Labels, Owner};
 use ark_types::pool::{InvalidPolicy, Pool, PoolList, PoolPolicy, PoolWait};
 use ark_types::receipt::{Check, CheckKind, Evidence, Receipt};
@@ -22,7 +22,7 @@ use ark_types::vmm::{
     DiskConfig, Generation, ProcessorModel, RestoreConfig, RunConfig, SNAPSHOT_VERSION, SnapshotBase,
     SnapshotId, SnapshotManifest,
 };
-use frozen::{Frozen, digest};
+use crate::frozen::{Frozen, digest};
 
 fn name(text: &str) -> AgentName {
     text.parse().unwrap()
@@ -116,21 +116,35 @@ fn snapshot() -> Snapshot {
         created_unix_ms: 1_700_000_000_000,
         children: 1,
         agents: 2,
+        is_checkpoint: false,
     }
 }
 
 #[test]
 fn snapshots() {
     let full = Snapshot { kind: SnapshotKind::Full, base: None, ..snapshot() };
+    let restore = RestoreSnapshot {
+        name: Some(name("a2")),
+        restart: RestartPolicy::Always { max_restarts: None },
+        checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
+        health_check: Some(health_check()),
+    };
+    let checkpoint = Snapshot { name: name(&"b2".repeat(16)), is_checkpoint: true, ..snapshot() };
     Frozen::default()
+        .with("checkpoint", &checkpoint)
         .with("create", &CreateSnapshot { name: name("before-edit") })
         .with("diff", &snapshot())
         .with("full", &full)
         .with("list", &SnapshotList { snapshots: vec![snapshot()] })
         .with("restore least", &RestoreSnapshot::default())
-        .with("restore most", &RestoreSnapshot { name: Some(name("a2")) })
+        .with("restore most", &restore)
         .with("rewind", &RewindAgent { snapshot: name("before-edit") })
         .check("snapshots");
+}
+
+fn health_check() -> HealthCheck {
+    let probe = Probe::Tcp { port: 8080 };
+    HealthCheck { probe, interval_s: 30, timeout_s: 10, failures: 3, start_period_s: 0 }
 }
 
 #[test]
@@ -156,6 +170,10 @@ fn forks() {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        checkpoint: None,
+        checkpoints: Vec::new(),
+        checkpoint_failure: None,
+        health_check: None,
         health: AgentHealth::Healthy,
         continuity: None,
         backoff_until_unix_ms: None,
@@ -167,9 +185,19 @@ fn forks() {
         pause_us: 900,
         durable_us: 40_000,
     };
-    Frozen::default().with("request", &ForkAgent { count: 2 }).with("reply", &forked).check("forks");
+    let wishes = ForkAgent {
+        count: 2,
+        restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
+        checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
+        health_check: Some(health_check()),
+    };
+    Frozen::default()
+        .with("request", &ForkAgent { count: 2, ..ForkAgent::default() })
+        .with("request with wishes", &wishes)
+        .with("reply", &forked)
+        .check("forks");
     // What a caller may leave out has the documented default.
-    assert_eq!(serde_json::from_str::<ForkAgent>("{}").unwrap(), ForkAgent { count: 1 });
+    assert_eq!(serde_json::from_str::<ForkAgent>("{}").unwrap(), ForkAgent::default());
     assert!(serde_json::from_str::<ForkAgent>(r#"{"n":10}"#).is_err(), "unknown fields are refused");
 }
 

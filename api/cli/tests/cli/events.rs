@@ -1,15 +1,13 @@
 //! `ark events`, and `ark ps` and `ark create` with labels, against a server that answers as `arkd` would.
 
-mod host;
-
 use std::sync::{Arc, Mutex};
 
+use crate::host::{Host, agent, problem};
 use ark_types::problem::ProblemKind;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use host::{Host, agent, problem};
 use serde_json::{Value, json};
 
 type Asked = Arc<Mutex<Vec<String>>>;
