@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::frozen::{Frozen, digest};
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::checkpoint::{Checkpoint, CheckpointPolicy};
 use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
@@ -14,7 +15,6 @@ use ark_types::scheduling::Quota;
 use ark_types::service::ServiceSpec;
 use ark_types::task::{AttemptEnd, AttemptOutcome, KeptOutput, TaskSpec, TaskWork};
 use ark_types::vmm::{ExitReason, ExitRecord, SnapshotId};
-use crate::frozen::{Frozen, digest};
 
 fn name(text: &str) -> AgentName {
     text.parse().unwrap()

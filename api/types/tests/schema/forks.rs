@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::frozen::{Frozen, digest};
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::checkpoint::CheckpointPolicy;
 use ark_types::console::{KeptConsole, KeptConsoleList};
@@ -22,7 +23,6 @@ use ark_types::vmm::{
     DiskConfig, Generation, ProcessorModel, RestoreConfig, RunConfig, SNAPSHOT_VERSION, SnapshotBase,
     SnapshotId, SnapshotManifest,
 };
-use crate::frozen::{Frozen, digest};
 
 fn name(text: &str) -> AgentName {
     text.parse().unwrap()

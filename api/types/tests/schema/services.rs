@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::frozen::Frozen;
 use ark_types::agent::AgentState;
 use ark_types::eval::{EvalReply, EvalRequest};
 use ark_types::exec::{ExecReply, ExecRequest, ExitStatus};
@@ -10,7 +11,6 @@ use ark_types::service::{
     CallResult, DrainReplica, FoundService, Replica, ReplicaState, ScaleService, Service, ServiceCall,
     ServiceList, ServiceReply, ServiceSpec, UpdatePolicy,
 };
-use crate::frozen::Frozen;
 
 fn least() -> ServiceSpec {
     serde_json::from_str(r#"{ "name": "web", "replicas": 1, "image": "base" }"#).unwrap()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::frozen::{Frozen, digest};
 use ark_types::agent::AgentName;
 use ark_types::eval::{EvalException, Language};
 use ark_types::exec::Encoding;
@@ -9,7 +10,6 @@ use ark_types::task::{
     AttemptEnd, AttemptOutcome, CreateTask, KeptOutput, Retry, Task, TaskAttempt, TaskCommand, TaskEval,
     TaskKey, TaskList, TaskResult, TaskSpec, TaskState, TaskWork,
 };
-use crate::frozen::{Frozen, digest};
 
 fn variables() -> BTreeMap<String, String> {
     BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())])
