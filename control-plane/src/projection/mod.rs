@@ -47,9 +47,8 @@ pub struct Projection {
     rest: Rest,
 }
 
-/// What there is little of. Each is absent in what was written before there were any.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+/// What there is little of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Rest {
     quotas: Quotas,
     pools: Pools,
@@ -57,16 +56,22 @@ struct Rest {
     requests: Requests,
 }
 
-/// The projection on disk: what cannot be told from the rest.
+/// The projection on disk: what cannot be told from the rest. Whatever is not agents is absent in what was written before there
+/// was any.
 #[derive(Serialize, Deserialize)]
 struct Stored<T, U> {
     form: u32,
     agents: T,
-    /// As absent as [`Rest`].
     #[serde(default)]
     tasks: U,
-    #[serde(flatten)]
-    rest: Rest,
+    #[serde(default)]
+    quotas: Quotas,
+    #[serde(default)]
+    pools: Pools,
+    #[serde(default)]
+    services: WantedServices,
+    #[serde(default)]
+    requests: Requests,
 }
 
 /// The projection as it was, to be written at leisure.
@@ -87,7 +92,9 @@ impl Still {
     pub fn snapshot(self) -> Snapshot {
         let agents: Vec<&Agent> = self.agents.iter().map(AsRef::as_ref).collect();
         let tasks: Vec<&Task> = self.tasks.iter().map(AsRef::as_ref).collect();
-        let data = serde_json::to_vec(&Stored { form: FORM, agents, tasks, rest: self.rest });
+        let Rest { quotas, pools, services, requests } = self.rest;
+        let stored = Stored { form: FORM, agents, tasks, quotas, pools, services, requests };
+        let data = serde_json::to_vec(&stored);
         Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
     }
 }
@@ -163,11 +170,12 @@ impl Projection {
         let unusable = |why| UnusableSnapshot { position: snapshot.position, why };
         let stored: Stored<Vec<Agent>, Vec<Task>> =
             serde_json::from_slice(&snapshot.data).map_err(|error| unusable(error.to_string()))?;
-        let Stored { form, agents, tasks, rest } = stored;
+        let Stored { form, agents, tasks, quotas, pools, services, requests } = stored;
         if form != FORM {
             return Err(unusable(format!("it is of form {form}, and this arkd knows {FORM}")));
         }
         let (agents, tasks) = (agents.into_iter().collect(), tasks.into_iter().collect());
+        let rest = Rest { quotas, pools, services, requests };
         Ok(Self { position: snapshot.position, agents, tasks, rest })
     }
 }

@@ -137,7 +137,11 @@ async fn a_replica_that_ends_is_replaced_or_begins_anew() {
     let before = settled(client).await;
     let agent: Agent = client.get(&format!("/v1/agents/{}", before.replicas[0].id)).await.json();
     signal(agent.vmm_pid.unwrap(), Signal::SIGKILL);
-    eventually("it is missed", async || service(client).await.ready == 0).await;
+    eventually("it begins anew", async || {
+        let agent: Agent = client.get(&format!("/v1/agents/{}", agent.id)).await.json();
+        agent.continuity.is_some_and(|continuity| continuity.restarts == 1)
+    })
+    .await;
     assert_eq!(ids(&settled(client).await), ids(&before));
     ark.daemon.shut_down().await;
 }

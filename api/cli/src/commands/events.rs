@@ -50,7 +50,7 @@ fn show(ui: Ui, event: &Recorded) -> Result<(), Failure> {
 fn line(event: &Recorded) -> String {
     let Recorded { position, at_unix_ms, stream, event, .. } = event;
     let about = printable(&about(event)).replace('\n', " ");
-    let text = format!("{position:>6}  {:>6} ago  {:<16}  {stream}  {about}", age(*at_unix_ms), event.kind());
+    let text = format!("{position:>6}  {:>6} ago  {:<19}  {stream}  {about}", age(*at_unix_ms), event.kind());
     text.trim_end().to_owned()
 }
 
@@ -147,7 +147,7 @@ mod tests {
         };
         let told = line(&event(ended));
         assert!(
-            told.starts_with("     7  ") && told.contains("agent.ended       agent/0a  failed: the guest"),
+            told.starts_with("     7  ") && told.contains("agent.ended          agent/0a  failed: the guest"),
             "{told}"
         );
         assert!(told.ends_with("the guest\\u{1b}[2J panicked"), "{told}");
@@ -158,7 +158,6 @@ mod tests {
         let policy = PoolPolicy { min: 2, max: 20, target_wait_ms: 50 };
         let told = line(&event(Event::PoolSet { policy }));
         assert!(told.ends_with("2 to 20 standbys, target wait 50 ms"), "{told}");
-        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed    agent/0a"));
-        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed     agent/0a"));
+        assert!(line(&event(Event::AgentRemoved {})).ends_with("agent.removed        agent/0a"));
     }
 }
