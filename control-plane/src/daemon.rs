@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ark_types::agent::Agent;
+use ark_types::event::Stream;
 use ark_types::plain::plain;
 use ark_types::shutdown::AgentsFate;
 use axum::middleware::from_fn_with_state;
@@ -158,7 +159,9 @@ impl Daemon {
         drop(held);
         agent::load_paused(&core);
         agent::settle(&core, &untold).await;
-        untold.iter().for_each(|id| cleanup::remove_agent_dir(&core.config.run.agent(id).0));
+        // What the log does not say yet is told by the directory, should this arkd be killed.
+        let is_told = |id: &&String| core.ledger.settled(&Stream::agent(id)).is_ok();
+        untold.iter().filter(is_told).for_each(|id| cleanup::remove_agent_dir(&core.config.run.agent(id).0));
         idempotency::settle(&core).await;
         core.services.start(&core);
         agent::sweep_checkpoints(&core);

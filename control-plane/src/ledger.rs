@@ -223,7 +223,16 @@ impl Ledger {
                 ) => false,
             };
             if is_settled {
-                line.waiting.drain(..count).for_each(|waiting| waiting.answer(&answer));
+                let done: Vec<Waiting> = line.waiting.drain(..count).collect();
+                let is_over = line.waiting.is_empty();
+                if is_over {
+                    // Before anybody hears of it: who asks then whether something is owed is told the truth.
+                    owed.remove(&stream);
+                }
+                done.into_iter().for_each(|waiting| waiting.answer(&answer));
+                if is_over {
+                    return;
+                }
                 continue;
             }
             line.driven = false;
@@ -240,15 +249,11 @@ impl Ledger {
         }
     }
 
-    /// Everything that `stream` waits for as one append, and how many that are. Without any its line ends.
+    /// Everything that `stream` waits for as one append, and how many that are.
     fn next(&self, stream: &Stream) -> Option<(Append, usize)> {
-        let mut owed = lock(&self.0.owed);
+        let owed = lock(&self.0.owed);
         let waiting = &owed.get(stream)?.waiting;
-        let Some(first) = waiting.first() else {
-            owed.remove(stream);
-            return None;
-        };
-        let mut append = first.append.clone();
+        let mut append = waiting.first()?.append.clone();
         append.events.extend(waiting.iter().skip(1).flat_map(|waiting| waiting.append.events.clone()));
         Some((append, waiting.len()))
     }

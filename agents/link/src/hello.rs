@@ -1,7 +1,7 @@
 //! Saying hello and staying heard.
 //!
 //! ```text
-//!   connect ──► Hello ──► Heartbeat every 2 s ──┐
+//!   connect ──► Hello ──► Heartbeat every 5 s ──┐
 //!      ▲                        ▲───────────────┘
 //!      ├───────── at once ◄─────┴── the host closed, or the guest was restored from a snapshot
 //!      └── wait (20 ms, doubled up to 2 s) ◄── that failed, too

@@ -28,7 +28,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn create_task(&self, task: &CreateTask) -> Result<Task, Error> {
-        self.post("/v1/tasks", task).await
+        self.make("/v1/tasks", task).await
     }
 
     /// `GET /v1/tasks`, every page of it.

@@ -202,7 +202,7 @@ impl Owner {
         let config = self.core.scheduler.config();
         let needs = if is_booted { config.booted(size) } else { config.forked(size) };
         if self.body.reserved() != Some(needs) {
-            self.body.set_grant(Some(self.core.scheduler.claim(&owner, needs)));
+            self.body.set_grant(Some(self.core.scheduler.claim(&owner, needs, self.body.apart())));
         }
     }
 

@@ -370,7 +370,7 @@ pub(crate) fn take_in(
     record.agent.heartbeat = None;
     record.bound_wait();
     record_survivor(core, &record);
-    let grant = vmm.is_some().then(|| claim_for(core, &record.agent));
+    let grant = vmm.is_some().then(|| claim_for(core, &record));
     let base = hold.map_or(Base::None, Base::lived_in);
     let (handle, owner) = known(core, record, base, false, grant)?;
     tokio::spawn(owner.come_back(vmm));
@@ -378,7 +378,8 @@ pub(crate) fn take_in(
 }
 
 /// What an agent that runs already needs, whether or not there is room for it.
-fn claim_for(core: &Core, agent: &Agent) -> Grant {
+fn claim_for(core: &Core, record: &Record) -> Grant {
+    let agent = &record.agent;
     let size = (agent.vcpus, agent.memory_mib);
     let config = core.scheduler.config();
     let begun = agent.continuity.as_ref().map(|continuity| &continuity.restored_from);
@@ -389,7 +390,7 @@ fn claim_for(core: &Core, agent: &Agent) -> Grant {
         | Origin::Fork { .. }
         | Origin::Checkpoint { .. } => config.forked(size),
     };
-    core.scheduler.claim(&agent.owner, needs)
+    core.scheduler.claim(&agent.owner, needs, record.apart.clone())
 }
 
 /// An agent that began with an earlier `arkd`, in the registry.
@@ -400,7 +401,7 @@ fn known(
     is_recorded: bool,
     grant: Option<Grant>,
 ) -> Result<(Handle, Owner), AdmitError> {
-    let Record { mut agent, env, machine_id, receipt, renewals, healing } = record;
+    let Record { mut agent, env, machine_id, receipt, renewals, healing, apart } = record;
     if let Some(known) = core.ledger.projection().agents().get(&agent.id) {
         // Its record is not written anew with each of these.
         agent.labels.clone_from(&known.labels);
@@ -417,6 +418,7 @@ fn known(
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);
         body.set_renewals(renewals);
+        body.set_apart(apart);
         body.set_base(base);
         body.set_recorded(is_recorded);
         (handle, owner)

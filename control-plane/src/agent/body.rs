@@ -7,7 +7,7 @@ use ark_types::label::Labels;
 use ark_types::receipt::Receipt;
 use ark_types::scheduling::Resources;
 
-use crate::scheduler::Grant;
+use crate::scheduler::{Apart, Grant};
 use crate::snapshots::{Hold, Tenant};
 
 /// The snapshot that an agent's memory is read from, kept on disk while this lives.
@@ -48,6 +48,8 @@ pub(super) struct Body {
     pub(super) labelling: tokio::sync::Mutex<()>,
     /// What is reserved for it; none when it has no VMM, or is a standby.
     grant: Mutex<Option<Grant>>,
+    /// The group that it is kept apart from, whether or not something is reserved for it now.
+    apart: Mutex<Option<Apart>>,
     /// How often its guest was renewed, parents included.
     renewals: AtomicU64,
     /// Whether the paused agent is on disk whole, so that it outlasts its VMM.
@@ -69,6 +71,7 @@ impl Body {
             labels: Mutex::default(),
             labelling: tokio::sync::Mutex::default(),
             grant: Mutex::default(),
+            apart: Mutex::default(),
             renewals: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
@@ -112,9 +115,20 @@ impl Body {
 
     /// Keeps `grant` from now on instead of what was kept.
     pub(super) fn set_grant(&self, grant: Option<Grant>) {
+        if let Some(apart) = grant.as_ref().and_then(Grant::apart) {
+            self.set_apart(Some(apart));
+        }
         // What is free then goes to others without the lock.
         let old = std::mem::replace(&mut *lock(&self.grant), grant);
         drop(old);
+    }
+
+    pub(super) fn apart(&self) -> Option<Apart> {
+        lock(&self.apart).clone()
+    }
+
+    pub(super) fn set_apart(&self, apart: Option<Apart>) {
+        *lock(&self.apart) = apart;
     }
 
     /// What is reserved for it.

@@ -82,16 +82,27 @@ async fn take(core: Arc<Core>, handle: Handle, clock: Clock) -> Outcome {
     while core.pool.is_busy() && since.elapsed() < CALM_PATIENCE && runs() {
         tokio::time::sleep(CALM_LOOK).await;
     }
-    let turn = handle.0.body.turn.lock().await;
-    if !runs() {
-        return Outcome::Skipped;
-    }
-    let _busy = core.pool.busy();
-    if let Err(error) = core.ledger.ready() {
-        return Outcome::Failed(error.to_string());
-    }
-    let taken = snapshot(&core, &handle, clock).await;
-    drop((turn, place));
+    // Others wait for the place: one that does not answer any more does not keep it.
+    let ill = async { drop(state.wait_for(|agent| !agent.health.is_healthy()).await) };
+    let work = async {
+        let _turn = handle.0.body.turn.lock().await;
+        if !runs() {
+            return Ok(None);
+        }
+        let _busy = core.pool.busy();
+        core.ledger.ready().map_err(|error| error.to_string())?;
+        Ok(Some(snapshot(&core, &handle, clock).await))
+    };
+    let taken: Result<_, String> = tokio::select! {
+        taken = work => taken,
+        () = ill => return Outcome::Skipped,
+    };
+    drop(place);
+    let taken = match taken {
+        Ok(Some(taken)) => taken,
+        Ok(None) => return Outcome::Skipped,
+        Err(why) => return Outcome::Failed(why),
+    };
     match taken {
         Ok(checkpoint) => Outcome::Taken(checkpoint),
         Err(SnapshotFailure::NotRunning(_) | SnapshotFailure::Gone { .. }) => Outcome::Skipped,
@@ -195,6 +206,7 @@ impl Owner {
         });
         self.healing.kept.lineage.rewound(self.healing.clock.now());
         self.healing.saved = None;
+        self.healing.checks = super::check::Checks::new();
         self.let_checkpoints_go();
     }
 

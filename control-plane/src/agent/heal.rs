@@ -71,7 +71,7 @@ pub(super) struct Healing {
     /// When the agent was last looked at; none when it is to be at once.
     looked: Option<Instant>,
     /// Why its VMM is being ended, while it is.
-    killed: Option<String>,
+    pub(super) killed: Option<String>,
     /// The checkpoint that is being taken.
     pub(super) taking: Option<Taking>,
     /// When the last one was begun, or the agent came up; none when one is due at once.
@@ -199,7 +199,7 @@ impl Record {
         let end_of = End {
             outcome: outcome_of(&exit),
             reason: sentence(&exit),
-            ran_ms: Some(ran_ms(&self.agent, now)),
+            ran_ms: Some(ran_ms(&self.agent, exit.at_unix_ms.min(now))),
             exit: Some(exit),
         };
         end(&mut self.agent, &mut self.healing, end_of, false, now);
@@ -292,7 +292,8 @@ impl Owner {
         let agent = self.state.borrow().clone();
         let look = self.look_every(&agent);
         // Whoever pauses it or takes its snapshot may have it stand still for a moment, but not for as long as they wait for that.
-        let is_worked_on = self.body.turn.try_lock().is_err();
+        // A checkpoint has it stand still for milliseconds only.
+        let is_worked_on = self.healing.taking.is_none() && self.body.turn.try_lock().is_err();
         let patience = self.core.config.timing.silence * if is_worked_on { 2 } else { 1 };
         if agent.state == AgentState::Running {
             self.healing.count(look);
@@ -372,7 +373,11 @@ impl Owner {
             return;
         }
         let outcome = if is_paused || unheard.is_some() { Outcome::Failed } else { outcome_of(&record) };
-        let ran_ms = ran_ms(&self.state.borrow(), self.healing.clock.now());
+        let mut ran_ms = ran_ms(&self.state.borrow(), self.healing.clock.now());
+        if unheard.is_some() {
+            // While it hung it did not run.
+            ran_ms = ran_ms.saturating_sub(millis(self.healing.silent));
+        }
         let reason = unheard.unwrap_or_else(|| sentence(&record));
         self.end(End { outcome, reason, exit: Some(record), ran_ms: Some(ran_ms) }).await;
     }

@@ -33,6 +33,11 @@ impl Handle {
             return Ok(agent);
         }
         core.ledger.settled(&self.stream())?;
+        // One that is just being claimed is not in the log yet, and its stream has to begin with its creation.
+        core.ledger.caught_up().await;
+        if core.ledger.projection().agents().get(self.id()).is_none() {
+            return Err(AppendError::Busy.into());
+        }
         let event = Event::AgentLabelled { labels: labels.clone() };
         core.log.append(Append::new(self.stream(), event)).await?;
         self.0.body.set_labels(labels);

@@ -207,6 +207,7 @@ impl Owner {
             renewals: self.body.renewals(),
             receipt: self.body.receipt(),
             healing: self.healing.kept.clone(),
+            apart: self.body.apart(),
         };
         let process = life.vmm.as_ref().map(|vmm| vmm.identity().clone());
         let snapshot = self.body.base().hold().map(|hold| hold.id());
@@ -256,6 +257,7 @@ impl Owner {
         let mut kept = recorded.await.map_err(BootError::Unrecorded);
         if kept.is_ok() {
             self.enter(AgentState::Running, None, Some(boot_ms));
+            self.healing.begins();
             // Before anybody is told of it: what was acknowledged outlives this arkd.
             kept = self.remember(&life);
         }
@@ -385,6 +387,8 @@ impl Owner {
             Some(Request::StreamBegan | Request::StreamEnded) => {}
             Some(Request::Enter { state, done }) => {
                 self.healing.checks.interrupt();
+                // While it stood still it could say nothing.
+                self.healing.heard();
                 self.enter_if_legal(life, state, done);
             }
             Some(Request::Move { base, done }) => {
@@ -440,7 +444,7 @@ impl Owner {
     async fn restart(&mut self, life: &mut Life, from: (Hold, Image, Option<Origin>), up: Up) {
         let (hold, image, origin) = from;
         // Whoever asks has the turn, so none is under way.
-        self.healing.taking = None;
+        (self.healing.taking, self.healing.killed) = (None, None);
         self.healing.checks.interrupt();
         let was = self.state.borrow().state;
         if super::is_ended(was) || !was.may_become(AgentState::Creating) {
@@ -460,6 +464,7 @@ impl Owner {
         match self.restore_again(life, &hold).await {
             Ok(()) => {
                 drop(before);
+                self.healing.heard();
                 if let Some(origin) = origin {
                     self.rewound(origin);
                 }

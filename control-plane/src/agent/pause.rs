@@ -267,6 +267,7 @@ fn record_of(handle: &Handle, hold: &Hold) -> Paused {
         receipt: body.receipt(),
         // Who stands still on disk does not end.
         healing: Kept::default(),
+        apart: body.apart(),
     };
     Paused { record, snapshot: hold.id() }
 }
@@ -351,7 +352,12 @@ async fn room_to_go_on(core: &Core, handle: &Handle) -> Result<Option<Grant>, Re
 async fn room(core: &Core, handle: &Handle, patience: Duration) -> Result<Grant, Refusal> {
     let agent = handle.agent();
     let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
-    let ask = Ask { name: Some(agent.name), patience, ..Ask::new(agent.owner, needs) };
+    let ask = Ask {
+        name: Some(agent.name),
+        patience,
+        apart: handle.0.body.apart(),
+        ..Ask::new(agent.owner, needs)
+    };
     Ok(core.admit(ask).await?)
 }
 

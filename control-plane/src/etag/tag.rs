@@ -9,7 +9,10 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 /// Members of a thing's representation that are measured, at this moment: they are no part of what its tag stands for.
-pub const MEASURED: [&str; 3] = ["heartbeat", "reserved", "waiting"];
+pub const MEASURED: [&str; 9] =
+    ["conditions", "demand_per_s", "heartbeat", "hits", "make_ms", "misses", "reserved", "wait", "waiting"];
+/// Member of each replica of a service that is measured, too.
+const MEASURED_OF_REPLICAS: &str = "load";
 /// Bytes of the digest that a tag shows.
 const SHOWN: usize = 16;
 
@@ -23,6 +26,10 @@ impl ETag {
     pub fn of(json: &[u8]) -> Option<Self> {
         let mut thing: BTreeMap<String, Value> = serde_json::from_slice(json).ok()?;
         thing.retain(|member, _| !MEASURED.contains(&member.as_str()));
+        let replicas = thing.get_mut("replicas").and_then(Value::as_array_mut);
+        for replica in replicas.into_iter().flatten().filter_map(Value::as_object_mut) {
+            replica.remove(MEASURED_OF_REPLICAS);
+        }
         // Members are in order, so that equal things have equal texts.
         let text = serde_json::to_vec(&thing).ok()?;
         let mut tag = String::from("\"");

@@ -87,9 +87,13 @@ pub(crate) struct Dialled {
 /// [`GuestFailure`].
 pub(crate) async fn dial(address: &Address, port: u16) -> Result<Dialled, GuestFailure> {
     let request = Frame::json(Kind::Dial, &DialRequest { port })?;
-    let mut connection = Connection::open(address, &request.encode()).await?;
-    let answer = tokio::time::timeout(DIAL_LIMIT, connection.reader.expect(Kind::Ok)).await;
-    answer.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
+    let dialling = async {
+        let mut connection = Connection::open(address, &request.encode()).await?;
+        connection.reader.expect(Kind::Ok).await?;
+        Ok::<_, GuestFailure>(connection)
+    };
+    let connection =
+        tokio::time::timeout(DIAL_LIMIT, dialling).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
     let Connection { reader: FrameReader { socket, buffer, in_use, .. }, writer } = connection;
     let stream = socket.reunite(writer.socket).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
     Ok(Dialled { stream, first: buffer, _in_use: in_use })

@@ -6,12 +6,13 @@ use std::time::Duration;
 use ark_types::event::{Event, Stream};
 use ark_types::idempotency::KeptReply;
 use axum::http::header;
+use serde::Serialize;
 
 use crate::core::Core;
 use crate::projection::Cut;
 
 /// Ends what is under way of requests that an earlier `arkd` had: nobody was told of the agents that they made, so those go,
-/// and a snapshot that is whole is what was asked for. Call it when every agent that still lives is in the registry, and before
+/// and a snapshot that is whole, or a task that is durable, is what was asked for. Call it when every agent that still lives is in the registry, and before
 /// anybody is served.
 pub async fn settle(core: &Arc<Core>) {
     let under_way = |core: &Core| -> Vec<(Stream, Cut)> {
@@ -33,7 +34,8 @@ async fn conclude(core: &Core, request: &Stream, cut: Cut) -> Event {
         if let Some(id) = made.agent_id() {
             remove_agent(core, id).await;
         }
-        if let Some(reply) = snapshot_reply(core, request, &cut.request, made) {
+        let reply = snapshot_reply(core, request, &cut.request, made);
+        if let Some(reply) = reply.or_else(|| task_reply(core, &cut.request, made)) {
             return Event::RequestAnswered { key: cut.key, reply };
         }
     }
@@ -50,6 +52,24 @@ async fn remove_agent(core: &Core, id: &str) {
     }
 }
 
+/// The reply that tells of the task `made`, if it is durable: then it is done, whether or not anybody was told of it.
+fn task_reply(core: &Core, asked: &str, made: &Stream) -> Option<KeptReply> {
+    let id = made.task_id()?;
+    let spec = core.ledger.projection().tasks().get(id)?.spec.clone();
+    created(asked, format!("/v1/tasks/{id}"), &spec.newborn())
+}
+
+/// The reply of what is at `location` now.
+fn created(asked: &str, location: String, thing: &impl Serialize) -> Option<KeptReply> {
+    let headers = [(header::CONTENT_TYPE, "application/json".to_owned()), (header::LOCATION, location)];
+    Some(KeptReply {
+        request: asked.to_owned(),
+        status: 201,
+        headers: headers.map(|(name, value)| (name.to_string(), value)).into(),
+        body: serde_json::to_string(thing).ok()?,
+    })
+}
+
 /// The reply that tells of the snapshot `made`, if it is there and that `request` made it.
 fn snapshot_reply(core: &Core, request: &Stream, asked: &str, made: &Stream) -> Option<KeptReply> {
     let name = made.snapshot_name()?;
@@ -58,14 +78,5 @@ fn snapshot_reply(core: &Core, request: &Stream, asked: &str, made: &Stream) -> 
         return None;
     }
     let snapshot = core.snapshots.describe(name).ok()?;
-    let headers = [
-        (header::CONTENT_TYPE, "application/json".to_owned()),
-        (header::LOCATION, format!("/v1/snapshots/{name}")),
-    ];
-    Some(KeptReply {
-        request: asked.to_owned(),
-        status: 201,
-        headers: headers.map(|(name, value)| (name.to_string(), value)).into(),
-        body: serde_json::to_string(&snapshot).ok()?,
-    })
+    created(asked, format!("/v1/snapshots/{name}"), &snapshot)
 }

@@ -189,7 +189,7 @@ impl Agents {
             }
             Event::AgentResumed {} => agent.state = AgentState::Running,
             Event::AgentRewound { origin } => {
-                agent.state = AgentState::Running;
+                (agent.state, agent.health) = (AgentState::Running, AgentHealth::Healthy);
                 agent.origin = origin.clone();
                 agent.checkpoints.clear();
             }

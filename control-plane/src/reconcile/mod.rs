@@ -244,7 +244,7 @@ fn expired(desired: &Desired, observed: &Observed, now: u64) -> Option<String> {
 
 /// What an agent that runs needs.
 fn look_after(desired: &Desired, running: &Running) -> Vec<Action> {
-    let Running { told, unsaved_ms, checked, .. } = *running;
+    let Running { told, unsaved_ms, checked, silent_ms, patience_ms, .. } = *running;
     let health = health(desired, running);
     let mut actions = Vec::new();
     if health != told {
@@ -260,8 +260,9 @@ fn look_after(desired: &Desired, running: &Running) -> Vec<Action> {
         actions.push(Action::Check);
     }
     let is_due = desired.checkpoint_ms.zip(unsaved_ms).is_some_and(|(every, unsaved)| unsaved >= every);
-    // Of a guest that is not well nothing is kept: it would not be well again.
-    if is_due && health == Health::Well && checked.tally.failed == 0 {
+    // Of a guest that is not well nothing is kept: it would not be well again. One that is late with its heartbeats may hang
+    // already.
+    if is_due && health == Health::Well && checked.tally.failed == 0 && silent_ms < patience_ms / 2 {
         actions.push(Action::Checkpoint);
     }
     actions

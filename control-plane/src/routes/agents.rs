@@ -18,7 +18,7 @@ use super::Shared;
 use crate::agent;
 use crate::problems::Refusal;
 use crate::projection::{AgentFilter, Place, place};
-use crate::services::refuse_own_labels;
+use crate::services::{refuse_own_keys, refuse_own_labels};
 use crate::spawn::spawn;
 
 /// Grace of a deletion that names none.
@@ -165,6 +165,7 @@ pub(super) async fn label_agent(
     Path(agent): Path<String>,
     Json(patch): Json<LabelPatch>,
 ) -> Result<Json<Agent>, Refusal> {
+    refuse_own_keys(patch.labels.keys())?;
     let handle = core.registry.find(&agent)?;
     // Whoever asked may leave: what is durable counts.
     let labelling = tokio::spawn(async move { handle.label(&core, &patch).await });

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ark_types::label::Owner;
 use ark_types::scheduling::Resources;
 
-use super::Scheduler;
 use super::placement::{HostId, Request};
+use super::{Apart, Scheduler};
 
 /// Memory that the VMM of an agent has when the guest's own is on disk, MiB.
 const ON_DISK_MIB: u64 = 4;
@@ -41,11 +41,17 @@ impl Grant {
         self.0.request.needs
     }
 
+    /// The group whose agents it is kept apart from.
+    #[must_use]
+    pub fn apart(&self) -> Option<Apart> {
+        self.0.request.apart.clone()
+    }
+
     /// What an agent keeps while it stands still with its memory on disk: its VMM, but no processor, and no place among the
-    /// agents. To go on it needs a grant like that of a fork.
+    /// agents nor in a group that is kept apart. To go on it needs a grant like that of a fork.
     #[must_use]
     pub fn on_disk(&self) -> Self {
         let needs = Resources { agents: 0, memory_mib: ON_DISK_MIB, vcpus: 0 };
-        self.0.scheduler.claim(&self.0.owner, needs)
+        self.0.scheduler.claim(&self.0.owner, needs, None)
     }
 }

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | an agent that boots | its memory and its processors |
 //! | one that goes on from a snapshot (fork, restore, resume) | its processors, and its memory divided by `overcommit_forks` |
-//! | a paused one | what its VMM has without the guest's memory |
+//! | a paused one, on disk | what its VMM has without the guest's memory; it leaves the group that is kept apart, and joins it again to go on |
 //! | a rewound one | what it had |
 //! | a template while it is built | as one that boots, for the owner [`SYSTEM`] |
 //! | a standby of the pool | as a fork, but only what nobody has: see [`Spare`] |
@@ -55,6 +55,9 @@ pub const SYSTEM: &str = "system";
 /// The one host.
 const HERE: HostId = HostId(0);
 
+/// A group whose agents are kept apart, and how strictly.
+pub type Apart = (AgentName, Spread);
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -69,7 +72,7 @@ pub struct Ask {
     /// What one agent needs.
     pub needs: Resources,
     /// Group whose agents are kept apart.
-    pub apart: Option<(AgentName, Spread)>,
+    pub apart: Option<Apart>,
     /// Template that it is forked from, which is better found warm.
     pub template: Option<AgentName>,
 }
@@ -219,8 +222,8 @@ impl Scheduler {
 
     /// Reserves `needs` for an agent that is there already, even beyond what is free.
     #[must_use]
-    pub fn claim(self: &Arc<Self>, owner: &Owner, needs: Resources) -> Grant {
-        let request = Request { needs, apart: None, template: None };
+    pub fn claim(self: &Arc<Self>, owner: &Owner, needs: Resources, apart: Option<Apart>) -> Grant {
+        let request = Request { needs, apart, template: None };
         let mut inner = self.lock();
         inner.owners.takes(owner, needs);
         inner.hosts.take(HERE, &request);

@@ -117,7 +117,7 @@ async fn many_are_granted_together_or_not_at_all() {
 async fn a_claim_goes_over_and_others_wait_until_it_is_below_again() {
     let scheduler = scheduler(100, 10);
     let claims = [60, 60]
-        .map(|memory_mib| scheduler.claim(&owner("a"), Resources { agents: 1, memory_mib, vcpus: 1 }));
+        .map(|memory_mib| scheduler.claim(&owner("a"), Resources { agents: 1, memory_mib, vcpus: 1 }, None));
     assert_eq!(reserved(&scheduler).memory_mib, 120);
     let next = waiting(&scheduler, ask("b", 30, 60_000)).await;
     let [first, second] = claims;
@@ -242,7 +242,7 @@ async fn standbys_have_what_nobody_has_and_give_back_what_others_are_promised() 
     drop(standby);
     assert_eq!((scheduler.overdrawn(), scheduler.spared()), <_>::default());
     // What agents have beyond the limit is not the standbys' to give back.
-    let adopted = scheduler.claim(&owner("b"), needs(50));
+    let adopted = scheduler.claim(&owner("b"), needs(50), None);
     assert!(scheduler.spare(needs(1)).is_none());
     assert_eq!(scheduler.overdrawn(), Resources::default());
     drop((first, second, adopted));

@@ -161,6 +161,11 @@ fn before(core: &Core, spec: &ServiceSpec, how: Set) -> Result<Option<Wanted>, S
     match entries.get(&spec.name) {
         Some(Entry { wanted: None, .. }) => Err(ServiceError::Leaving(spec.name.clone())),
         Some(_) if how == Set::Create => Err(ServiceError::Exists(spec.name.clone())),
+        Some(Entry { wanted: Some(wanted), .. }) if wanted.service.spec.owner != spec.owner => {
+            // Its replicas, and what they know, are its owner's.
+            let why = "a service's owner does not change: remove it, and create it anew";
+            Err(ServiceError::Invalid(why.to_owned()))
+        }
         Some(Entry { wanted, .. }) => Ok(wanted.clone()),
         None if entries.len() >= MAX_SERVICES => Err(ServiceError::TooMany),
         None => Ok(None),

@@ -68,6 +68,20 @@ pub(crate) fn refuse_own_labels(labels: &Labels) -> Result<(), Refusal> {
     }
 }
 
+/// Refuses a change of the labels that make an agent a replica.
+///
+/// # Errors
+/// A [`Refusal`] that names the label.
+pub(crate) fn refuse_own_keys<'a>(mut keys: impl Iterator<Item = &'a String>) -> Result<(), Refusal> {
+    match keys.find(|key| OWN_LABELS.contains(&key.as_str())) {
+        Some(key) => {
+            let detail = format!("the label {key} is arkd's own: leave it as it is");
+            Err(Refusal::new(ProblemKind::InvalidValue, detail))
+        }
+        None => Ok(()),
+    }
+}
+
 /// `labels` without those that make an agent a replica.
 pub(crate) fn without_own_labels(labels: &Labels) -> Labels {
     let mut labels = BTreeMap::from(labels.clone());

@@ -198,6 +198,11 @@ async fn connect(
     let picked = call::begin(&core, service, PATIENCE).await?;
     drop(core);
     let replica = picked.handle().clone();
+    // It may have been made anew by somebody else meanwhile.
+    if replica.agent().owner != owner {
+        picked.end(false);
+        return Err(ServiceError::NotFound(service.to_owned()).into());
+    }
     let name = replica.name().to_string();
     let address = replica.guest().map_err(|why| Refused::Replica(name.clone(), why.to_string()))?;
     let mut dialled = match dial(address, port).await {

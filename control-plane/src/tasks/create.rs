@@ -20,6 +20,7 @@ use super::blocking;
 use crate::admission::check_size_here;
 use crate::core::Core;
 use crate::host::unix_ms;
+use crate::idempotency;
 use crate::problems::Refusal;
 use crate::store::{Append, AppendError};
 
@@ -48,7 +49,7 @@ pub async fn create(core: &Arc<Core>, request: CreateTask) -> Result<Created, Re
     let work = check(core, &request)?;
     core.ledger.ready()?;
     let core = Arc::clone(core);
-    let creation = tokio::spawn(async move {
+    let creation = idempotency::spawn(async move {
         let _turn = match request.key.as_ref().and_then(|key| core.tasks.keys.get(place(&request, key))) {
             Some(lock) => Some(lock.lock().await),
             None => None,
@@ -106,6 +107,10 @@ async fn make(core: &Arc<Core>, request: CreateTask, work: TaskWork) -> Result<T
     if let Err(error) = blocking(move || files.write_request(&id, &request)).await {
         discard(core, &spec.id).await;
         return Err(unwritable(&error));
+    }
+    if let Err(error) = idempotency::bind(core, Stream::task(&spec.id)).await {
+        discard(core, &spec.id).await;
+        return Err(error.into());
     }
     let created = Append::new(Stream::task(&spec.id), Event::TaskCreated { task: spec.clone() }).at(0);
     let appended = match core.log.append(created).await {

@@ -1,5 +1,6 @@
 //! Attempts under way: begun when it is a task's turn and there is a place, and brought to their end.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,6 +130,11 @@ async fn drive(core: Arc<Core>, id: String, open: Open, mut halt: watch::Receive
     let (files, copy) = (tasks.files.clone(), id.clone());
     let request = match blocking(move || files.read_request(&copy)).await {
         Ok(request) => request,
+        // The host lacks something for now: it is there all the same.
+        Err(error) if !is_gone(&error) => {
+            let why = format!("what it is to do cannot be read now: {}", plain(&error));
+            return rest(&core, &id, why).await;
+        }
         Err(error) => {
             let reason = format!("what it is to do cannot be read: {}", plain(&error));
             let _ = finish(&core, &id, vec![Event::TaskFailed { reason }]).await;
@@ -236,7 +242,15 @@ async fn keep(core: &Core, id: &str, mut end: AttemptEnd, output: Option<Output>
     end
 }
 
-/// There was no room for the task: it has its place again, and its owner's tasks rest a while.
+/// Whether what a task is to do is there no more, or damaged.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+    )
+}
+
+/// The host lacked something that the task needs: it has its place again, and its owner's tasks rest a while.
 async fn rest(core: &Core, id: &str, why: String) {
     put_back(core, id, |board, now| board.rest(id, now.saturating_add(PAUSE), why)).await;
 }

@@ -6,6 +6,7 @@ use ark_types::problem::ProblemKind;
 use ark_types::scheduling::{HostList, OwnerList, OwnerQuota, RequestQueue, Resources};
 use arkd::scheduler::SchedulerConfig;
 use hyper::{Method, StatusCode};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -250,7 +251,7 @@ async fn quotas_outlast_a_killed_arkd() {
     client.post("/v1/agents/b1/fork", &json!({})).await;
     client.create("b2", "base").await;
     client.post("/v1/agents/b2/pause", &json!({})).await;
-    first.end(nix::sys::signal::Signal::SIGKILL);
+    first.end(Signal::SIGKILL);
 
     let (mut second, client) = started(&place, &[]).await;
     let owners: OwnerList = client.get("/v1/owners").await.json();
@@ -320,7 +321,7 @@ async fn an_agent_whose_vmm_ended_gives_its_room_back() {
     let client = &ark.client;
     let agent = client.create("a1", "base").await;
     let next = waiting(client, "a2", &json!({})).await;
-    signal(agent.vmm_pid.unwrap(), nix::sys::signal::Signal::SIGKILL);
+    signal(agent.vmm_pid.unwrap(), Signal::SIGKILL);
     assert_eq!(next.await.unwrap().status(), StatusCode::CREATED);
     assert_eq!(
         client.get("/v1/agents/a1").await.json::<Agent>().state,
@@ -343,6 +344,28 @@ async fn two_of_a_strict_group_are_never_on_one_host() {
     client.delete("/v1/agents/a1?grace_ms=0").await;
     assert_eq!(second.await.unwrap().status(), StatusCode::CREATED);
     ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_strict_group_is_left_on_disk_and_joined_again_and_outlasts_arkd() {
+    let place = Place::new();
+    let (mut first, client) = started(&place, &[]).await;
+    let group = json!({ "anti_affinity": "web", "spread": "hard", "queue_timeout_ms": 0 });
+    let create =
+        async |client: &Client, name| client.post("/v1/agents", &wanted(name, &group)).await.status();
+    let resume = async |client: &Client| client.post("/v1/agents/a1/resume", &json!({})).await.status();
+    assert_eq!(create(&client, "a1").await, StatusCode::CREATED);
+    assert_eq!(client.post("/v1/agents/a1/pause", &json!({})).await.status(), StatusCode::OK);
+    assert_eq!(create(&client, "a2").await, StatusCode::CREATED, "it left the group");
+    client.delete("/v1/agents/a2?grace_ms=0").await;
+    assert_eq!(resume(&client).await, StatusCode::OK);
+    assert_eq!(create(&client, "a3").await, StatusCode::SERVICE_UNAVAILABLE, "it is in the group again");
+    first.end(Signal::SIGKILL);
+    let (mut second, client) = started(&place, &[]).await;
+    assert_eq!(create(&client, "a3").await, StatusCode::SERVICE_UNAVAILABLE, "and so the next arkd knows it");
+    client.delete("/v1/agents/a1?grace_ms=0").await;
+    assert_eq!(create(&client, "a3").await, StatusCode::CREATED);
+    assert!(second.end(Signal::SIGTERM));
 }
 
 /// Sends a request, and leaves when there is no answer soon.
