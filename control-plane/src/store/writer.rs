@@ -207,8 +207,9 @@ fn insert(
 
 /// Keeps `snapshot`; up to where events are to go then.
 fn keep(transaction: &Transaction<'_>, snapshot: &Snapshot, retention: Retention) -> rusqlite::Result<u64> {
+    // Two may be under way, and the older one may come last: events that it needs could be gone.
     transaction.execute(
-        "INSERT INTO snapshot VALUES (1, ?1, ?2) ON CONFLICT (id) DO UPDATE SET position = ?1, data = ?2",
+        "INSERT INTO snapshot VALUES (1, ?1, ?2) ON CONFLICT (id) DO UPDATE SET position = ?1, data = ?2 WHERE position < ?1",
         params![signed(snapshot.position), snapshot.data],
     )?;
     let newest: i64 =
