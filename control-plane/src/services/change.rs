@@ -150,6 +150,9 @@ async fn check(core: &Arc<Core>, spec: &ServiceSpec) -> Result<(), Refusal> {
         let why = "port 0 is none: name the one where the replicas' program listens, or leave it out";
         return Err(ServiceError::Invalid(why.to_owned()).into());
     }
+    if let Some(template) = &spec.template {
+        core.templates.describe(template.as_ref())?;
+    }
     let request = request(spec, spec.env.clone(), 1).map_err(|e| ServiceError::Invalid(e.to_string()))?;
     admission::admit(core, &request).await?;
     Ok(())

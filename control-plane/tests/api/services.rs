@@ -389,6 +389,8 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
             .contains("201 replicas are out of bounds: choose 0 to 200")
     );
     let still = json!({ "update": { "max_unavailable": 0, "max_surge": 0 } });
+    let unknown = json!({ "name": "web", "replicas": 1, "template": "nope" });
+    client.post("/v1/services", &unknown).await.problem(ProblemKind::TemplateNotFound);
     assert!(refused(web("base", 1, &still)).await.contains("could not begin"));
     assert!(refused(web("base", 1, &json!({ "name": "x".repeat(55) }))).await.contains("at most 54"));
     let own = json!({ "labels": { "ark.service": "other" } });
