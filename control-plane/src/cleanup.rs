@@ -32,6 +32,11 @@ impl Home {
         Ok(Self { dir, is_left: false })
     }
 
+    /// Which it is.
+    pub(crate) const fn dir(&self) -> &AgentDir {
+        &self.dir
+    }
+
     /// Leaves it to a later `arkd`.
     pub fn leave(mut self) {
         self.is_left = true;

@@ -1,7 +1,7 @@
 //! What the flags and the environment resolve to.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{PathBuf, absolute};
 use std::time::Duration;
 
 use ark_types::guest::HEARTBEAT_INTERVAL_MS;
@@ -167,15 +167,16 @@ impl Config {
     /// The configuration that `args`, `settings` and the environment (`ARK_ASSETS`, `ARK_STATE`, `ARK_RUN`) ask for.
     ///
     /// # Errors
-    /// When the running program's own path cannot be told.
+    /// When the running program's own path, or the working directory, cannot be told.
     pub fn new(args: &Args, settings: &Settings) -> std::io::Result<Self> {
         let is_root = nix::unistd::geteuid().is_root();
-        let state = StateDir::locate(is_root);
+        // VMMs have working directories of their own.
+        let state = StateDir(absolute(StateDir::locate(is_root).0)?);
         let token_file = settings.listen.token_file.clone().map_or_else(|| state.token(), PathBuf::from);
         let host_kind = args.host_kind.into();
         Ok(Self {
-            assets: Assets::locate()?,
-            run: RunDir::locate(is_root),
+            assets: Assets(absolute(Assets::locate()?.0)?),
+            run: RunDir(absolute(RunDir::locate(is_root).0)?),
             state,
             token_file,
             listen: settings.listen.tcp,

@@ -3,7 +3,7 @@
 //! | record (`agent.json`) | VMM | what becomes of them |
 //! |---|---|---|
 //! | none: nobody was told of the agent | any | ended, removed |
-//! | cannot be read | any | ended, removed, with an error in the log |
+//! | cannot be read, or is another agent's, which was about to go on there or did so before | any | ended, removed, with an error in the log |
 //! | any, but the agent is paused, on disk | any | ended, removed; the agent is taken in from there |
 //! | it goes with its first streamed exec | any | ended, removed: its one client left with the earlier `arkd` |
 //! | it runs | the very same process | adopted |

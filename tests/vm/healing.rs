@@ -52,6 +52,54 @@ fn a_fork_whose_vmm_is_killed_or_hangs_begins_anew_and_says_so() {
     world.end();
 }
 
+/// Process ids of VMMs that are not the agent's.
+fn others(world: &World, agent: &Value) -> Vec<i64> {
+    let all = world.vmms().into_iter().map(|vmm| i64::from(vmm.pid));
+    all.filter(|pid| agent["vmm_pid"] != *pid).collect()
+}
+
+#[test]
+fn a_standby_becomes_the_agent_that_begins_anew_and_the_next_arkd_adopts_it() {
+    let world = World::new().with_pool(0, 1);
+    let create = ["create", "--image", "base", "--name", "a1", "--restart", "always"];
+    let _ = world.ark(create).ok();
+    let first = world.inspect("a1");
+    let before = world.receipt("a1");
+    let machine_id = world.sh("a1", "cat /etc/machine-id; echo mine > /tmp/mine").ok().stdout;
+    let ready = || world.ark(["pool", "ls", "--json"]).json()["pools"][0]["standbys"] == 1;
+    eventually("one stands by", LIMIT, ready);
+    let standby = others(&world, &first);
+
+    signal_vmm(&first, Signal::SIGKILL);
+    eventually("it runs again", LIMIT, || has_restarted(&world, 1));
+    let second = world.inspect("a1");
+    assert_eq!(
+        vec![second["vmm_pid"].as_i64().expect("it has a VMM")],
+        standby,
+        "it is the one that stood by"
+    );
+    assert_eq!((&second["id"], &second["continuity"]["restored_from"]), (&first["id"], &first["origin"]));
+    let now =
+        world.sh("a1", "cat /etc/machine-id; hostname; cat /tmp/mine 2>/dev/null || echo lost").ok().stdout;
+    assert_eq!(now, format!("{machine_id}a1\nlost\n"));
+    let after = world.receipt("a1");
+    assert_eq!((&after["agent_id"], &after["name"]), (&first["id"], &second["name"]));
+    assert!(after["nonce"] != before["nonce"] && after["generation"] != before["generation"], "{after}");
+
+    world.end_daemon(Signal::SIGKILL);
+    let third = world.inspect("a1");
+    assert_eq!((&third["vmm_pid"], &third["continuity"]), (&second["vmm_pid"], &second["continuity"]));
+    // The guest finds the host in the directory's new place, too.
+    eventually("it is heard", LIMIT, || !world.inspect("a1")["heartbeat"].is_null());
+    // Its end is told from there as well.
+    let _ = world.sh("a1", "poweroff -f");
+    eventually("it runs again", LIMIT, || has_restarted(&world, 2));
+    let cause = world.inspect("a1")["continuity"]["cause"].as_str().unwrap_or_default().to_owned();
+    assert!(cause.contains("powered itself off"), "{cause}");
+    let _ = world.ark(["rm", "a1"]).ok();
+    world.end();
+}
+
 /// Milliseconds between two steps of the agent's counter, at least.
 const STEP_MS: u64 = 100;
 /// Counts in a file that only memory holds.

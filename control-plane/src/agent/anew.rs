@@ -79,11 +79,23 @@ impl NotAnew {
             }
         }
     }
+
+    /// Of what the host is to blame for, whether it may be so with one checkpoint and not with the rest.
+    const fn may_be_lasting(&self) -> bool {
+        match self {
+            Self::Source(_) => false,
+            Self::Checkpoint(error) => matches!(
+                error,
+                SnapshotError::Unproved { .. } | SnapshotError::File { .. } | SnapshotError::Endless { .. }
+            ),
+            Self::Boot(error) => matches!(error, BootError::Ended { .. }),
+        }
+    }
 }
 
 /// What an agent is made of.
 enum Source {
-    Fork(Hold, Image),
+    Fork { template: AgentName, hold: Hold, image: Image },
     Boot(Image),
 }
 
@@ -97,6 +109,7 @@ impl Owner {
     /// Has the agent begin anew: from the first of the checkpoints `from` that can be used, or else as what it is made of.
     pub(super) async fn begin_anew(&mut self, life: &mut Life, from: &[SnapshotId]) {
         self.since = Instant::now();
+        let _busy = self.core.pool.busy();
         self.state.send_modify(|agent| {
             debug_assert!(is_ended(agent.state), "{} is not over", agent.state);
             (agent.state, agent.backoff_until_unix_ms) = (AgentState::Creating, None);
@@ -120,7 +133,8 @@ impl Owner {
                         NotAnew::Boot(_) | NotAnew::Source(_) | NotAnew::Checkpoint(_) => None,
                     };
                     let reason = error.to_string();
-                    self.end(End { outcome: Outcome::Failed, reason, exit, ran_ms: None }).await;
+                    let (outcome, is_of_the_host) = (Outcome::Failed, error.is_of_the_host());
+                    self.end(End { outcome, reason, exit, ran_ms: None, is_of_the_host }).await;
                 }
             }
         }
@@ -136,8 +150,15 @@ impl Owner {
             let Some(checkpoint) = found else { continue };
             match self.restore_checkpoint(life, *id).await {
                 Ok(()) => return Ok(Begun::Checkpoint(checkpoint)),
-                // What the host lacks is no fault of a checkpoint: it is tried again when there is time for that.
-                Err(error) if error.is_over() || error.is_of_the_host() => return Err(error),
+                Err(error) if error.is_over() => return Err(error),
+                // What the host lacks is no fault of a checkpoint: it is tried again, though not for ever.
+                Err(error) if error.is_of_the_host() => {
+                    let lineage = &mut self.healing.kept.lineage;
+                    let Some(times) = error.may_be_lasting().then(|| lineage.failed(*id)).flatten() else {
+                        return Err(error);
+                    };
+                    self.tell_unusable(*id, format!("{error}; that was tried {times} times"));
+                }
                 Err(error) => self.tell_unusable(*id, error.to_string()),
             }
             life.kill().await;
@@ -151,15 +172,19 @@ impl Owner {
         let hold = self.core.snapshots.hold(id)?;
         let core = Arc::clone(&self.core);
         let image = self.unless_unwanted(birth::prove(&core, &hold)).await??;
-        self.restore_as_fork(life, &hold, image).await
+        self.prepare_fork(&hold, image);
+        Ok(self.restore_again(life, &hold).await?)
     }
 
     async fn come_up_fresh(&mut self, life: &mut Life) -> Result<Origin, NotAnew> {
         let agent = self.state.borrow().clone();
         let source = find_source(Arc::clone(&self.core), agent.clone());
         match self.unless_unwanted(source).await?? {
-            Source::Fork(hold, image) => {
-                self.restore_as_fork(life, &hold, image).await?;
+            Source::Fork { template, hold, image } => {
+                self.prepare_fork(&hold, image);
+                if !self.become_standby(life, &template, &hold).await? {
+                    self.restore_again(life, &hold).await?;
+                }
                 Ok(agent.origin)
             }
             Source::Boot(image) => {
@@ -175,15 +200,14 @@ impl Owner {
         }
     }
 
-    async fn restore_as_fork(&mut self, life: &mut Life, hold: &Hold, image: Image) -> Result<(), NotAnew> {
+    fn prepare_fork(&mut self, hold: &Hold, image: Image) {
         self.reserve(false);
         self.use_image(image);
         self.body.set_base(Base::lived_in(hold));
-        Ok(self.restore_again(life, hold).await?)
     }
 
     /// Does `work` unless the agent is to end before it is done.
-    async fn unless_unwanted<T>(&mut self, work: impl Future<Output = T>) -> Result<T, BootError> {
+    pub(super) async fn unless_unwanted<T>(&mut self, work: impl Future<Output = T>) -> Result<T, BootError> {
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -270,7 +294,7 @@ fn find_source(core: Arc<Core>, agent: Agent) -> BoxFuture<'static, Result<Sourc
         if let Some(name) = name
             && let Some(found) = find_template(&core, &agent, name).await
         {
-            return Ok(Source::Fork(found.hold, found.image));
+            return Ok(Source::Fork { template: name.clone(), hold: found.hold, image: found.image });
         }
         let image = core.images.open(&agent.image).await.map_err(Refusal::from)?;
         Ok(Source::Boot(image))
@@ -282,7 +306,7 @@ async fn find_template(core: &Arc<Core>, agent: &Agent, name: &AgentName) -> Opt
     match templates::by_name(core, name).await {
         Ok(found) if (found.template.vcpus, found.template.memory_mib) == (agent.vcpus, agent.memory_mib) => {
             core.templates.used(&found.hold);
-            core.pool.used(name);
+            core.pool.asked(name);
             Some(found)
         }
         Ok(_) => {

@@ -142,6 +142,11 @@ impl Standby {
         self.spare.needs()
     }
 
+    /// The way to it, and what it has as long as nobody else needs it.
+    pub(super) fn into_parts(self) -> (Handle, Spare) {
+        (self.handle, self.spare)
+    }
+
     /// Ends it and waits for its end.
     pub(crate) async fn end(self) {
         self.handle.remove(std::time::Duration::ZERO).await;
@@ -253,9 +258,7 @@ async fn claim_or_fork(core: &Arc<Core>, template: &AgentName, birth: Birth) -> 
             }
             // It died while it waited, or under the claim: that is no fault of the template, and another can be had.
             None => tracing::warn!("a standby ended before it was claimed"),
-            Some(Err(
-                error @ (BootError::Ended { .. } | BootError::Renewal(_) | BootError::NoCall { .. }),
-            )) => {
+            Some(Err(error)) if error.is_of_a_standby() => {
                 tracing::warn!(%error, "a standby is of no use");
             }
             Some(Err(error)) => return Err(error.into()),
@@ -377,20 +380,24 @@ pub(crate) fn take_in(
     Ok(handle)
 }
 
-/// What an agent that runs already needs, whether or not there is room for it.
-fn claim_for(core: &Core, record: &Record) -> Grant {
-    let agent = &record.agent;
+/// What an agent needs to run: as one that was booted, or as a fork.
+pub(super) fn needs(core: &Core, agent: &Agent) -> Resources {
     let size = (agent.vcpus, agent.memory_mib);
     let config = core.scheduler.config();
     let begun = agent.continuity.as_ref().map(|continuity| &continuity.restored_from);
-    let needs = match begun.unwrap_or(&agent.origin) {
+    match begun.unwrap_or(&agent.origin) {
         Origin::Boot => config.booted(size),
         Origin::Template { .. }
         | Origin::Snapshot { .. }
         | Origin::Fork { .. }
         | Origin::Checkpoint { .. } => config.forked(size),
-    };
-    core.scheduler.claim(&agent.owner, needs, record.apart.clone())
+    }
+}
+
+/// What an agent that runs already needs, whether or not there is room for it.
+fn claim_for(core: &Core, record: &Record) -> Grant {
+    let agent = &record.agent;
+    core.scheduler.claim(&agent.owner, needs(core, agent), record.apart.clone())
 }
 
 /// An agent that began with an earlier `arkd`, in the registry.
@@ -406,14 +413,19 @@ fn known(
         // Its record is not written anew with each of these.
         agent.labels.clone_from(&known.labels);
         agent.checkpoints.clone_from(&known.checkpoints);
+        if known.state == agent.state && known.continuity == agent.continuity {
+            agent.health.clone_from(&known.health);
+        }
     }
     agent.checkpoints.retain(|checkpoint| healing.is_of_this_life(checkpoint.taken_unix_ms));
+    let is_missed = matches!(agent.health, AgentHealth::Unresponsive { .. });
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
         let (handle, mut owner) = begin(core, agent, env, None, Begun::Earlier, grant);
         owner.known = true;
         owner.healing = Healing::new(healing);
+        owner.healing.is_unheard = is_missed;
         let body = &handle.0.body;
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);

@@ -82,6 +82,13 @@ pub enum BootError {
     Unrecorded(#[source] AppendError),
 }
 
+impl BootError {
+    /// Whether a standby that failed so died or hung while it waited: that is no fault of its template, and another may do.
+    pub(super) const fn is_of_a_standby(&self) -> bool {
+        matches!(self, Self::Ended { .. } | Self::Renewal(_) | Self::NoCall { .. })
+    }
+}
+
 /// The agent cannot be asked for this now.
 #[derive(Debug, thiserror::Error)]
 #[error("the agent {name} is {state}{}", more(*state, name, reason.as_deref()))]

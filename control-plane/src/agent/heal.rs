@@ -66,6 +66,8 @@ pub(super) struct Healing {
     pub(super) clock: Clock,
     /// How long the guest was not heard while somebody listened.
     silent: Duration,
+    /// Whether an earlier `arkd` missed the guest, and this one did not hear it yet.
+    pub(super) is_unheard: bool,
     /// Up to when that is counted.
     counted: Instant,
     /// When the agent was last looked at; none when it is to be at once.
@@ -90,9 +92,9 @@ impl Kept {
 impl Healing {
     pub(super) fn new(kept: Kept) -> Self {
         let (clock, now) = (Clock::new(), Instant::now());
-        let (silent, killed, taking) = (Duration::ZERO, None, None);
+        let (silent, is_unheard, killed, taking) = (Duration::ZERO, false, None, None);
         let (counted, looked, saved, checks) = (now, Some(now), Some(now), Checks::new());
-        Self { kept, clock, silent, counted, looked, killed, taking, saved, checks }
+        Self { kept, clock, silent, is_unheard, counted, looked, killed, taking, saved, checks }
     }
 
     /// Has the agent be looked at at once.
@@ -109,7 +111,7 @@ impl Healing {
 
     /// The guest said something, or cannot say anything now.
     pub(super) fn heard(&mut self) {
-        (self.silent, self.counted) = (Duration::ZERO, Instant::now());
+        (self.silent, self.is_unheard, self.counted) = (Duration::ZERO, false, Instant::now());
     }
 
     /// How long ago a checkpoint was last begun, milliseconds; none while one is being taken.
@@ -120,9 +122,11 @@ impl Healing {
 
     /// Counts what has passed since the last look, which was due after `look`. An `arkd` that stood still itself could not hear
     /// anything meanwhile, so not much more than that is counted.
-    fn count(&mut self, look: Duration) {
+    /// What it is by then comes back.
+    pub(super) fn count(&mut self, look: Duration) -> Duration {
         self.silent += self.counted.elapsed().min(look + LOOK);
         self.counted = Instant::now();
+        self.silent
     }
 }
 
@@ -133,6 +137,8 @@ pub(super) struct End {
     pub(super) exit: Option<ExitRecord>,
     /// How long the agent ran, milliseconds; none when it did not come up.
     pub(super) ran_ms: Option<u64>,
+    /// Whether it did not come up because of the host.
+    pub(super) is_of_the_host: bool,
 }
 
 /// `second` is what a checkpoint policy's seconds are.
@@ -160,16 +166,20 @@ fn ran_ms(agent: &Agent, now: u64) -> u64 {
 /// Decides what becomes of `agent`, which ended at `now`: its state and reason, and until when it waits. The events that tell
 /// of it come back.
 fn end(agent: &mut Agent, kept: &mut Kept, end: End, is_removal_asked: bool, now: u64) -> Vec<Event> {
-    let End { outcome, mut reason, exit, ran_ms } = end;
-    let condition = Condition::Ended { outcome, ran_ms, history: kept.history.clone() };
+    let End { outcome, mut reason, exit, ran_ms, is_of_the_host } = end;
+    let condition = Condition::Ended { outcome, ran_ms, is_of_the_host, history: kept.history.clone() };
     let observed = Observed { created_ms: agent.created_unix_ms, condition };
     let (mut until, mut restarting) = (None, None);
     // No checkpoint is taken of it now.
     for action in decide(&desired(agent, Duration::ZERO, is_removal_asked), &observed, now) {
         match action {
             Action::Wait { attempt, after_ms } => {
-                kept.history.note(ran_ms, now);
-                kept.lineage.ended(ran_ms, now);
+                if is_of_the_host {
+                    kept.history.note_fault();
+                } else {
+                    kept.history.note(ran_ms, now);
+                    kept.lineage.ended(ran_ms, now);
+                }
                 let cause = reason.clone();
                 kept.lost.get_or_insert(Lost { cause: cause.clone(), ended_unix_ms: now });
                 until = Some(now.saturating_add(after_ms));
@@ -201,6 +211,7 @@ impl Record {
             reason: sentence(&exit),
             ran_ms: Some(ran_ms(&self.agent, exit.at_unix_ms.min(now))),
             exit: Some(exit),
+            is_of_the_host: false,
         };
         end(&mut self.agent, &mut self.healing, end_of, false, now);
     }
@@ -296,7 +307,7 @@ impl Owner {
         let is_worked_on = self.healing.taking.is_none() && self.body.turn.try_lock().is_err();
         let patience = self.core.config.timing.silence * if is_worked_on { 2 } else { 1 };
         if agent.state == AgentState::Running {
-            self.healing.count(look);
+            let _ = self.healing.count(look);
         } else {
             self.healing.heard();
         }
@@ -306,6 +317,7 @@ impl Owner {
             AgentState::Running => Condition::Running(Running {
                 silent_ms: millis(self.healing.silent),
                 patience_ms: millis(patience),
+                is_unheard: self.healing.is_unheard,
                 told: match agent.health {
                     AgentHealth::Healthy => Health::Well,
                     AgentHealth::Unresponsive { .. } => Health::Silent,
@@ -379,7 +391,8 @@ impl Owner {
             ran_ms = ran_ms.saturating_sub(millis(self.healing.silent));
         }
         let reason = unheard.unwrap_or_else(|| sentence(&record));
-        self.end(End { outcome, reason, exit: Some(record), ran_ms: Some(ran_ms) }).await;
+        let (exit, ran_ms, is_of_the_host) = (Some(record), Some(ran_ms), false);
+        self.end(End { outcome, reason, exit, ran_ms, is_of_the_host }).await;
     }
 
     /// The agent ended, or did not come up again: that is recorded, with what becomes of it, and then published.

@@ -11,7 +11,7 @@
 //! | [`birth`] | an agent begins: booted, restored, claimed from the pool, or taken over from an earlier `arkd` |
 //! | [`owner`], [`request`], [`start`], [`boot`] | its life, and what may be asked of it; how its VMM and guest come up |
 //! | [`renewal`] | what a restored guest has to prove, and the receipt |
-//! | [`heal`], [`anew`] | it begins anew, is ended or removed, as its policy says |
+//! | [`heal`], [`anew`], [`ready`] | it begins anew, is ended or removed, as its policy says |
 //! | [`check`] | its own health checks |
 //! | [`checkpoint`] | snapshots of it that it begins anew from |
 //! | [`pause`] | snapshots of it, pausing it |
@@ -33,6 +33,7 @@ mod identity;
 mod label;
 mod owner;
 mod pause;
+mod ready;
 mod record;
 mod renewal;
 mod request;

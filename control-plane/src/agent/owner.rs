@@ -38,6 +38,7 @@ use super::body::{Base, Body};
 use super::checkpoint::taken;
 use super::heal::{Healing, after};
 use super::history::{ON_REQUEST, stillborn};
+use super::ready::StoodBy;
 use super::record::{self, Known, Record};
 use super::request::{Parting, Removal, Request, Up};
 use super::start::{Life, Seat, ended};
@@ -112,6 +113,8 @@ impl Owner {
         if ready.send(Ok(())).is_err() {
             return;
         }
+        let patience = self.core.config.timing.silence;
+        self.healing.heard();
         loop {
             tokio::select! {
                 biased;
@@ -127,6 +130,11 @@ impl Owner {
                         (self.env, self.known, self.cause) = (env, true, cause);
                         return self.be_claimed(life, up).await;
                     }
+                    Some(Request::GiveUp { to }) => {
+                        // Who asked may have left, and then it ends.
+                        drop(to.send(StoodBy { life, renewals: self.body.renewals() }));
+                        return;
+                    }
                     Some(Request::Remove { .. } | Request::Leave) | None => return,
                     // Nobody has a handle to ask for more.
                     Some(_) => {}
@@ -134,6 +142,10 @@ impl Owner {
                 event = life.greeter.next() => {
                     life.note(&event);
                     self.hear(event);
+                }
+                () = sleep(patience / 2) => if self.healing.count(patience / 2) >= patience {
+                    tracing::warn!(silence_s = patience.as_secs(), "a standby was not heard, so it is replaced");
+                    return life.kill().await;
                 }
             }
         }
@@ -399,11 +411,12 @@ impl Owner {
                 }
                 let _ = done.send(());
             }
+            Some(Request::Healing { told }) => drop(told.send(self.healing.kept.clone())),
             Some(Request::Restart { hold, image, origin, up }) => {
                 self.restart(life, (hold, image, origin), up).await;
             }
             // Dropping it tells who asked.
-            Some(Request::Claim { .. }) => {}
+            Some(Request::Claim { .. } | Request::GiveUp { .. }) => {}
             None => return Some(Parting::Removal(Removal::NOW)),
         }
         None

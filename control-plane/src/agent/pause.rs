@@ -22,7 +22,6 @@ use tokio::sync::oneshot;
 
 use super::body::Base;
 use super::error::sentence;
-use super::heal::Kept;
 use super::record::{self, Paused, Record};
 use super::request::Request;
 use super::{
@@ -238,7 +237,7 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<SnapshotId, Snapsh
                 Ok(other) => return Err(SnapshotFailure::Refused(format!("it answered {other:?}"))),
                 Err(error) => return Err(why_silent(handle, error).await),
             }
-            record_of(handle, &hold).write(&home).map_err(file(&home))
+            record_of(handle, &hold).await?.write(&home).map_err(file(&home))
         };
         if let Err(failure) = written.await {
             core.snapshots.dispose(hold.id());
@@ -257,7 +256,10 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<SnapshotId, Snapsh
     result
 }
 
-fn record_of(handle: &Handle, hold: &Hold) -> Paused {
+async fn record_of(handle: &Handle, hold: &Hold) -> Result<Paused, SnapshotFailure> {
+    let (told, healing) = oneshot::channel();
+    let _ = handle.0.requests.send(Request::Healing { told });
+    let healing = healing.await.map_err(|_| handle.not_running())?;
     let body = &handle.0.body;
     let record = Record {
         agent: handle.agent(),
@@ -265,11 +267,10 @@ fn record_of(handle: &Handle, hold: &Hold) -> Paused {
         machine_id: body.machine_id(),
         renewals: body.renewals(),
         receipt: body.receipt(),
-        // Who stands still on disk does not end.
-        healing: Kept::default(),
+        healing,
         apart: body.apart(),
     };
-    Paused { record, snapshot: hold.id() }
+    Ok(Paused { record, snapshot: hold.id() })
 }
 
 /// Lets a paused agent go on.
@@ -351,7 +352,7 @@ async fn room_to_go_on(core: &Core, handle: &Handle) -> Result<Option<Grant>, Re
 
 async fn room(core: &Core, handle: &Handle, patience: Duration) -> Result<Grant, Refusal> {
     let agent = handle.agent();
-    let needs = core.scheduler.config().forked((agent.vcpus, agent.memory_mib));
+    let needs = birth::needs(core, &agent);
     let ask = Ask {
         name: Some(agent.name),
         patience,

@@ -104,6 +104,12 @@ impl Known {
     }
 }
 
+/// Has the record of the agent in `dir` be in `other`, too, where there is none.
+pub(super) fn link(dir: &AgentDir, other: &AgentDir) -> io::Result<()> {
+    // Whichever is written anew is another file from then on.
+    fs::hard_link(dir.0.join(FILE), other.0.join(FILE))
+}
+
 fn read<T: DeserializeOwned>(dir: &Path) -> io::Result<T> {
     let mut text = Vec::new();
     File::open(dir.join(FILE))?.take(MAX_RECORD).read_to_end(&mut text)?;

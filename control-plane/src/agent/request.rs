@@ -10,6 +10,8 @@ use tracing::Span;
 
 use super::BootError;
 use super::body::Base;
+use super::heal::Kept;
+use super::ready::StoodBy;
 use crate::images::Image;
 use crate::scheduler::Grant;
 use crate::snapshots::Hold;
@@ -33,6 +35,11 @@ pub(super) enum Request {
     StreamBegan,
     /// A streamed exec ended.
     StreamEnded,
+    /// Say what of its healing outlasts `arkd`.
+    Healing {
+        /// Told.
+        told: oneshot::Sender<Kept>,
+    },
     /// Publish a state that the VMM is in by now: running or paused.
     Enter {
         /// The state.
@@ -57,6 +64,11 @@ pub(super) enum Request {
         origin: Option<Origin>,
         /// Told when it runs, or why it does not.
         up: Up,
+    },
+    /// Give up what it has, to an agent that begins anew: only of a standby.
+    GiveUp {
+        /// Where that goes; dropped, it ends.
+        to: oneshot::Sender<StoodBy>,
     },
     /// Be somebody: only of a standby.
     Claim {

@@ -1,5 +1,6 @@
 //! How an agent's VMM and guest come up: by a boot, or from a snapshot with every check.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,19 +37,21 @@ const GUEST_CID: u32 = 3;
 const FRESH: Duration = Duration::from_millis(2 * HEARTBEAT_INTERVAL_MS);
 
 /// What an agent has on this host. Each field undoes itself when dropped, in this order.
+#[derive(Debug)]
 pub(super) struct Life {
     /// None once it ended, or before it began.
     pub(super) vmm: Option<Vmm>,
     pub(super) greeter: Greeter,
     /// Where its guest finds services.
-    switchboard: Switchboard,
+    pub(super) switchboard: Switchboard,
     /// What one is that this `arkd` restored, and what its guest said.
-    restored: Option<Restored>,
-    _home: Home,
-    seat: Seat,
+    pub(super) restored: Option<Restored>,
+    pub(super) home: Home,
+    pub(super) seat: Seat,
 }
 
-struct Restored {
+#[derive(Debug)]
+pub(super) struct Restored {
     generation: Generation,
     snapshot: String,
     hello: Option<String>,
@@ -57,7 +60,8 @@ struct Restored {
 }
 
 /// An agent's entry in the registry.
-pub(super) struct Seat(Arc<Core>, String);
+#[derive(Debug)]
+pub(super) struct Seat(pub(super) Arc<Core>, pub(super) String);
 
 impl Seat {
     pub(super) const fn new(core: Arc<Core>, id: String) -> Self {
@@ -81,7 +85,7 @@ impl Life {
         let _ = std::fs::remove_file(dir.host_port(HELLO_PORT));
         match listen(dir, &seat) {
             Ok((greeter, switchboard)) => {
-                Ok(Self { vmm: None, greeter, switchboard, restored: None, _home: home, seat })
+                Ok(Self { vmm: None, greeter, switchboard, restored: None, home, seat })
             }
             Err(source) => {
                 home.leave();
@@ -92,22 +96,26 @@ impl Life {
 
     fn within(home: Home, vmm: Option<Vmm>, dir: &AgentDir, seat: Seat) -> Result<Self, BootError> {
         let (greeter, switchboard) = listen(dir, &seat).map_err(|source| directory(dir, source))?;
-        Ok(Self { vmm, greeter, switchboard, restored: None, _home: home, seat })
+        Ok(Self { vmm, greeter, switchboard, restored: None, home, seat })
     }
 
     /// Makes room for another VMM after [`Self::kill`]: what the guest of the last one still said is heard no more.
-    fn clear(&mut self, dir: &AgentDir) -> Result<(), BootError> {
+    pub(super) fn clear(&mut self, dir: &AgentDir) -> Result<(), BootError> {
         boot::clear(dir);
         // Anything but its absence is told by what follows.
         let _ = std::fs::remove_file(dir.host_port(HELLO_PORT));
-        (self.greeter, self.switchboard) =
-            listen(dir, &self.seat).map_err(|source| directory(dir, source))?;
+        self.listen_anew(dir).map_err(|source| directory(dir, source))
+    }
+
+    /// Has another guest find the host, in a directory where none was or that was made ready for it.
+    pub(super) fn listen_anew(&mut self, dir: &AgentDir) -> std::io::Result<()> {
+        (self.greeter, self.switchboard) = listen(dir, &self.seat)?;
         Ok(())
     }
 
     /// Lets VMM and directory be, for a later `arkd`.
     pub(super) fn leave(self) {
-        let Self { vmm, _home: home, .. } = self;
+        let Self { vmm, home, .. } = self;
         home.leave();
         if let Some(vmm) = vmm {
             vmm.leave();
@@ -155,6 +163,11 @@ pub(super) async fn ended(vmm: &mut Option<Vmm>) -> ExitRecord {
 fn listen(dir: &AgentDir, seat: &Seat) -> std::io::Result<(Greeter, Switchboard)> {
     let greeter = Greeter::listen(&dir.host_port(HELLO_PORT))?;
     Ok((greeter, Switchboard::listen(&seat.0, dir, seat.1.clone())?))
+}
+
+/// The agent's directory as its VMM knows it: the one that it works in, whatever its name is by now.
+fn here() -> AgentDir {
+    AgentDir(PathBuf::new())
 }
 
 fn directory(dir: &AgentDir, source: std::io::Error) -> BootError {
@@ -251,7 +264,7 @@ impl Owner {
     }
 
     fn config(&self) -> VmConfig {
-        let agent = self.state.borrow();
+        let (agent, here) = (self.state.borrow(), here());
         let labels =
             [(LABEL_IMAGE, agent.image.to_string()), (LABEL_IMAGE_DIGEST, agent.image_digest.clone())];
         VmConfig {
@@ -262,10 +275,10 @@ impl Owner {
             vcpus: agent.vcpus,
             memory_mib: agent.memory_mib,
             disks: self.disk.iter().map(|path| DiskConfig { path: path.clone(), read_only: true }).collect(),
-            vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: self.dir.vsock() }),
-            console: Some(self.dir.console()),
-            control_socket: Some(self.dir.control_socket()),
-            exit_file: Some(self.dir.exit_file()),
+            vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: here.vsock() }),
+            console: Some(here.console()),
+            control_socket: Some(here.control_socket()),
+            exit_file: Some(here.exit_file()),
             labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         }
     }
@@ -331,14 +344,8 @@ impl Owner {
         self.boot_well(life, up).await
     }
 
-    /// Restores the guest of `hold` into the agent's directory, where an earlier VMM may have been.
-    pub(super) async fn restore_again(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
-        life.clear(&self.dir)?;
-        self.restore(life, hold).await
-    }
-
     /// Restores the guest of `hold` and has it prove what it has to, again where the processor is emulated and was at fault.
-    async fn restore(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
+    pub(super) async fn restore(&mut self, life: &mut Life, hold: &Hold) -> Result<(), BootError> {
         let core = Arc::clone(&self.core);
         let waits = Instant::now();
         let turn = core.restores.acquire();
@@ -354,15 +361,15 @@ impl Owner {
         let mut attempts = boot::attempts();
         loop {
             let started = Instant::now();
-            let generation = Generation(rand::random());
+            let (generation, here) = (Generation(rand::random()), here());
             let config = RunConfig::Restore(RestoreConfig {
                 snapshot: hold.dir().to_owned(),
                 generation,
                 disks: self.disk.iter().cloned().collect(),
-                uds_path: Some(self.dir.vsock()),
-                console: Some(self.dir.console()),
-                control_socket: Some(self.dir.control_socket()),
-                exit_file: Some(self.dir.exit_file()),
+                uds_path: Some(here.vsock()),
+                console: Some(here.console()),
+                control_socket: Some(here.control_socket()),
+                exit_file: Some(here.exit_file()),
             });
             self.start_vmm(life, &config).await?;
             let (snapshot, heard) = (hold.id().to_string(), Instant::now());

@@ -64,13 +64,6 @@ impl Lines {
         (self.default > 0 || self.has_policy(template)).then(|| self.get(template))
     }
 
-    /// An agent of `template` begins.
-    pub(super) fn used(&mut self, template: &AgentName) {
-        if let Some(line) = self.in_use(template) {
-            line.used = Some(Instant::now());
-        }
-    }
-
     /// An agent of `template` is asked for.
     pub(super) fn asked(&mut self, template: &AgentName, at: Duration) {
         if let Some(line) = self.in_use(template) {

@@ -5,6 +5,8 @@
 //! | [`Den`] | an `ark-vmm` with a VM and processors, waiting for its configuration | restore, renewal, every check |
 //! | [`Standby`] | a fork of a template, restored, renewed, warm | renewal as the agent, every check |
 //!
+//! An agent that begins anew takes them as one that is created does: see [`crate::agent`].
+//!
 //! ```text
 //!  request with its grant ──► asked ──► demand ([`autoscale`]) ──► how many there are to be ([`line`])
 //!        │                                                                   │ fewer: made, one at a time ([`refill`])
@@ -254,12 +256,7 @@ impl Pool {
         }
     }
 
-    /// An agent of `template` goes on from its snapshot, so others may follow.
-    pub(crate) fn used(&self, template: &AgentName) {
-        self.lock().lines.used(template);
-    }
-
-    /// As [`Self::used`]; the agent was asked for, and can be made of a standby.
+    /// An agent of `template` is asked for, or begins anew: it can be made of a standby.
     pub(crate) fn asked(&self, template: &AgentName) {
         let at = self.started.elapsed();
         self.lock().lines.asked(template, at);

@@ -9,6 +9,8 @@ use super::RAN_WELL_MS;
 
 /// Who ends within this time after it was restored from a checkpoint was broken there already.
 pub(super) const PROVED_MS: u64 = 10_000;
+/// Restores from one checkpoint that the host failed, at most: then an older one is of more use.
+pub(super) const MOST_FAULTS: u32 = 4;
 /// Restores from one checkpoint, at most, until the agent ran for [`RAN_WELL_MS`] after one of them.
 pub(super) const MOST_RESTORES: u32 = 3;
 
@@ -19,6 +21,9 @@ pub(crate) struct Lineage {
     from: Option<SnapshotId>,
     /// How often it was restored from each that there still is, since it ran well after that.
     restores: BTreeMap<SnapshotId, u32>,
+    /// How often in a row the host failed to restore it from each.
+    #[serde(default)]
+    faults: BTreeMap<SnapshotId, u32>,
     /// Checkpoints that are not to be used any more.
     spent: Vec<SnapshotId>,
     /// When it last began as what it is made of; none before its first end.
@@ -43,6 +48,13 @@ impl Lineage {
         }
     }
 
+    /// The host failed to restore it from `checkpoint`: how often, once that is too often.
+    pub(crate) fn failed(&mut self, checkpoint: SnapshotId) -> Option<u32> {
+        let times = self.faults.entry(checkpoint).or_default();
+        *times = times.saturating_add(1);
+        (*times >= MOST_FAULTS).then_some(*times)
+    }
+
     /// Of `checkpoints`, oldest first, those that it may be restored from, in the order in which they are to be tried.
     pub(crate) fn usable(&self, checkpoints: &[SnapshotId]) -> Vec<SnapshotId> {
         checkpoints.iter().rev().filter(|id| !self.spent.contains(id)).copied().collect()
@@ -52,6 +64,7 @@ impl Lineage {
     pub(crate) fn restored(&mut self, left: &[SnapshotId]) {
         self.spent.retain(|id| left.contains(id));
         self.restores.retain(|id, _| left.contains(id));
+        self.faults.clear();
         self.from = left.last().copied();
         if let Some(from) = self.from {
             let times = self.restores.entry(from).or_default();
@@ -168,6 +181,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_host_has_a_few_tries_with_each_checkpoint() {
+        let (newest, older) = (SnapshotId([2; 16]), SnapshotId([1; 16]));
+        let mut lineage = Lineage::default();
+        for _ in 1..MOST_FAULTS {
+            assert_eq!(lineage.failed(newest), None);
+        }
+        assert_eq!((lineage.failed(newest), lineage.failed(older)), (Some(MOST_FAULTS), None));
+        lineage.restored(&[older]);
+        assert_eq!(lineage.failed(older), None, "in a row");
     }
 
     #[test]

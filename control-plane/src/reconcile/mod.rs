@@ -6,7 +6,7 @@
 //!     │ ▲                                     ▲                           │
 //!     │ └── Tell: well ◄── Tell: it is not    └───────────────────────────┤ it did not come up
 //!     │                       │ with a policy                             ▼
-//!     │                       └──► Kill ──► ended        too many ──► Stay, with the reason
+//!     │                       └──► Kill ──► ended        too many ──► Stay, with the reason; what the host is to blame for is not counted
 //!     ├── time for a health check ──► Check
 //!     ├── time for a checkpoint, and well ──► Checkpoint
 //!     └── ttl or idle timeout is over ──► Remove (the ttl: whatever state it is in)
@@ -110,6 +110,8 @@ pub(crate) enum Condition {
         outcome: Outcome,
         /// How long it ran, milliseconds; none when it did not come up.
         ran_ms: Option<u64>,
+        /// Whether the host is to blame, another time it might well have come up.
+        is_of_the_host: bool,
         history: History,
     },
     /// It is to begin anew then.
@@ -130,6 +132,8 @@ pub(crate) struct Running {
     pub(crate) silent_ms: u64,
     /// From when on that is too long, milliseconds.
     pub(crate) patience_ms: u64,
+    /// Whether it was not heard at all since this `arkd` looks after it.
+    pub(crate) is_unheard: bool,
     /// What was told of its health.
     pub(crate) told: Health,
     /// How long nothing was asked of it, milliseconds.
@@ -156,6 +160,9 @@ pub(crate) struct History {
     pub(crate) streak: u32,
     /// When those of the last [`WINDOW_MS`] were decided.
     recent_ms: Vec<u64>,
+    /// Restarts since its last end that the host failed.
+    #[serde(default)]
+    faults: u32,
 }
 
 impl History {
@@ -170,6 +177,12 @@ impl History {
         self.streak = self.streak.saturating_add(1);
         self.recent_ms.retain(|at| now.saturating_sub(*at) < WINDOW_MS);
         self.recent_ms.push(now);
+        self.faults = 0;
+    }
+
+    /// Takes note of a restart that failed and that the host is to blame for: the agent has none less for that.
+    pub(crate) const fn note_fault(&mut self) {
+        self.faults = self.faults.saturating_add(1);
     }
 
     fn recent(&self, now: u64) -> usize {
@@ -208,8 +221,8 @@ pub(crate) fn decide(desired: &Desired, observed: &Observed, now: u64) -> Vec<Ac
     }
     match &observed.condition {
         Condition::Running(running) => look_after(desired, running),
-        Condition::Ended { outcome, ran_ms, history } => {
-            vec![after_end(desired.restart, *outcome, &history.after(*ran_ms), now)]
+        Condition::Ended { outcome, ran_ms, is_of_the_host, history } => {
+            vec![after_end(desired.restart, *outcome, *is_of_the_host, &history.after(*ran_ms), now)]
         }
         Condition::Waiting { until_ms, checkpoints, lineage } if *until_ms <= now => {
             vec![Action::Restart { from: lineage.usable(checkpoints) }]
@@ -250,7 +263,9 @@ fn look_after(desired: &Desired, running: &Running) -> Vec<Action> {
     if health != told {
         actions.push(Action::Tell(health));
     }
-    if health != Health::Well && !desired.restart.is_never() {
+    // What an earlier arkd missed is given its time to be heard by this one.
+    let is_missed = health == Health::Failing || silent_ms >= patience_ms;
+    if health != Health::Well && is_missed && !desired.restart.is_never() {
         actions.push(Action::Kill { health });
         return actions;
     }
@@ -269,8 +284,8 @@ fn look_after(desired: &Desired, running: &Running) -> Vec<Action> {
 }
 
 fn health(desired: &Desired, running: &Running) -> Health {
-    let Running { silent_ms, patience_ms, told, checked, .. } = *running;
-    if silent_ms >= patience_ms {
+    let Running { silent_ms, patience_ms, is_unheard, told, checked, .. } = *running;
+    if silent_ms >= patience_ms || is_unheard && told == Health::Silent {
         Health::Silent
     } else if desired.check.is_some_and(|check| checked.tally.is_failing(check.failures, told)) {
         Health::Failing
@@ -279,7 +294,13 @@ fn health(desired: &Desired, running: &Running) -> Health {
     }
 }
 
-fn after_end(policy: RestartPolicy, outcome: Outcome, history: &History, now: u64) -> Action {
+fn after_end(
+    policy: RestartPolicy,
+    outcome: Outcome,
+    is_of_the_host: bool,
+    history: &History,
+    now: u64,
+) -> Action {
     let is_due = match policy {
         RestartPolicy::Never => false,
         RestartPolicy::OnFailure { .. } => outcome == Outcome::Failed,
@@ -287,6 +308,11 @@ fn after_end(policy: RestartPolicy, outcome: Outcome, history: &History, now: u6
     };
     if !is_due {
         return Action::Stay { why: None };
+    }
+    if is_of_the_host {
+        // Still the same attempt, however often it takes.
+        let after_ms = wait(history.faults.saturating_add(1));
+        return Action::Wait { attempt: history.streak.max(1), after_ms };
     }
     let spent = match policy.max_restarts() {
         Some(most) => (history.streak >= most).then(|| format!("it was restarted {}", times(history.streak))),

@@ -31,8 +31,11 @@ fn desired() -> impl Strategy<Value = Desired> {
 }
 
 fn history() -> impl Strategy<Value = History> {
-    (0u32..80, prop::collection::vec(STEPS, 0..8))
-        .prop_map(|(streak, recent_ms)| History { streak, recent_ms })
+    (0u32..80, prop::collection::vec(STEPS, 0..8), 0u32..80).prop_map(|(streak, recent_ms, faults)| History {
+        streak,
+        recent_ms,
+        faults,
+    })
 }
 
 fn checked() -> impl Strategy<Value = Checked> {
@@ -47,15 +50,20 @@ fn checked() -> impl Strategy<Value = Checked> {
 
 fn condition() -> impl Strategy<Value = Condition> {
     let told = prop::sample::select(vec![Health::Well, Health::Silent, Health::Failing]);
-    let running = (STEPS, 1u64..100_000, told, STEPS, prop::option::of(STEPS), checked()).prop_map(
-        |(silent_ms, patience_ms, told, unused_ms, unsaved_ms, checked)| {
-            Condition::Running(Running { silent_ms, patience_ms, told, unused_ms, unsaved_ms, checked })
+    let heard = (STEPS, 1u64..100_000, any::<bool>(), told);
+    let running = (heard, STEPS, prop::option::of(STEPS), checked()).prop_map(
+        |((silent_ms, patience_ms, is_unheard, told), unused_ms, unsaved_ms, checked)| {
+            let running =
+                Running { silent_ms, patience_ms, is_unheard, told, unused_ms, unsaved_ms, checked };
+            Condition::Running(running)
         },
     );
-    let ended = (any::<bool>(), prop::option::of(STEPS), history()).prop_map(|(failed, ran_ms, history)| {
-        let outcome = if failed { Outcome::Failed } else { Outcome::Stopped };
-        Condition::Ended { outcome, ran_ms, history }
-    });
+    let ended = (any::<bool>(), prop::option::of(STEPS), any::<bool>(), history()).prop_map(
+        |(failed, ran_ms, is_of_the_host, history)| {
+            let outcome = if failed { Outcome::Failed } else { Outcome::Stopped };
+            Condition::Ended { outcome, ran_ms, is_of_the_host, history }
+        },
+    );
     prop_oneof![
         Just(Condition::ComingUp),
         Just(Condition::Paused),
@@ -165,7 +173,11 @@ proptest! {
         if running.checked.idle_ms.is_none() || desired.check.is_none() {
             prop_assert!(!actions.contains(&Action::Check));
         }
-        let is_well = health(&desired, &running) == Health::Well;
+        let is_well = match health(&desired, &running) {
+            Health::Well => true,
+            Health::Silent => running.silent_ms < running.patience_ms,
+            Health::Failing => false,
+        };
         let is_ended = actions.iter().any(|action| matches!(action, Action::Kill { .. }));
         prop_assert_eq!(is_ended, !is_well && !desired.restart.is_never());
     }
@@ -188,7 +200,7 @@ proptest! {
         let (mut now, mut history, mut restarts) = (start, History::default(), 0usize);
         for ran in runs {
             now += ran;
-            let condition = Condition::Ended { outcome: Outcome::Failed, ran_ms: Some(ran), history: history.clone() };
+            let condition = Condition::Ended { outcome: Outcome::Failed, ran_ms: Some(ran), is_of_the_host: false, history: history.clone() };
             let actions = decide(&desired, &Observed { created_ms: start, condition }, now);
             match actions.as_slice() {
                 [Action::Wait { attempt, after_ms }] => {
@@ -208,6 +220,48 @@ proptest! {
         }
         prop_assert!(false, "it went on and on");
     }
+
+    #[test]
+    fn what_the_host_is_to_blame_for_is_waited_out_and_costs_no_restart(
+        mut desired in desired(), mut history in history(), faults in 1u32..100, start in STEPS,
+    ) {
+        (desired.is_removal_asked, desired.ttl_ms) = (false, None);
+        desired.restart = RestartPolicy::OnFailure { max_restarts: Some(1) };
+        let (mut now, mut waited) = (start, 0);
+        let before = history.clone();
+        history.faults = 0;
+        for _ in 0..faults {
+            let condition = Condition::Ended { outcome: Outcome::Failed, ran_ms: None, is_of_the_host: true, history: history.clone() };
+            let actions = decide(&desired, &Observed { created_ms: start, condition }, now);
+            let [Action::Wait { attempt, after_ms }] = actions.as_slice() else {
+                return Err(TestCaseError::fail(format!("{actions:?}")));
+            };
+            prop_assert!(*attempt == history.streak.max(1) && (waited.max(1)..=LONGEST_WAIT_MS).contains(after_ms));
+            waited = *after_ms;
+            now += after_ms;
+            history.note_fault();
+        }
+        prop_assert_eq!((history.streak, &history.recent_ms), (before.streak, &before.recent_ms));
+        history.note(None, now);
+        prop_assert_eq!(history.faults, 0);
+    }
+
+    #[test]
+    fn who_was_missed_by_an_earlier_arkd_is_so_until_heard_and_ended_only_when_missed_by_this_one(
+        mut desired in desired(), patience_ms in 1u64..100_000, silent_ms in STEPS,
+    ) {
+        (desired.is_removal_asked, desired.ttl_ms, desired.idle_timeout_ms) = (false, None, None);
+        let checked = Checked { tally: Tally::default(), idle_ms: None };
+        let mut running = Running {
+            silent_ms, patience_ms, is_unheard: true, told: Health::Silent, unused_ms: 0, unsaved_ms: None, checked,
+        };
+        let actions = |running| decide(&desired, &Observed { created_ms: 0, condition: Condition::Running(running) }, 0);
+        let is_ended = silent_ms >= patience_ms && !desired.restart.is_never();
+        let expected = if is_ended { vec![Action::Kill { health: Health::Silent }] } else { Vec::new() };
+        prop_assert_eq!(actions(running), expected);
+        (running.is_unheard, running.silent_ms) = (false, 0);
+        prop_assert_eq!(actions(running), [Action::Tell(Health::Well)]);
+    }
 }
 
 #[test]
@@ -221,9 +275,11 @@ fn who_ran_well_begins_with_a_clean_slate() {
         check: None,
         is_removal_asked: false,
     };
-    let spent = History { streak: 2, recent_ms: vec![1, 2] };
+    let spent = History { streak: 2, recent_ms: vec![1, 2], faults: 0 };
     let after = |ran_ms| {
-        let condition = Condition::Ended { outcome: Outcome::Stopped, ran_ms, history: spent.clone() };
+        let history = spent.clone();
+        let condition =
+            Condition::Ended { outcome: Outcome::Stopped, ran_ms, is_of_the_host: false, history };
         decide(&desired, &Observed { created_ms: 0, condition }, RAN_WELL_MS * 2)
     };
     assert_eq!(after(Some(RAN_WELL_MS)), [Action::Wait { attempt: 1, after_ms: 0 }]);
@@ -244,7 +300,8 @@ fn only_a_failure_is_one() {
         is_removal_asked: false,
     };
     let after = |outcome| {
-        let condition = Condition::Ended { outcome, ran_ms: Some(1), history: History::default() };
+        let history = History::default();
+        let condition = Condition::Ended { outcome, ran_ms: Some(1), is_of_the_host: false, history };
         decide(&desired, &Observed { created_ms: 0, condition }, 1)
     };
     assert_eq!(after(Outcome::Stopped), [Action::Stay { why: None }]);

@@ -1,6 +1,7 @@
 //! `GET /v1/agents/{agent}/logs`: the console of an agent. `GET /v1/consoles`: those of agents that are gone.
 
 use std::io::{self, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path as FilePath;
 use std::time::Duration;
 
@@ -103,13 +104,16 @@ impl Console {
     async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             // Looked at before the file: what is written until the end is then still read.
-            let followed = self.followed.as_ref().filter(|agent| !agent.has_ended());
+            let followed = self.followed.clone().filter(|agent| !agent.has_ended());
             let mut chunk = Vec::with_capacity(usize::try_from(CHUNK).unwrap_or_default());
             (&mut self.file).take(CHUNK).read_buf(&mut chunk).await?;
             if !chunk.is_empty() {
                 return Ok(Some(chunk));
             }
             let Some(agent) = followed else { return Ok(None) };
+            if self.is_replaced(agent.console()).await? {
+                continue;
+            }
             // The VMM takes the middle out of a console that is full: the file became shorter, and goes on at its end.
             if self.file.metadata().await?.len() < self.file.stream_position().await? {
                 self.file.seek(SeekFrom::End(0)).await?;
@@ -120,6 +124,22 @@ impl Console {
                 return Ok(None);
             }
         }
+    }
+}
+
+impl Console {
+    /// Goes on in the file at `path` where that is another one by now, which begins with what this one holds: the agent began
+    /// anew in a VMM that had one already. Whether it was.
+    async fn is_replaced(&mut self, path: &FilePath) -> io::Result<bool> {
+        let Ok(there) = tokio::fs::metadata(path).await else { return Ok(false) };
+        let here = self.file.metadata().await?;
+        if (there.dev(), there.ino()) == (here.dev(), here.ino()) {
+            return Ok(false);
+        }
+        let read = self.file.stream_position().await?;
+        self.file = File::open(path).await?;
+        self.file.seek(SeekFrom::Start(read.min(there.len()))).await?;
+        Ok(true)
     }
 }
 

@@ -119,6 +119,8 @@ impl Vmm {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
+            // Where it finds its files, whatever the directory is called by then.
+            .current_dir(&dir.0)
             // Its own group: a Ctrl-C on arkd's terminal is for arkd, which ends its VMMs in order.
             .process_group(0)
             .spawn()
@@ -168,6 +170,11 @@ impl Vmm {
             return Err(SpawnError::Configure(source));
         }
         Ok(())
+    }
+
+    /// Its directory is called `dir` from here on.
+    pub(crate) fn moved_to(&mut self, dir: AgentDir) {
+        self.dir = dir;
     }
 
     /// Whether it has ended already.

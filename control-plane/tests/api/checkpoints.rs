@@ -379,3 +379,43 @@ async fn a_policy_out_of_bounds_is_refused_with_a_sentence() {
     assert_eq!(place.agent_dirs(), 0);
     ark.daemon.shut_down().await;
 }
+
+#[tokio::test]
+async fn a_checkpoint_that_the_host_cannot_read_does_not_hide_the_older_ones_for_ever() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let first = create(client, "base", 200, 2).await;
+    eval(client, "a1", "x=older").await;
+    let older = checkpoint(client, 1, None).await;
+    eval(client, "a1", "x=newer").await;
+    let newer = checkpoint(client, 1, Some(&older)).await;
+    // What proves it breaks on that, and does not say that it is the checkpoint's fault.
+    std::fs::write(dir(&place, &first, &newer).join("memory"), [0xff]).unwrap();
+    signal(first.vmm_pid.unwrap(), Signal::SIGKILL);
+
+    let second = restarted(client, 1).await;
+    assert_eq!(begun_from(&second), Some(older.snapshot));
+    assert_eq!(eval(client, "a1", "x").await.as_deref(), Some("older"));
+    let told = events(client, &first).await;
+    let unusable: Vec<_> = told
+        .iter()
+        .filter_map(|event| match event {
+            Event::AgentCheckpointUnusable { snapshot, reason } => Some((*snapshot, reason.as_str())),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        matches!(unusable[..], [(id, why)] if id == newer.snapshot && why.contains("tried 4 times")),
+        "{unusable:?}"
+    );
+    let waits: Vec<_> = told
+        .iter()
+        .filter_map(|event| match event {
+            Event::AgentRestarting { attempt, after_ms, .. } => Some((*attempt, *after_ms)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(waits, [(1, 0), (1, 1000), (1, 2000), (1, 4000)], "it is one restart all the same");
+    ark.daemon.shut_down().await;
+}

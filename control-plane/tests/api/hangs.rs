@@ -20,7 +20,7 @@ const DEAF: usize = 16;
 const UNHEARD: u64 = 3000;
 
 /// What is asked of an agent whose VMM stands still.
-const REQUESTS: [(Method, &str, &str); 7] = [
+const REQUESTS: [(Method, &str, &str); 10] = [
     (Method::POST, "exec", r#"{"argv":["true"]}"#),
     (Method::POST, "eval", r#"{"code":"x"}"#),
     (Method::POST, "fork", r#"{"count":1}"#),
@@ -28,6 +28,9 @@ const REQUESTS: [(Method, &str, &str); 7] = [
     (Method::POST, "pause", "{}"),
     (Method::GET, "files?path=/etc/hostname", ""),
     (Method::GET, "stats", ""),
+    (Method::GET, "files/list?path=/etc", ""),
+    (Method::PUT, "files?path=/tmp/hangs", "x"),
+    (Method::GET, "files/stat?path=/etc", ""),
 ];
 
 #[tokio::test]

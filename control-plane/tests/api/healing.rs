@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::forks::eval;
 use crate::harness::{Client, Place, eventually, runs, signal, started};
 
-async fn agent(client: &Client, name: &str) -> Agent {
+pub(crate) async fn agent(client: &Client, name: &str) -> Agent {
     client.get(&format!("/v1/agents/{name}")).await.json()
 }
 
@@ -28,13 +28,13 @@ async fn create(client: &Client, image: &str, more: Value) -> Agent {
 }
 
 /// Kills the VMM of `a1` and waits until it runs again; what it is then.
-async fn kill_and_wait(client: &Client) -> Agent {
+pub(crate) async fn kill_and_wait(client: &Client) -> Agent {
     let before = agent(client, "a1").await;
     signal(before.vmm_pid.unwrap(), Signal::SIGKILL);
     restarted(client, &before).await
 }
 
-async fn restarted(client: &Client, before: &Agent) -> Agent {
+pub(crate) async fn restarted(client: &Client, before: &Agent) -> Agent {
     let count = |agent: &Agent| agent.continuity.as_ref().map_or(0, |continuity| continuity.restarts);
     eventually("it runs again", async || {
         let now = agent(client, "a1").await;
@@ -44,7 +44,7 @@ async fn restarted(client: &Client, before: &Agent) -> Agent {
     agent(client, "a1").await
 }
 
-async fn kinds(client: &Client, agent: &Agent) -> Vec<&'static str> {
+pub(crate) async fn kinds(client: &Client, agent: &Agent) -> Vec<&'static str> {
     let events: EventList = client.get(&format!("/v1/events?stream=agent/{}", agent.id)).await.json();
     events.events.iter().map(|recorded| recorded.event.kind()).collect()
 }
@@ -305,5 +305,58 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
     let both = json!({ "auto_remove": true, "restart": { "when": "always" } });
     assert!(refused(both).await.contains("cannot be restarted"));
     assert_eq!(place.agent_dirs(), 0);
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn what_the_host_lacks_costs_an_agent_none_of_its_restarts() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    let first =
+        create(client, "base", json!({ "restart": { "when": "on_failure", "max_restarts": 1 } })).await;
+    let (program, away) = (place.path("assets/bin/ark-vmm"), place.path("assets/bin/away"));
+    std::fs::rename(&program, &away).unwrap();
+    signal(first.vmm_pid.unwrap(), Signal::SIGKILL);
+    let waits =
+        async || kinds(client, &first).await.iter().filter(|kind| **kind == "agent.restarting").count();
+    eventually("it was tried more often than it may be restarted", async || waits().await > 2).await;
+    let waiting = agent(client, "a1").await;
+    assert!(waiting.backoff_until_unix_ms.is_some() && waiting.reason.unwrap().contains("cannot be started"));
+    std::fs::rename(&away, &program).unwrap();
+    let second = restarted(client, &first).await;
+    let continuity = second.continuity.as_ref().unwrap();
+    assert!(continuity.restarts == 1 && continuity.cause.contains("SIGKILL"), "{continuity:?}");
+
+    // Its own crash is the last one that it has.
+    signal(second.vmm_pid.unwrap(), Signal::SIGKILL);
+    eventually("it gives up", async || is_failed(client).await).await;
+    let reason = agent(client, "a1").await.reason.unwrap();
+    assert!(reason.contains("restarted once"), "{reason}");
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn the_next_arkd_knows_whom_the_last_one_missed_and_tells_that_it_is_heard() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let first = create(&ark.client, "base", json!({})).await;
+    signal(first.vmm_pid.unwrap(), Signal::SIGSTOP);
+    eventually("it is missed", async || !agent(&ark.client, "a1").await.health.is_healthy()).await;
+    let missed = agent(&ark.client, "a1").await;
+    assert_eq!(ark.daemon.leave().await, 1);
+
+    let ark = place.start().await;
+    let client = &ark.client;
+    assert_eq!(agent(client, "a1").await.health, missed.health);
+    // For longer than it takes to look.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(agent(client, "a1").await.health, missed.health, "it was not heard yet");
+    let changes =
+        async || kinds(client, &first).await.iter().filter(|kind| **kind == "agent.health_changed").count();
+    assert_eq!(changes().await, 1);
+    signal(first.vmm_pid.unwrap(), Signal::SIGCONT);
+    eventually("it is heard", async || agent(client, "a1").await.health.is_healthy()).await;
+    assert_eq!(changes().await, 2);
     ark.daemon.shut_down().await;
 }

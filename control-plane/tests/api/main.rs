@@ -24,6 +24,7 @@ mod openapi;
 mod pause;
 mod pool;
 mod pools;
+mod ready;
 mod scheduling;
 mod services;
 mod settings;

@@ -311,3 +311,35 @@ async fn a_rewind_that_fails_is_told_and_the_agent_has_failed_for_that_reason() 
     ark.daemon.shut_down().await;
     assert_eq!(place.agent_dirs(), 0);
 }
+
+#[tokio::test]
+async fn a_paused_agent_keeps_its_restarts_and_its_share_for_the_next_arkd() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let body = json!({
+        "name": "a1", "image": "base", "memory_mib": 64, "restart": { "when": "on_failure", "max_restarts": 1 },
+    });
+    let first: Agent = ark.client.post("/v1/agents", &body).await.json();
+    let share = reserved(&ark.client).await;
+    signal(first.vmm_pid.unwrap(), Signal::SIGKILL);
+    let now = async |client: &Client| -> Agent { client.get("/v1/agents/a1").await.json() };
+    eventually("it runs again", async || {
+        let agent = now(&ark.client).await;
+        agent.state == AgentState::Running && agent.continuity.is_some()
+    })
+    .await;
+    pause(&ark.client, "a1").await;
+    ark.daemon.leave().await;
+
+    let ark = place.start().await;
+    let client = &ark.client;
+    assert_eq!(reserved(client).await.agents, 0);
+    let resumed = resume(client, "a1").await;
+    assert_eq!(reserved(client).await, share, "it was booted, and is as large as that");
+    signal(resumed.vmm_pid.unwrap(), Signal::SIGKILL);
+    eventually("it has ended", async || now(client).await.state == AgentState::Failed).await;
+    let over = now(client).await;
+    assert!(over.reason.as_deref().unwrap().contains("restarted once"), "{over:?}");
+    assert_eq!(over.backoff_until_unix_ms, None);
+    ark.daemon.shut_down().await;
+}

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::forks::eval;
 use crate::harness::{Client, Place, arkd, eventually, runs, signal};
 
-fn with_pool(place: &Place, prepared: usize, standbys: usize) -> Config {
+pub(crate) fn with_pool(place: &Place, prepared: usize, standbys: usize) -> Config {
     Config { pool: PoolSizes { prepared, standbys }, ..place.config() }
 }
 
@@ -145,7 +145,10 @@ async fn an_agent_that_is_removed_while_a_standby_becomes_it_stays_removed() {
 #[tokio::test]
 async fn a_standby_that_was_not_heard_for_long_becomes_nobody() {
     let place = Place::new();
-    let ark = place.start_with(with_pool(&place, 0, 1)).await;
+    let mut config = with_pool(&place, 0, 1);
+    // It is claimed before anybody misses it.
+    config.timing.silence = std::time::Duration::from_secs(600);
+    let ark = place.start_with(config).await;
     let create = async |name: &str| -> Agent {
         ark.client.post("/v1/agents", &json!({ "name": name, "image": "falls-silent" })).await.json()
     };
@@ -157,6 +160,27 @@ async fn a_standby_that_was_not_heard_for_long_becomes_nobody() {
     let second = create("a2").await;
     assert_eq!(second.state, AgentState::Running);
     assert!(second.vmm_pid.is_some_and(|pid| !waiting.contains(&pid)) && !runs(waiting[0]));
+    ark.daemon.shut_down().await;
+    assert_eq!(place.agent_dirs(), 0);
+}
+
+#[tokio::test]
+async fn a_standby_that_hangs_is_replaced_before_anybody_wants_it() {
+    let place = Place::new();
+    let ark = place.start_with(with_pool(&place, 0, 1)).await;
+    let first = of_template(&ark.client, "a1").await;
+    let standby = || vmms(&place).into_iter().find(|pid| Some(*pid) != first.vmm_pid && runs(*pid));
+    eventually("one stands by", async || standby().is_some()).await;
+    let hung = standby().unwrap();
+    // Complete, so that it is not given up for coming up too slowly.
+    eventually("it is complete", async || {
+        let pools: Value = ark.client.get("/v1/pools").await.json();
+        pools["pools"][0]["standbys"] == 1
+    })
+    .await;
+    signal(hung, Signal::SIGSTOP);
+    eventually("it is ended", async || !runs(hung)).await;
+    eventually("another stands by", async || standby().is_some()).await;
     ark.daemon.shut_down().await;
     assert_eq!(place.agent_dirs(), 0);
 }

@@ -16,11 +16,11 @@ use crate::pool::vmms;
 const GONE: Option<PoolPolicy> = None;
 
 /// The body of a policy.
-fn policy(min: u32, max: u32, target_wait_ms: u64) -> Value {
+pub(crate) fn policy(min: u32, max: u32, target_wait_ms: u64) -> Value {
     json!({ "min": min, "max": max, "target_wait_ms": target_wait_ms })
 }
 
-async fn put(client: &Client, template: &str, policy: &Value) -> Reply {
+pub(crate) async fn put(client: &Client, template: &str, policy: &Value) -> Reply {
     client.ask(Method::PUT, &format!("/v1/pools/{template}"), policy.to_string()).await
 }
 
@@ -47,7 +47,7 @@ async fn host(client: &Client) -> Host {
 }
 
 /// Waits until `t1` has so many standbys, and is to have as many.
-async fn has(client: &Client, count: u32) {
+pub(crate) async fn has(client: &Client, count: u32) {
     eventually(&format!("there are {count} standbys"), async || {
         let pool = pool(client).await;
         (pool.standbys, pool.wanted) == (count, count)
@@ -56,7 +56,7 @@ async fn has(client: &Client, count: u32) {
 }
 
 /// A template `t1` with `policy`, and the standbys that it wants without demand.
-async fn with_pool(client: &Client, min: u32, max: u32) {
+pub(crate) async fn with_pool(client: &Client, min: u32, max: u32) {
     build(client, "t1").await;
     let reply = put(client, "t1", &policy(min, max, 0)).await;
     assert_eq!(reply.status(), StatusCode::OK, "{:?}", reply.body);

@@ -22,8 +22,6 @@ const LINE: usize = 256;
 /// Where the guest's output goes: a file, or nowhere.
 pub(super) struct Log {
     file: Option<File>,
-    /// Bytes in the file.
-    len: u64,
     /// Bytes of the guest's output left out so far.
     left_out: u64,
     /// Bytes of the line that says so.
@@ -37,8 +35,7 @@ impl Log {
     /// A log that goes on at the end of `file`, which should be open for reading too: else nothing is kept from the end when
     /// the file is full.
     pub(super) fn new(file: Option<File>) -> Self {
-        let len = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
-        Self { file, len, left_out: 0, note: 0, line: Vec::with_capacity(LINE), failed: 0 }
+        Self { file, left_out: 0, note: 0, line: Vec::with_capacity(LINE), failed: 0 }
     }
 
     /// Takes one byte of output.
@@ -67,25 +64,23 @@ impl Log {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        let more = len(bytes);
-        if self.len.saturating_add(more) > MAX_BYTES {
-            let tail = read_tail(file, self.len);
-            let middle =
-                self.len.saturating_sub(HEAD_BYTES).saturating_sub(len(&tail)).saturating_sub(self.note);
+        // Not only this VMM writes there: what the guests of an agent wrote before it began anew may be put into its file, too.
+        let mut end = file.metadata()?.len();
+        if end.saturating_add(len(bytes)) > MAX_BYTES {
+            let tail = read_tail(file, end);
+            let middle = end.saturating_sub(HEAD_BYTES).saturating_sub(len(&tail)).saturating_sub(self.note);
             self.left_out = self.left_out.saturating_add(middle);
             let note = format!("\n[console: {} bytes left out here]\n", self.left_out);
             // Cut before it is written, so that a file opened for appending (where offsets are ignored) gets it right too.
             file.set_len(HEAD_BYTES)?;
-            self.len = HEAD_BYTES;
+            end = HEAD_BYTES;
             self.note = len(note.as_bytes());
             for part in [note.as_bytes(), &tail] {
-                file.write_all_at(part, self.len)?;
-                self.len = self.len.saturating_add(len(part));
+                file.write_all_at(part, end)?;
+                end = end.saturating_add(len(part));
             }
         }
-        file.write_all_at(bytes, self.len)?;
-        self.len = self.len.saturating_add(more);
-        Ok(())
+        file.write_all_at(bytes, end)
     }
 }
 
