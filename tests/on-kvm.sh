@@ -41,4 +41,9 @@ build/bin/ark machine start --attach "$scratch/test.erofs" --memory "${ARK_TEST_
 for name in ARK_CHAOS_SEED ARK_CHAOS_ROUNDS ARK_SOAK_ROUNDS; do
     [ -z "${!name:-}" ] || told+=("$name=${!name}")
 done
-build/bin/ark machine shell -- env ARK_ASSETS=/opt/ark TMPDIR=/tmp HOME=/root "${told[@]}" /mnt/test/program "$@"
+there() {
+    build/bin/ark machine shell -- env ARK_ASSETS=/opt/ark TMPDIR=/tmp HOME=/root ARK_OWN_CLOCK=1 "${told[@]}" /mnt/test/program "$@"
+}
+there "$@"
+# What sets the clock of its host runs alone, and nowhere else.
+[ "$what" != vm ] || [ $# != 0 ] || there --ignored --test-threads 1 clock::

@@ -165,6 +165,7 @@ impl Daemon {
         idempotency::settle(&core).await;
         core.services.start(&core);
         agent::sweep_checkpoints(&core);
+        agent::follow_steps(&core);
         core.pool.start(&core);
         core.tasks.start(&core);
         let routes = routes::router(Arc::clone(&core));
@@ -266,7 +267,7 @@ fn take_in(core: &Arc<Core>, survivors: Survivors) {
             Ok(handle) if is_adopted => {
                 tracing::info!(id, %name, "an agent is adopted");
                 match stance {
-                    Stance::Goes => {}
+                    Stance::Goes => handle.catch_up_clock(),
                     Stance::SetGoing => handle.set_clock_soon(),
                     Stance::Silent => handle.set_going_soon(),
                 }

@@ -6,6 +6,7 @@
 
 mod boot;
 mod chaos;
+mod clock;
 mod daemon;
 mod exec;
 mod faults;

@@ -125,7 +125,7 @@ impl Owner {
                     // Whoever goes on with it restarts it then.
                     self.state.send_modify(|agent| {
                         (agent.state, agent.vmm_pid) = (AgentState::Failed, None);
-                        agent.backoff_until_unix_ms = Some(self.healing.clock.now());
+                        agent.backoff_until_unix_ms = Some(self.body.clock().now());
                     });
                 } else {
                     let exit = match &error {
@@ -218,7 +218,7 @@ impl Owner {
     }
 
     /// Reserves what the agent needs to be booted, or as a fork. Like one that is adopted it has been promised its place already.
-    fn reserve(&self, is_booted: bool) {
+    pub(super) fn reserve(&self, is_booted: bool) {
         let (size, owner) = {
             let agent = self.state.borrow();
             ((agent.vcpus, agent.memory_mib), agent.owner.clone())
@@ -239,7 +239,7 @@ impl Owner {
     /// The agent runs again: what that cost it is recorded and then published.
     async fn tell_continuity(&mut self, begun: Begun) {
         let mut agent = self.state.borrow().clone();
-        let (boot_ms, now) = (millis(self.since.elapsed()), self.healing.clock.now());
+        let (boot_ms, now) = (millis(self.since.elapsed()), self.body.clock().now());
         let kept = &mut self.healing.kept;
         let lost = kept.lost.take();
         let ended_ms = lost.as_ref().map_or(now, |lost| lost.ended_unix_ms);

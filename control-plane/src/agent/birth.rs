@@ -408,7 +408,8 @@ fn known(
     is_recorded: bool,
     grant: Option<Grant>,
 ) -> Result<(Handle, Owner), AdmitError> {
-    let Record { mut agent, env, machine_id, receipt, renewals, healing, apart } = record;
+    let clock = record.clock();
+    let Record { mut agent, env, machine_id, receipt, renewals, healing, apart, .. } = record;
     if let Some(known) = core.ledger.projection().agents().get(&agent.id) {
         // Its record is not written anew with each of these.
         agent.labels.clone_from(&known.labels);
@@ -421,12 +422,14 @@ fn known(
     let is_missed = matches!(agent.health, AgentHealth::Unresponsive { .. });
     // What its guest answered once no other may answer.
     core.seen.remember(receipt.as_ref());
+    let healing = Healing::taken_up(healing, &agent, clock);
     core.registry.admit(Some(agent.name.clone()), Some(agent.id.clone()), |_, _| {
         let (handle, mut owner) = begin(core, agent, env, None, Begun::Earlier, grant);
         owner.known = true;
-        owner.healing = Healing::new(healing);
+        owner.healing = healing;
         owner.healing.is_unheard = is_missed;
         let body = &handle.0.body;
+        body.set_clock(clock);
         body.set_machine_id(machine_id);
         body.set_receipt(receipt);
         body.set_renewals(renewals);

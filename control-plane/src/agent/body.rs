@@ -7,6 +7,7 @@ use ark_types::label::Labels;
 use ark_types::receipt::Receipt;
 use ark_types::scheduling::Resources;
 
+use crate::reconcile::Clock;
 use crate::scheduler::{Apart, Grant};
 use crate::snapshots::{Hold, Tenant};
 
@@ -50,6 +51,8 @@ pub(super) struct Body {
     grant: Mutex<Option<Grant>>,
     /// The group that it is kept apart from, whether or not something is reserved for it now.
     apart: Mutex<Option<Apart>>,
+    /// What its times are on.
+    clock: Mutex<Clock>,
     /// How often its guest was renewed, parents included.
     renewals: AtomicU64,
     /// Whether the paused agent is on disk whole, so that it outlasts its VMM.
@@ -72,6 +75,7 @@ impl Body {
             labelling: tokio::sync::Mutex::default(),
             grant: Mutex::default(),
             apart: Mutex::default(),
+            clock: Mutex::new(Clock::new()),
             renewals: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
@@ -87,6 +91,14 @@ impl Body {
         // What letting go leads to happens without the lock.
         let old = std::mem::replace(&mut *lock(&self.base), base);
         drop(old);
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        *lock(&self.clock)
+    }
+
+    pub(super) fn set_clock(&self, clock: Clock) {
+        *lock(&self.clock) = clock;
     }
 
     pub(super) fn machine_id(&self) -> String {

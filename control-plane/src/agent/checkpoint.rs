@@ -134,7 +134,7 @@ impl Owner {
         self.healing.saved = Some(Instant::now());
         let (id, _) = self.who();
         let Ok(handle) = self.core.registry.find(&id) else { return };
-        let taking = take(Arc::clone(&self.core), handle, self.healing.clock);
+        let taking = take(Arc::clone(&self.core), handle, self.body.clock());
         self.healing.taking = Some(Taking(tokio::spawn(taking)));
     }
 
@@ -204,7 +204,7 @@ impl Owner {
             agent.origin = origin;
             agent.checkpoints.clear();
         });
-        self.healing.kept.lineage.rewound(self.healing.clock.now());
+        self.healing.kept.lineage.rewound(self.body.clock().now());
         self.healing.saved = None;
         self.healing.checks = super::check::Checks::new();
         self.let_checkpoints_go();

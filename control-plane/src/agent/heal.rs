@@ -63,7 +63,6 @@ pub(super) struct Lost {
 #[derive(Debug)]
 pub(super) struct Healing {
     pub(super) kept: Kept,
-    pub(super) clock: Clock,
     /// How long the guest was not heard while somebody listened.
     silent: Duration,
     /// Whether an earlier `arkd` missed the guest, and this one did not hear it yet.
@@ -91,10 +90,20 @@ impl Kept {
 
 impl Healing {
     pub(super) fn new(kept: Kept) -> Self {
-        let (clock, now) = (Clock::new(), Instant::now());
+        let now = Instant::now();
         let (silent, is_unheard, killed, taking) = (Duration::ZERO, false, None, None);
         let (counted, looked, saved, checks) = (now, Some(now), Some(now), Checks::new());
-        Self { kept, clock, silent, is_unheard, counted, looked, killed, taking, saved, checks }
+        Self { kept, silent, is_unheard, counted, looked, killed, taking, saved, checks }
+    }
+
+    /// Of an agent that an earlier `arkd` left: what has passed since its last checkpoint counts.
+    pub(super) fn taken_up(kept: Kept, agent: &Agent, clock: Clock) -> Self {
+        let now = clock.now();
+        let taken = agent.checkpoints.last().map(|checkpoint| now.saturating_sub(checkpoint.taken_unix_ms));
+        let unsaved = Duration::from_millis(taken.unwrap_or(u64::MAX).min(ran_ms(agent, now)));
+        let new = Self::new(kept);
+        // One that is due at once where the host was not up as long.
+        Self { saved: Instant::now().checked_sub(unsaved), ..new }
     }
 
     /// Has the agent be looked at at once.
@@ -203,13 +212,19 @@ fn end(agent: &mut Agent, kept: &mut Kept, end: End, is_removal_asked: bool, now
 }
 
 impl Record {
+    /// The clock that its agent's times are on.
+    pub(super) fn clock(&self) -> Clock {
+        Clock::taken_up(self.clock.as_ref())
+    }
+
     /// Takes note that its agent ended with `exit` while no `arkd` was there, and decides what becomes of it.
     pub(crate) fn ended(&mut self, exit: ExitRecord) {
-        let now = unix_ms();
+        let clock = self.clock();
+        let (now, ended) = (clock.now(), clock.at(exit.at_unix_ms));
         let end_of = End {
             outcome: outcome_of(&exit),
             reason: sentence(&exit),
-            ran_ms: Some(ran_ms(&self.agent, exit.at_unix_ms.min(now))),
+            ran_ms: Some(ran_ms(&self.agent, ended)),
             exit: Some(exit),
             is_of_the_host: false,
         };
@@ -221,20 +236,20 @@ impl Record {
         let is_restarting = self.healing.lost.is_some();
         if is_restarting {
             self.agent.state = AgentState::Failed;
-            (self.agent.vmm_pid, self.agent.backoff_until_unix_ms) = (None, Some(unix_ms()));
+            (self.agent.vmm_pid, self.agent.backoff_until_unix_ms) = (None, Some(self.clock().now()));
         }
         is_restarting
     }
 
     /// Has its agent wait no longer than any does: the host's clock may have been set back since that was decided.
     pub(super) fn bound_wait(&mut self) {
-        let latest = unix_ms().saturating_add(LONGEST_WAIT_MS);
+        let latest = self.clock().now().saturating_add(LONGEST_WAIT_MS);
         self.agent.backoff_until_unix_ms = self.agent.backoff_until_unix_ms.map(|until| until.min(latest));
     }
 
     /// The event that its agent waits for a restart, if it does.
     pub(super) fn restarting(&self) -> Option<Event> {
-        let after_ms = self.agent.backoff_until_unix_ms?.saturating_sub(unix_ms());
+        let after_ms = self.agent.backoff_until_unix_ms?.saturating_sub(self.clock().now());
         let cause = self.healing.lost.as_ref()?.cause.clone();
         Some(Event::AgentRestarting { cause, attempt: self.healing.history.streak, after_ms })
     }
@@ -246,7 +261,7 @@ impl Owner {
         let agent = self.state.borrow();
         let is_watched = agent.state == AgentState::Running || agent.ttl_s.is_some();
         match agent.backoff_until_unix_ms {
-            Some(until) => Some(self.healing.clock.until(until).min(LOOK)),
+            Some(until) => Some(self.body.clock().until(until).min(LOOK)),
             None => is_watched.then(|| self.look_in(&agent)),
         }
     }
@@ -272,7 +287,7 @@ impl Owner {
     /// Does what the agent needs now.
     pub(super) async fn look(&mut self, life: &mut Life) -> Option<Parting> {
         self.healing.looked = Some(Instant::now());
-        let now = self.healing.clock.now();
+        let now = self.body.clock().now();
         let (desired, observed) = self.observe();
         for action in decide(&desired, &observed, now) {
             match action {
@@ -385,7 +400,7 @@ impl Owner {
             return;
         }
         let outcome = if is_paused || unheard.is_some() { Outcome::Failed } else { outcome_of(&record) };
-        let mut ran_ms = ran_ms(&self.state.borrow(), self.healing.clock.now());
+        let mut ran_ms = ran_ms(&self.state.borrow(), self.body.clock().now());
         if unheard.is_some() {
             // While it hung it did not run.
             ran_ms = ran_ms.saturating_sub(millis(self.healing.silent));
@@ -397,7 +412,7 @@ impl Owner {
 
     /// The agent ended, or did not come up again: that is recorded, with what becomes of it, and then published.
     pub(super) async fn end(&mut self, how: End) {
-        let (now, is_removal_asked) = (self.healing.clock.now(), self.parting.is_some());
+        let (now, is_removal_asked) = (self.body.clock().now(), self.parting.is_some());
         let mut agent = self.state.borrow().clone();
         debug_assert!(agent.state.may_become(how.outcome.into()), "{} ended", agent.state);
         let events = end(&mut agent, &mut self.healing.kept, how, is_removal_asked, now);

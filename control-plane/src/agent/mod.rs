@@ -15,6 +15,7 @@
 //! | [`check`] | its own health checks |
 //! | [`checkpoint`] | snapshots of it that it begins anew from |
 //! | [`pause`] | snapshots of it, pausing it |
+//! | [`steps`] | its guest follows the host's clock |
 //! | [`record`] | what of it is on disk, for a later `arkd` |
 //! | [`fork`] | many from one |
 //! | [`history`] | what is recorded of all that |
@@ -38,6 +39,7 @@ mod record;
 mod renewal;
 mod request;
 mod start;
+mod steps;
 mod stop;
 
 use std::collections::BTreeMap;
@@ -65,6 +67,7 @@ pub use label::LabelError;
 pub use pause::{Taken, pause, resume};
 pub(crate) use record::{Known, is_paused, load as load_paused};
 pub use renewal::{FailedCheck, RENEWALS_FILE, Seen};
+pub(crate) use steps::follow_steps;
 
 use body::{Base, Body};
 use request::Request;

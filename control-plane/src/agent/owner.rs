@@ -47,6 +47,7 @@ use crate::core::Core;
 use crate::guest::{Address, Event as Sign, capture};
 use crate::host::{millis, unix_ms};
 use crate::images::Image;
+use crate::reconcile::Clock;
 use crate::snapshots::Hold;
 use crate::store::AppendError;
 use crate::supervisor::Vmm;
@@ -127,6 +128,8 @@ impl Owner {
                         });
                         self.body.set_base(base);
                         self.body.set_grant(Some(grant));
+                        // Its age is counted from now.
+                        self.body.set_clock(Clock::new());
                         (self.env, self.known, self.cause) = (env, true, cause);
                         return self.be_claimed(life, up).await;
                     }
@@ -219,6 +222,7 @@ impl Owner {
             renewals: self.body.renewals(),
             receipt: self.body.receipt(),
             healing: self.healing.kept.clone(),
+            clock: self.body.clock().reading(),
             apart: self.body.apart(),
         };
         let process = life.vmm.as_ref().map(|vmm| vmm.identity().clone());
@@ -479,6 +483,10 @@ impl Owner {
                 drop(before);
                 self.healing.heard();
                 if let Some(origin) = origin {
+                    // It is a fork from here on. What one needs that was on disk has whoever asked.
+                    if !is_on_disk {
+                        self.reserve(false);
+                    }
                     self.rewound(origin);
                 }
                 self.enter(AgentState::Running, None, Some(millis(self.since.elapsed())));

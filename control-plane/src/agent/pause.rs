@@ -29,7 +29,7 @@ use super::{
 };
 use crate::cleanup::make_private_dir;
 use crate::core::Core;
-use crate::guest::set_clock;
+use crate::guest::{Address, Idle, set_clock};
 use crate::problems::Refusal;
 use crate::scheduler::{Ask, Grant};
 use crate::snapshots::{Hold, tells_of_full_disk};
@@ -268,6 +268,7 @@ async fn record_of(handle: &Handle, hold: &Hold) -> Result<Paused, SnapshotFailu
         renewals: body.renewals(),
         receipt: body.receipt(),
         healing,
+        clock: body.clock().reading(),
         apart: body.apart(),
     };
     Ok(Paused { record, snapshot: hold.id() })
@@ -309,6 +310,13 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
 }
 
 impl Handle {
+    /// Sets the clock of an agent, in whose time the host's clock was set.
+    pub(crate) fn catch_up_clock(&self) {
+        if self.0.body.clock().is_off() {
+            self.set_clock_soon();
+        }
+    }
+
     /// Sets the clock of an agent whose VMM was just set going again.
     pub fn set_clock_soon(&self) {
         let handle = self.clone();
@@ -389,15 +397,19 @@ fn keep(handle: &Handle, grant: Option<Grant>) {
 async fn go_on(handle: &Handle) -> Result<(), PauseError> {
     ask_state(handle, ControlRequest::Resume, "resume").await?;
     set_clock_of(handle).await;
+    handle.0.guest.idle.touch();
     if handle.enter(AgentState::Running).await { Ok(()) } else { Err(handle.not_running().into()) }
 }
 
-async fn set_clock_of(handle: &Handle) {
-    match set_clock(&handle.0.guest, SET_CLOCK).await {
-        Ok(error_ns) => tracing::debug!(error_ns, "the clock of a resumed agent is set"),
+/// Sets the clock of an agent that runs to the host's.
+pub(super) async fn set_clock_of(handle: &Handle) {
+    // That is no use of the agent: its idle timeout goes on.
+    let guest = Address { idle: Idle::default(), ..handle.0.guest.clone() };
+    match set_clock(&guest, SET_CLOCK).await {
+        Ok(error_ns) => tracing::debug!(error_ns, "the clock of an agent is set"),
         // It runs all the same; guestd sets its clock by itself when the guest was only slow.
         Err(error) => {
-            tracing::warn!(name = %handle.name(), %error, "the clock of a resumed agent could not be set");
+            tracing::warn!(name = %handle.name(), %error, "the clock of an agent could not be set");
         }
     }
 }

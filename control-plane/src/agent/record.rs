@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::heal::Kept;
 use super::wake_paused;
 use crate::core::Core;
+use crate::reconcile::Reading;
 use crate::scheduler::Apart;
 use crate::snapshots::{MANIFEST, remove_file, write_file};
 use crate::supervisor::ProcessIdentity;
@@ -51,6 +52,9 @@ pub(crate) struct Record {
     /// What is known of its health.
     #[serde(default)]
     pub(super) healing: Kept,
+    /// What its clock is taken up with.
+    #[serde(default)]
+    pub(super) clock: Option<Reading>,
     /// The group that it is kept apart from.
     #[serde(default)]
     pub(super) apart: Option<Apart>,

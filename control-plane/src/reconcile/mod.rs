@@ -14,20 +14,18 @@
 //!
 //! Times are milliseconds on one clock that is never set, [`Clock`].
 
-use std::time::{Duration, Instant};
-
 use ark_types::event::Outcome;
 use ark_types::healing::RestartPolicy;
 use ark_types::vmm::SnapshotId;
 use serde::{Deserialize, Serialize};
 
-use crate::host::{millis, unix_ms};
-
+mod clock;
 mod health;
 mod lineage;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use clock::{Clock, Reading};
 pub(crate) use health::{Health, Tally};
 pub(crate) use lineage::Lineage;
 
@@ -41,29 +39,6 @@ const RAN_WELL_MS: u64 = 10 * 60_000;
 const WINDOW_MS: u64 = 10 * 60_000;
 /// See [`WINDOW_MS`].
 const MOST_RESTARTS: usize = 5;
-
-/// Wall-clock time as it was when this was made, and on from there without any step that the host's clock makes meanwhile.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
-    began_unix_ms: u64,
-    began: Instant,
-}
-
-impl Clock {
-    pub(crate) fn new() -> Self {
-        Self { began_unix_ms: unix_ms(), began: Instant::now() }
-    }
-
-    /// Milliseconds since about the Unix epoch.
-    pub(crate) fn now(&self) -> u64 {
-        self.began_unix_ms.saturating_add(millis(self.began.elapsed()))
-    }
-
-    /// How long it is until `at`.
-    pub(crate) fn until(&self, at: u64) -> Duration {
-        Duration::from_millis(at.saturating_sub(self.now()))
-    }
-}
 
 /// What an agent's creator wants of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

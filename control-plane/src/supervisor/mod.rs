@@ -33,6 +33,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 pub use control::{ControlError, ask, ask_for, set_going};
+pub(crate) use identity::boot_id;
 pub use identity::{Pinned, ProcessIdentity, Terminated};
 pub(crate) use record::left_in as record_left_in;
 pub use record::tail_text;

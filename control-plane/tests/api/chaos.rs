@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ark_chaos::{Memory, Stage, Storm, storm};
 
-use crate::harness::{Place, arkd};
+use crate::harness::{Place, arkd, hasty_arkd};
 
 /// Points at which it is killed.
 const POINTS: usize = 50;
@@ -13,10 +13,11 @@ fn weather(place: Place, pool: bool) -> Stage<'static> {
     let (run, state, dir) = (place.run(), place.state(), place.dir.path().to_owned());
     Stage {
         arkd: Box::new(move || {
-            let mut command = arkd(&place, &[]);
-            if pool {
-                command.env("ARK_POOL", "1").env("ARK_STANDBY", "1");
+            if !pool {
+                return arkd(&place, &[]);
             }
+            let mut command = hasty_arkd(&place);
+            command.env("ARK_POOL", "1").env("ARK_STANDBY", "1");
             command
         }),
         run,
@@ -44,6 +45,6 @@ fn nothing_acknowledged_is_lost_and_nothing_leaks_wherever_arkd_is_killed() {
 }
 
 #[test]
-fn the_same_with_vmms_and_forks_that_are_made_ahead() {
+fn the_same_with_vmms_and_forks_that_are_made_ahead_and_many_checkpoints() {
     half(true);
 }

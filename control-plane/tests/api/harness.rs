@@ -26,10 +26,10 @@ use serde_json::{Value, json};
 use sha2::Digest as _;
 use tokio::net::{TcpStream, UnixStream};
 
-/// The program behind `bin/ark-vmm` of every test; cargo builds it beside the tests.
-fn fake_vmm() -> PathBuf {
+/// The example `name`; cargo builds it beside the tests.
+fn example(name: &str) -> PathBuf {
     let this = std::env::current_exe().unwrap();
-    let built = this.ancestors().nth(2).unwrap().join("examples/fake-vmm");
+    let built = this.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(built.exists(), "{} is missing: `cargo test -p arkd` builds it", built.display());
     built
 }
@@ -77,7 +77,7 @@ impl Place {
         std::fs::create_dir_all(&images).unwrap();
         let program = dir.path().join("assets/bin/ark-vmm");
         std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-        std::os::unix::fs::symlink(fake_vmm(), &program).unwrap();
+        std::os::unix::fs::symlink(example("fake-vmm"), &program).unwrap();
         let kernel = Assets(dir.path().join("assets"));
         std::fs::create_dir_all(kernel.kernel().parent().unwrap()).unwrap();
         std::fs::write(kernel.kernel(), "kernel").unwrap();
@@ -283,7 +283,15 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 
 /// A command that runs the real program in `place`.
 pub(crate) fn arkd(place: &Place, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_arkd"));
+    arkd_of(Command::new(env!("CARGO_BIN_EXE_arkd")), place, arguments)
+}
+
+/// The same of one that takes checkpoints a hundred times as often as it is told.
+pub(crate) fn hasty_arkd(place: &Place) -> Command {
+    arkd_of(Command::new(example("hasty-arkd")), place, &[])
+}
+
+fn arkd_of(mut command: Command, place: &Place, arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .env("ARK_ASSETS", place.path("assets"))

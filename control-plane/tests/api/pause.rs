@@ -265,6 +265,20 @@ async fn an_agent_goes_back_to_its_snapshot_and_others_are_restored_from_it() {
 }
 
 #[tokio::test]
+async fn an_agent_that_was_booted_and_is_rewound_has_reserved_what_a_fork_has() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    client.create("a1", "base").await;
+    assert_eq!(reserved(client).await.memory_mib, 64);
+    client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
+    let rewound = client.post("/v1/agents/a1/rewind", &json!({ "snapshot": "s1" })).await;
+    assert_eq!(rewound.status(), StatusCode::OK, "{:?}", rewound.body);
+    assert_eq!(reserved(client).await.memory_mib, 8);
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
 async fn a_rewind_that_fails_is_told_and_the_agent_has_failed_for_that_reason() {
     let place = Place::new();
     let ark = place.start().await;

@@ -9,7 +9,7 @@ use rand::seq::IndexedRandom as _;
 use serde_json::Value;
 
 use crate::Stage;
-use crate::http::Connection;
+use crate::http::{Connection, Header, Reply};
 use crate::model::{Known, Life, Model};
 
 /// How a request ended.
@@ -66,8 +66,22 @@ impl<'a> Client<'a> {
     /// # Panics
     /// When there is no answer in time: no request may hang. When `arkd` says that it failed.
     pub fn call(&mut self, method: &str, path: &str, body: &Value) -> Said {
+        self.call_with(method, path, None, body).0
+    }
+
+    /// The same with a header; what it was told beside, where there was a reply.
+    ///
+    /// # Panics
+    /// As [`Self::call`].
+    pub fn call_with(
+        &mut self,
+        method: &str,
+        path: &str,
+        header: Header<'_>,
+        body: &Value,
+    ) -> (Said, Option<Reply>) {
         let began = self.began.elapsed().as_millis();
-        let said = self.ask(method, path, body);
+        let (said, reply) = self.ask(method, path, header, body);
         let now = self.began.elapsed().as_millis();
         let brief = match &said {
             Said::Yes(value) => brief(value),
@@ -80,29 +94,27 @@ impl<'a> Client<'a> {
             self.known().note(line);
         }
         assert!(!matches!(said, Said::No(500, _)), "arkd failed: {method} {path} {body}: {said:?}");
-        said
+        (said, reply)
     }
 
-    fn ask(&mut self, method: &str, path: &str, body: &Value) -> Said {
+    fn ask(&mut self, method: &str, path: &str, header: Header<'_>, body: &Value) -> (Said, Option<Reply>) {
         let Some(mut connection) = self.connection.take().or_else(|| self.connect()) else {
-            return Said::Lost;
+            return (Said::Lost, None);
         };
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        match connection.call(method, path, &body) {
+        match connection.call_with(method, path, header, &body) {
             Ok(reply) => {
                 self.connection = Some(connection);
-                if (200..300).contains(&reply.status) {
-                    Said::Yes(reply.json())
-                } else {
-                    Said::No(reply.status, reply.json())
-                }
+                let json = reply.json();
+                let is_done = (200..300).contains(&reply.status);
+                (if is_done { Said::Yes(json) } else { Said::No(reply.status, json) }, Some(reply))
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 panic!("no answer within {:?}: {method} {path} {body}", self.stage.patience)
             }
             Err(_) => {
                 self.is_lost = true;
-                Said::Lost
+                (Said::Lost, None)
             }
         }
     }
@@ -115,6 +127,13 @@ impl<'a> Client<'a> {
         let known = model.agents.get_mut(ids.choose(&mut self.dice)?)?;
         known.is_taken = true;
         Some(known.clone())
+    }
+
+    /// Changes what is known of it, and keeps it.
+    pub fn change(&self, taken: &Known, change: impl FnOnce(&mut Known)) {
+        if let Some(known) = self.known().agents.get_mut(&taken.told.id) {
+            change(known);
+        }
     }
 
     /// Gives it back, changed.

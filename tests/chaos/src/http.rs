@@ -15,6 +15,10 @@ const MAX_BODY: u64 = 64 << 20;
 pub struct Reply {
     /// Status.
     pub status: u16,
+    /// Tag of what it tells of; none when it has none.
+    pub etag: Option<String>,
+    /// Whether it was given before, to a request with the same key.
+    pub is_replayed: bool,
     /// Body.
     pub body: Vec<u8>,
 }
@@ -26,6 +30,9 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 }
+
+/// A header of a request beside those that every one has: name and value.
+pub type Header<'a> = Option<(&'a str, &'a str)>;
 
 /// One connection to an `arkd`.
 #[derive(Debug)]
@@ -48,9 +55,14 @@ impl Connection {
     /// # Errors
     /// When the other side does not take it.
     pub fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
+        self.send_with(method, path, None, body)
+    }
+
+    fn send_with(&mut self, method: &str, path: &str, header: Header<'_>, body: &str) -> io::Result<()> {
         let length = body.len();
+        let header = header.map_or_else(String::new, |(name, value)| format!("{name}: {value}\r\n"));
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: ark\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nhost: ark\r\n{header}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         );
         self.0.get_mut().write_all(request.as_bytes())
     }
@@ -80,19 +92,27 @@ impl Connection {
     pub fn receive(&mut self) -> io::Result<Reply> {
         let head = self.line()?;
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| broken(&head))?;
-        let mut length: u64 = 0;
+        let (mut length, mut etag, mut is_replayed) = (0, None, false);
         loop {
             let line = self.line()?;
             if line.is_empty() {
                 break;
             }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(|_| broken(&line))?;
+            let Some((name, value)) = line.split_once(':') else { return Err(broken(&line)) };
+            let value = value.trim();
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => length = value.parse().map_err(|_| broken(&line))?,
+                "etag" => etag = Some(value.to_owned()),
+                "idempotency-replayed" => is_replayed = value == "true",
+                _ => {}
             }
         }
         let mut body = Vec::new();
         (&mut self.0).take(length.min(MAX_BODY)).read_to_end(&mut body)?;
-        if body.len() as u64 == length { Ok(Reply { status, body }) } else { Err(broken("half a body")) }
+        if body.len() as u64 != length {
+            return Err(broken("half a body"));
+        }
+        Ok(Reply { status, etag, is_replayed, body })
     }
 
     /// One request and its reply.
@@ -100,7 +120,21 @@ impl Connection {
     /// # Errors
     /// As [`Self::send`] and [`Self::receive`].
     pub fn call(&mut self, method: &str, path: &str, body: &str) -> io::Result<Reply> {
-        self.send(method, path, body)?;
+        self.call_with(method, path, None, body)
+    }
+
+    /// The same with a header.
+    ///
+    /// # Errors
+    /// As [`Self::send`] and [`Self::receive`].
+    pub fn call_with(
+        &mut self,
+        method: &str,
+        path: &str,
+        header: Header<'_>,
+        body: &str,
+    ) -> io::Result<Reply> {
+        self.send_with(method, path, header, body)?;
         self.receive()
     }
 

@@ -5,8 +5,8 @@
 //! | [`http`] | REST calls over one connection, bounded in time |
 //! | [`model`] | what `arkd` acknowledged, and what it may or may not have done |
 //! | [`client`] | who asks, and takes agents to work with |
-//! | [`operations`], `points` | the table of what clients do; a new operation is one function and one line there |
-//! | [`look`] | agents, snapshots, quotas and room, as `arkd` tells of them, against the model |
+//! | [`operations`], `points`, `tasks`, `services`, `habits` | the table of what clients do; a new operation is one function and one line there |
+//! | [`look`] | agents, snapshots, quotas, tasks, services, replies to keys and room, as `arkd` tells of them, against the model |
 //! | [`history`] | the log of events: no gap, and it amounts to what is told |
 //! | [`host`] | processes, directories, sockets and descriptors |
 //! | [`storm`] | rounds: load, kill, start again, look |
@@ -16,6 +16,7 @@
 //! that, how the threads interleave does not.
 
 pub mod client;
+mod habits;
 pub mod history;
 pub mod host;
 pub mod http;
@@ -24,7 +25,9 @@ pub mod model;
 pub mod operations;
 mod points;
 mod procs;
+mod services;
 pub mod storm;
+mod tasks;
 
 use std::path::PathBuf;
 use std::process::Command;

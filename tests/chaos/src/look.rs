@@ -11,6 +11,7 @@ use crate::history::History;
 use crate::host;
 use crate::model::{Content, Known, Life, Pending, restarts};
 use crate::operations::ask_content;
+use crate::{habits, services, tasks};
 
 /// Between two looks at what is under way.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -22,7 +23,14 @@ const PAUSED_MIB: u64 = 4;
 /// # Panics
 /// When a promise was broken.
 pub fn look(client: &mut Client<'_>, history: &mut History, pid: u32) {
-    let listed = settled(client);
+    habits::look(client);
+    tasks::look(client);
+    services::look(client);
+    let mut listed = settled(client);
+    // Theirs are looked after with them.
+    listed.retain(|agent| {
+        agent["labels"][tasks::LABEL].is_null() && agent["labels"][services::LABEL].is_null()
+    });
     for agent in &listed {
         let id = agent["id"].as_str().unwrap_or_default().to_owned();
         let known = client.known().agents.get(&id).cloned();
@@ -48,7 +56,7 @@ pub fn look(client: &mut Client<'_>, history: &mut History, pid: u32) {
 }
 
 /// Asks again and again until there is nothing wrong.
-fn eventually(
+pub(crate) fn eventually(
     client: &mut Client<'_>,
     what: &str,
     mut check: impl FnMut(&mut Client<'_>) -> Result<(), String>,
@@ -64,7 +72,8 @@ fn eventually(
     }
 }
 
-fn list(client: &mut Client<'_>) -> Vec<Value> {
+/// Every agent.
+pub(crate) fn list(client: &mut Client<'_>) -> Vec<Value> {
     match client.call("GET", "/v1/agents?limit=1000", &Value::Null) {
         Said::Yes(list) => list["agents"].as_array().cloned().unwrap_or_default(),
         other => panic!("agents are to be listed: {other:?}"),
@@ -119,6 +128,7 @@ fn settle(client: &mut Client<'_>, known: &Known, agent: &Value) -> Known {
         _ => Life::Ended,
     };
     assert!(known.life.contains(&life), "{agent}\n is not {known:?}{story}");
+    assert!(known.labels.contains(&agent["labels"]), "{agent}\n is not {known:?}{story}");
     let has_reason = agent["reason"].as_str().is_some_and(|reason| !reason.is_empty());
     assert_eq!(life == Life::Ended, has_reason, "who ended says why, nobody else does: {agent}{story}");
     let again = restarts(agent);
@@ -136,9 +146,18 @@ fn settle(client: &mut Client<'_>, known: &Known, agent: &Value) -> Known {
         assert!(content.contains(&found), "it holds {found:?}: {known:?}{story}");
         content = BTreeSet::from([found]);
     }
+    let mut past = known.past.clone();
+    let origin = &agent["continuity"]["restored_from"]["from"];
+    if let Some(past) = past.as_mut().filter(|_| again > known.restarts && origin != "checkpoint") {
+        // What was before is nothing that it could go back to.
+        past.clone_from(&content);
+        past.insert(None);
+    }
     Known {
         life: BTreeSet::from([life]),
+        past,
         content,
+        labels: vec![agent["labels"].clone()],
         restarts: again,
         may_be_gone: false,
         was_killed: false,

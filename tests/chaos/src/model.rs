@@ -30,8 +30,6 @@ pub struct Told {
     pub name: String,
     /// Owner.
     pub owner: Value,
-    /// Labels.
-    pub labels: Value,
     /// When it was created.
     pub created: Value,
 }
@@ -45,7 +43,6 @@ impl Told {
             id: text("id"),
             name: text("name"),
             owner: agent["owner"].clone(),
-            labels: agent["labels"].clone(),
             created: agent["created_unix_ms"].clone(),
         }
     }
@@ -64,6 +61,10 @@ pub struct Known {
     pub life: BTreeSet<Life>,
     /// What it may hold.
     pub content: BTreeSet<Content>,
+    /// What it may go back to when its VMM ends: checkpoints are taken of it, and this is what it held in the life that it leads.
+    pub past: Option<BTreeSet<Content>>,
+    /// Labels that it may have, the acknowledged ones first.
+    pub labels: Vec<Value>,
     /// Whether its removal was asked for and not acknowledged.
     pub may_be_gone: bool,
     /// Whether its VMM was killed since it was last looked at.
@@ -83,7 +84,9 @@ impl Known {
             restarts_itself: agent["restart"]["when"].as_str().is_some_and(|when| when != "never"),
             restarts: restarts(agent),
             life: BTreeSet::from([Life::Running]),
+            past: (!agent["checkpoint"].is_null()).then(|| content.clone()),
             content,
+            labels: vec![agent["labels"].clone()],
             may_be_gone: false,
             was_killed: false,
             may_have_ended: false,
@@ -95,19 +98,37 @@ impl Known {
     pub fn doubt_vmm(&mut self) {
         self.may_have_ended = true;
         self.life.insert(Life::Ended);
-        if self.restarts_itself {
-            self.life.insert(Life::Running);
-            self.content.insert(None);
-        }
+        self.may_begin_anew();
     }
 
     /// Its VMM was killed: it has ended, or begins anew without what it held.
     pub fn lose_vmm(&mut self) {
         self.was_killed = true;
         self.life = BTreeSet::from([Life::Ended]);
+        self.may_begin_anew();
+    }
+
+    fn may_begin_anew(&mut self) {
         if self.restarts_itself {
             self.life.insert(Life::Running);
             self.content.insert(None);
+            self.content.extend(self.past.iter().flatten());
+        }
+    }
+
+    /// It holds one of `content`, from now on.
+    pub fn hold(&mut self, content: impl IntoIterator<Item = Content>) {
+        self.content.extend(content);
+        if let Some(past) = &mut self.past {
+            past.extend(&self.content);
+        }
+    }
+
+    /// It was put back to a state in which it held one of `content`: what was before is given up.
+    pub fn go_back(&mut self, content: &BTreeSet<Content>) {
+        self.content.clone_from(content);
+        if let Some(past) = &mut self.past {
+            past.clone_from(content);
         }
     }
 
@@ -156,6 +177,49 @@ pub enum Pending {
     },
 }
 
+/// A task that was asked for.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// What was sent.
+    pub body: Value,
+    /// Its id; none as long as nobody was told of it.
+    pub id: Option<String>,
+    /// How it has to end; none where somebody may have cancelled it.
+    pub end: Option<&'static str>,
+    /// How somebody was told that it ended.
+    pub ended: Option<String>,
+    /// Whether its removal was asked for and not acknowledged.
+    pub may_be_gone: bool,
+    /// Whether somebody works with it.
+    pub is_taken: bool,
+}
+
+/// A service that was asked for.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Replicas that it may be to have.
+    pub replicas: BTreeSet<u64>,
+    /// Whether it was acknowledged.
+    pub is_certain: bool,
+    /// Whether its removal was asked for.
+    pub may_be_gone: bool,
+    /// Whether somebody works with it.
+    pub is_taken: bool,
+}
+
+/// A request for an agent that was sent with a key.
+#[derive(Clone, Debug)]
+pub struct Keyed {
+    /// The key.
+    pub key: String,
+    /// The agent's name.
+    pub name: String,
+    /// What was sent.
+    pub body: Value,
+    /// What came back; none as long as nothing did.
+    pub reply: Option<Vec<u8>>,
+}
+
 /// Everything that clients know.
 #[derive(Debug, Default)]
 pub struct Model {
@@ -173,6 +237,16 @@ pub struct Model {
     pub quotas: BTreeMap<String, Vec<Option<u64>>>,
     /// Templates that are there or may be, by name: whether that is certain.
     pub templates: BTreeMap<String, bool>,
+    /// Tasks, by name.
+    pub tasks: BTreeMap<String, Task>,
+    /// Services, by name.
+    pub services: BTreeMap<String, Service>,
+    /// Policies that the pool may have, the acknowledged one first; null for none.
+    pub pool: Vec<Value>,
+    /// Whether somebody sets it.
+    pub pool_is_taken: bool,
+    /// Requests that were sent with a key, oldest first.
+    pub keyed: Vec<Keyed>,
     /// Whether `arkd` was asked to end, so that it may refuse anything.
     pub is_ending: bool,
     /// What happened, newest last.

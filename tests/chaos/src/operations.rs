@@ -13,7 +13,7 @@ use crate::Memory;
 use crate::client::{Client, Said};
 use crate::host;
 use crate::model::{Content, Known, Life, Pending, Point, restarts};
-use crate::points;
+use crate::{habits, points, services, tasks};
 
 /// One kind of thing that clients do.
 #[derive(Clone, Copy)]
@@ -51,6 +51,18 @@ pub const OPERATIONS: &[Operation] = &[
     operation("build a template", 1, points::build_template),
     operation("delete a template", 1, points::delete_template),
     operation("set a quota", 4, set_quota),
+    operation("submit a task", 4, tasks::submit),
+    operation("wait for a task", 4, tasks::wait),
+    operation("cancel a task", 1, tasks::cancel),
+    operation("delete a task", 2, tasks::delete),
+    operation("kill the VMM of a task", 1, tasks::kill_vmm),
+    operation("label", 4, habits::label),
+    operation("create with a key", 3, habits::create),
+    operation("create a service", 1, services::create),
+    operation("scale a service", 1, services::scale),
+    operation("delete a service", 1, services::delete),
+    operation("kill the VMM of a replica", 1, services::kill_vmm),
+    operation("set the pool", 1, services::set_pool),
     operation("list", 3, list),
     operation("follow and never read", 1, follow),
 ];
@@ -68,7 +80,7 @@ pub fn one_of(operations: &[Operation], client: &mut Client<'_>) {
 }
 
 /// Whether no more agents are wanted; one goes instead.
-fn is_crowded(client: &mut Client<'_>) -> bool {
+pub(crate) fn is_crowded(client: &mut Client<'_>) -> bool {
     let crowded = client.known().agents.len() >= client.stage.most_agents;
     if crowded {
         delete(client);
@@ -76,7 +88,8 @@ fn is_crowded(client: &mut Client<'_>) -> bool {
     crowded
 }
 
-fn wanted(client: &mut Client<'_>, booted: bool) -> (String, Value) {
+/// Name and body of an agent that may be asked for.
+pub(crate) fn wanted(client: &mut Client<'_>, booted: bool) -> (String, Value) {
     let name = format!("c{}", client.known().number());
     let restart = match client.dice.random_range(0..4) {
         0 => json!({ "when": "always" }),
@@ -87,6 +100,9 @@ fn wanted(client: &mut Client<'_>, booted: bool) -> (String, Value) {
         "name": name, "image": "base", "restart": restart,
         "labels": { "by": format!("client-{}", client.number) }, "owner": format!("team-{}", client.number % 3),
     });
+    if body["restart"]["when"] != "never" && client.dice.random() {
+        body["checkpoint"] = json!({ "every_s": 10, "keep": 2 });
+    }
     if booted {
         body["memory_mib"] = client.stage.booted_mib.into();
     }
@@ -214,7 +230,7 @@ fn write(client: &mut Client<'_>) {
         if let Said::Yes(_) = said {
             known.content.clear();
         }
-        known.content.insert(Some(value));
+        known.hold([Some(value)]);
     });
 }
 

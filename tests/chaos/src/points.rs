@@ -52,13 +52,13 @@ pub(crate) fn rewind(client: &mut Client<'_>) {
         client.give(&agent, |known| match &said {
             Said::Yes(agent) => {
                 known.life = [Life::Running].into();
-                known.content.clone_from(&point.content);
+                known.go_back(&point.content);
                 known.restarts = restarts(agent);
             }
             Said::No(..) => {}
             Said::Lost => {
                 known.life.insert(Life::Running);
-                known.content.extend(&point.content);
+                known.hold(point.content.clone());
                 known.doubt_vmm();
             }
         });

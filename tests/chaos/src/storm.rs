@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ark_types::layout::StateDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::StdRng;
@@ -22,6 +23,7 @@ use crate::http::Connection;
 use crate::look::look;
 use crate::model::{Life, Model};
 use crate::operations::{OPERATIONS, Operation, one_of};
+use crate::{services, tasks};
 
 /// Between two looks whether an `arkd` listens.
 const AGAIN: Duration = Duration::from_millis(2);
@@ -116,6 +118,13 @@ impl<'a> Arkd<'a> {
         lines.into_iter().rev().map(|line| format!("\n  {line}")).collect()
     }
 
+    /// Nothing in it panicked, not even what nobody waits for.
+    fn check_log(&self) {
+        let text = fs::read_to_string(self.stage.dir.join("arkd.log")).unwrap_or_default();
+        let panic = text.lines().find(|line| line.contains("panicked at"));
+        assert!(panic.is_none(), "arkd panicked: {panic:?}");
+    }
+
     fn end(&mut self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a pid is an i32");
         kill(Pid::from_raw(pid), signal).expect("arkd is there");
@@ -182,6 +191,7 @@ pub fn storm_of(stage: &Stage<'_>, plan: Storm, operations: &[Operation]) {
         model.lock().expect("nobody failed").is_ending = false;
         arkd = again(stage, &model, &mut dice);
         look(&mut Client::new(stage, &model, 0, dice), &mut history, arkd.child.id());
+        arkd.check_log();
     }
     let _announced = Announced(plan, plan.rounds + 1);
     calm(stage, &model, plan, operations, (arkd, &mut history));
@@ -299,6 +309,7 @@ fn calm(
         assert!(Instant::now() < end, "descriptors and files before and after: {before:?}, {now:?}");
         std::thread::sleep(AGAIN);
     }
+    arkd.check_log();
     assert!(matches!(client.call("POST", "/v1/shutdown", &json!({ "agents": "end" })), Said::Yes(_)));
     drop(client);
     arkd.wait();
@@ -306,8 +317,11 @@ fn calm(
     assert_eq!(left, (Vec::new(), BTreeSet::new()), "nothing is left of it");
 }
 
-/// Deletes agents, snapshots and templates.
+/// Deletes agents, services, tasks, snapshots and templates.
 fn delete_everything(client: &mut Client<'_>) {
+    client.known().keyed.clear();
+    services::delete_all(client);
+    tasks::delete_all(client);
     let ids: Vec<String> = client.known().agents.keys().cloned().collect();
     for id in ids {
         let said = client.call("DELETE", &format!("/v1/agents/{id}?grace_ms=0"), &Value::Null);
@@ -337,12 +351,19 @@ fn delete_all(client: &mut Client<'_>, kind: &str, mut names: Vec<String>) {
     }
 }
 
-/// Everything in the state directory that agents and snapshots leave there.
+/// Everything in the state directory that agents, snapshots, tasks and services leave there.
 fn stored(stage: &Stage<'_>) -> Vec<BTreeSet<String>> {
-    [stage.state.snapshots(), stage.state.paused(), stage.state.templates()]
-        .iter()
-        .map(|d| host::names(d))
-        .collect()
+    let StateDir(state) = &stage.state;
+    let dirs = [
+        stage.state.snapshots(),
+        stage.state.paused(),
+        stage.state.templates(),
+        stage.state.checkpoints(),
+        stage.state.tasks(),
+        stage.state.services(),
+        state.clone(),
+    ];
+    dirs.iter().map(|dir| host::names(dir)).collect()
 }
 
 /// Mounts below the directory of `stage`.
