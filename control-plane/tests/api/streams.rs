@@ -221,6 +221,10 @@ async fn the_hosts_own_guestd_is_reached_without_a_handshake() {
     config.host_shell = Some(shell);
     let ark = place.start_with(config).await;
     let mut socket = open(&ark.client, "/v1/host/exec/stream").await.unwrap();
+    socket.exec(json!({ "argv": ["sh"], "resumable": true })).await;
+    let error: GuestError = socket.expect(Kind::Error).await.parse().unwrap();
+    assert!(error.message.contains("resumable is for programs in agents"), "{error}");
+    let mut socket = open(&ark.client, "/v1/host/exec/stream").await.unwrap();
     socket.exec(json!({ "argv": ["sh"] })).await;
     socket.expect(Kind::Started).await;
     assert_eq!(socket.expect(Kind::Exited).await.parse::<ExecEnd>().unwrap().status.shell_code(), 5);
