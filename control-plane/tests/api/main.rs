@@ -25,6 +25,8 @@ mod pause;
 mod pool;
 mod pools;
 mod ready;
+mod resume;
+mod resume_client;
 mod scheduling;
 mod services;
 mod settings;

@@ -19,13 +19,16 @@ const TAIL_BYTES: u64 = MAX_BYTES / 4;
 /// Longest piece of a line that is held back.
 const LINE: usize = 256;
 
+/// What the line that tells of the bytes left out begins with.
+const NOTE_BEGINS: &str = "\n[console: ";
+/// What it ends with.
+const NOTE_ENDS: &str = " bytes left out here]\n";
+/// Longest such line.
+const NOTE: usize = 64;
+
 /// Where the guest's output goes: a file, or nowhere.
 pub(super) struct Log {
     file: Option<File>,
-    /// Bytes of the guest's output left out so far.
-    left_out: u64,
-    /// Bytes of the line that says so.
-    note: u64,
     line: Vec<u8>,
     /// Writes that failed; the bytes are lost, the guest goes on.
     pub(super) failed: u64,
@@ -35,7 +38,7 @@ impl Log {
     /// A log that goes on at the end of `file`, which should be open for reading too: else nothing is kept from the end when
     /// the file is full.
     pub(super) fn new(file: Option<File>) -> Self {
-        Self { file, left_out: 0, note: 0, line: Vec::with_capacity(LINE), failed: 0 }
+        Self { file, line: Vec::with_capacity(LINE), failed: 0 }
     }
 
     /// Takes one byte of output.
@@ -68,13 +71,12 @@ impl Log {
         let mut end = file.metadata()?.len();
         if end.saturating_add(len(bytes)) > MAX_BYTES {
             let tail = read_tail(file, end);
-            let middle = end.saturating_sub(HEAD_BYTES).saturating_sub(len(&tail)).saturating_sub(self.note);
-            self.left_out = self.left_out.saturating_add(middle);
-            let note = format!("\n[console: {} bytes left out here]\n", self.left_out);
+            let (left_out, note) = read_note(file).unwrap_or_default();
+            let middle = end.saturating_sub(HEAD_BYTES).saturating_sub(len(&tail)).saturating_sub(note);
+            let note = format!("{NOTE_BEGINS}{}{NOTE_ENDS}", left_out.saturating_add(middle));
             // Cut before it is written, so that a file opened for appending (where offsets are ignored) gets it right too.
             file.set_len(HEAD_BYTES)?;
             end = HEAD_BYTES;
-            self.note = len(note.as_bytes());
             for part in [note.as_bytes(), &tail] {
                 file.write_all_at(part, end)?;
                 end = end.saturating_add(len(part));
@@ -82,6 +84,18 @@ impl Log {
         }
         file.write_all_at(bytes, end)
     }
+}
+
+/// How many bytes were left out of `file` so far, and the length of its line that says so.
+fn read_note(file: &File) -> Option<(u64, u64)> {
+    let mut text = [0; NOTE];
+    let count = file.read_at(&mut text, HEAD_BYTES).ok()?;
+    let rest = text.get(..count)?.strip_prefix(NOTE_BEGINS.as_bytes())?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (number, rest) = rest.split_at_checked(digits)?;
+    let left_out = std::str::from_utf8(number).ok()?.parse().ok()?;
+    let note = NOTE_BEGINS.len() + digits + NOTE_ENDS.len();
+    rest.starts_with(NOTE_ENDS.as_bytes()).then_some((left_out, u64::try_from(note).ok()?))
 }
 
 /// The last [`TAIL_BYTES`] of `file`; nothing when it cannot be read.
