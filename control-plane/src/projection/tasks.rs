@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ark_types::event::{Event, Recorded};
 use ark_types::label::{Owner, Selector};
-use ark_types::task::{AttemptEnd, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState};
+use ark_types::task::{AttemptEnd, MAX_KEPT_ATTEMPTS, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState};
 
 use super::Place;
 
@@ -125,7 +125,7 @@ impl Tasks {
         happen(task, &recorded.event, recorded.at_unix_ms);
         if task.state.is_ended() {
             task.ended_unix_ms = Some(recorded.at_unix_ms);
-            let bytes = task.output.map_or(0, |output| output.bytes());
+            let bytes = task.kept_bytes();
             self.ended.insert((recorded.at_unix_ms, id.to_owned()), bytes);
             self.ended_bytes += bytes;
         }
@@ -138,7 +138,7 @@ impl Tasks {
             self.keys.insert((task.spec.owner.clone(), key.clone()), task.spec.id.clone());
         }
         if let Some(ended) = task.ended_unix_ms {
-            let bytes = task.output.map_or(0, |output| output.bytes());
+            let bytes = task.kept_bytes();
             self.ended.insert((ended, task.spec.id.clone()), bytes);
             self.ended_bytes += bytes;
         }
@@ -201,6 +201,10 @@ fn end_attempt(task: &mut Task, number: u32, end: &AttemptEnd, at_unix_ms: u64) 
     task.output = end.output.or(task.output);
     if let Some(attempt) = task.attempts.iter_mut().rev().find(|attempt| attempt.number == number) {
         (attempt.ended_unix_ms, attempt.end) = (Some(at_unix_ms), Some(end.clone()));
+    }
+    let is_old = |attempt: &&mut TaskAttempt| attempt.number.saturating_add(MAX_KEPT_ATTEMPTS) <= number;
+    for old in task.attempts.iter_mut().filter(is_old) {
+        old.end.iter_mut().for_each(|end| end.output = None);
     }
 }
 
