@@ -234,12 +234,19 @@ impl Handle {
         let _ = self.0.state.clone().wait_for(is_over).await;
     }
 
-    /// Waits until its guest hangs: it was not heard for as long as it may be silent. Never of one that ends.
-    pub(crate) async fn hangs(&self) {
+    /// Waits until its guest hangs: it counts as unresponsive for all of `patience`. Never of one that ends.
+    pub(crate) async fn hangs(&self, patience: Duration) {
         let is_silent = |agent: &Agent| matches!(agent.health, AgentHealth::Unresponsive { .. });
-        if self.0.state.clone().wait_for(is_silent).await.is_err() {
-            std::future::pending::<()>().await;
+        let mut state = self.0.state.clone();
+        while state.wait_for(is_silent).await.is_ok() {
+            match tokio::time::timeout(patience, state.wait_for(|agent| !is_silent(agent))).await {
+                Ok(Ok(_)) => {}
+                // Its owner is gone, and it with that.
+                Ok(Err(_)) => break,
+                Err(_) => return,
+            }
         }
+        std::future::pending().await
     }
 
     /// Asks its owner to remove it, given `grace` to end in order, and does not wait.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use ark_types::event::{Event, Recorded};
 use ark_types::label::{Owner, Selector};
-use ark_types::task::{AttemptEnd, MAX_KEPT_ATTEMPTS, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState};
+use ark_types::task::{
+    AttemptEnd, MAX_KEPT_ATTEMPTS, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState,
+};
 
 use super::Place;
 
@@ -274,8 +276,10 @@ mod tests {
         let tasks = told(events.clone());
         let task = tasks.get("0000000000000002").unwrap();
         assert_eq!((task.state, task.ended_unix_ms, task.failures), (TaskState::Succeeded, Some(243), 120));
-        assert_eq!(tasks.surplus(1, 3), Vec::<String>::new());
-        assert_eq!(tasks.surplus(1, 2), ["0000000000000002"]);
+        let kept: Vec<u32> = task.outputs().map(|(attempt, _)| attempt).collect();
+        assert_eq!(kept, (106..=121).collect::<Vec<_>>(), "the output of the newest 16");
+        assert_eq!(tasks.surplus(1, 48), Vec::<String>::new());
+        assert_eq!(tasks.surplus(1, 47), ["0000000000000002"]);
         events.push((2, event(2, 9, 0)));
         assert_eq!(told(events), Tasks::default(), "nothing is left of a task that was removed");
     }

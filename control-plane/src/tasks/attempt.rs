@@ -121,9 +121,14 @@ pub(super) async fn attempt(
     if which.attempt == 1 {
         core.telemetry.task_began(Duration::from_millis(unix_ms().saturating_sub(created_unix_ms)));
     }
-    let step = step("exec");
+    let step = step(if request.eval.is_some() { "eval" } else { "exec" });
     let trace = going_on(&step, which.trace);
-    let work = Work { core, agent: &handle, which: Which { trace: trace.as_deref(), ..which }, timeout_ms: request.timeout_ms };
+    let work = Work {
+        core,
+        agent: &handle,
+        which: Which { trace: trace.as_deref(), ..which },
+        timeout_ms: request.timeout_ms,
+    };
     let doing = async {
         match (&request.command, &request.eval) {
             (Some(command), _) => work.run(command, &mut inlet).await,
@@ -134,7 +139,8 @@ pub(super) async fn attempt(
     };
     let done = tokio::select! {
         done = doing.instrument(step) => done,
-        () = handle.hangs() => Err(hung(core)),
+        // Whom a moment's silence costs all that it did has as long again.
+        () = handle.hangs(core.config.timing.silence) => Err(hung(core)),
     };
     match done {
         Ok((end, head)) => Attempted::Ended(end, Some(head)),
@@ -150,10 +156,13 @@ pub(super) async fn attempt(
     }
 }
 
-/// Nothing was heard of the guest for as long as it may be silent.
+/// Nothing was heard of the guest for twice as long as it may be silent.
 fn hung(core: &Core) -> Refusal {
-    let silence = core.config.timing.silence.as_secs();
-    Refusal::new(ProblemKind::AgentGone, format!("the guest of its agent hangs: it was not heard for {silence} s"))
+    let silence = 2 * core.config.timing.silence.as_secs();
+    Refusal::new(
+        ProblemKind::AgentGone,
+        format!("the guest of its agent hangs: it was not heard for {silence} s"),
+    )
 }
 
 /// The end of an attempt whose agent is no more.
@@ -315,8 +324,7 @@ impl Work<'_> {
                 Err(failure) => Err(Refusal::from(self.agent.explain(failure).await)),
             }
         };
-        let EvalEnd { value, exception, duration_us } =
-            in_time(self.core, self.timeout_ms, running).await?;
+        let EvalEnd { value, exception, duration_us } = in_time(self.core, self.timeout_ms, running).await?;
         self.core.telemetry.phase(Phase::Eval, began.elapsed());
         let (outcome, reason) = match &exception {
             None => (AttemptOutcome::Succeeded, None),

@@ -148,7 +148,8 @@ impl Files {
         let id = &task.spec.id;
         [REQUEST, DIGEST].iter().try_for_each(|what| remove_file(&self.path(id, what)))?;
         let last = task.last_attempt();
-        (last.saturating_sub(MAX_KEPT_ATTEMPTS)..=last).try_for_each(|attempt| self.remove_attempt(id, attempt))
+        (last.saturating_sub(MAX_KEPT_ATTEMPTS)..=last)
+            .try_for_each(|attempt| self.remove_attempt(id, attempt))
     }
 
     fn remove_attempt(&self, id: &str, attempt: u32) -> io::Result<()> {

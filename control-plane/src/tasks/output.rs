@@ -169,7 +169,9 @@ async fn write(
         grown.send_replace(());
     }
     match parts.settle().await {
-        Ok(kept) => Written { kept: KeptOutput { truncated: kept.truncated || error.is_some(), ..kept }, error },
+        Ok(kept) => {
+            Written { kept: KeptOutput { truncated: kept.truncated || error.is_some(), ..kept }, error }
+        }
         Err(why) => Written { kept: KeptOutput::default(), error: error.or(Some(why)) },
     }
 }
@@ -273,7 +275,11 @@ impl Reader {
     /// Who tells that there is more, while it is written.
     fn growing(&self) -> Option<watch::Receiver<()>> {
         let inner = self.core.tasks.lock();
-        inner.live.get(&self.task).filter(|(attempt, _)| *attempt == self.attempt).map(|(_, grown)| grown.subscribe())
+        inner
+            .live
+            .get(&self.task)
+            .filter(|(attempt, _)| *attempt == self.attempt)
+            .map(|(_, grown)| grown.subscribe())
     }
 
     /// Whether the attempt was begun, or never will be.

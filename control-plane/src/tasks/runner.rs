@@ -157,7 +157,8 @@ async fn drive(core: Arc<Core>, id: String, open: Open, mut halt: watch::Receive
             None => std::future::pending().await,
         }
     };
-    let attempt = attempt(&core, &request, which, open.created_unix_ms, &progress, inlet).instrument(span.clone());
+    let attempt =
+        attempt(&core, &request, which, open.created_unix_ms, &progress, inlet).instrument(span.clone());
     let fate = tokio::select! {
         biased;
         () = tasks.ending.cancelled() => Fate::Left,
