@@ -33,4 +33,4 @@ pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecStream};
 pub use files::{ByteStream, Download};
 pub use logs::{LogPiece, LogStream};
 pub use rest::Client;
-pub use tasks::TaskQuery;
+pub use tasks::{TaskLogQuery, TaskQuery};

@@ -31,9 +31,9 @@ pub(super) enum Request {
     },
     /// `arkd` ends, and who can go on without it does.
     Leave,
-    /// A streamed exec began.
+    /// The first streamed exec began.
     StreamBegan,
-    /// A streamed exec ended.
+    /// The first streamed exec ended.
     StreamEnded,
     /// Say what of its healing outlasts `arkd`.
     Healing {

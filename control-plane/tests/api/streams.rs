@@ -241,8 +241,15 @@ async fn an_agent_with_auto_remove_goes_with_its_first_stream_or_for_lack_of_one
 
     ark.client.post("/v1/agents", &body("base")).await;
     let mut socket = stream(&ark.client).await;
-    socket.exec(json!({ "argv": ["sh", "-c", "sleep 1; echo done"] })).await;
+    socket.exec(json!({ "argv": ["sh", "-c", "read go; echo done"] })).await;
     socket.expect(Kind::Started).await;
+    // Another one comes and goes.
+    let mut other = stream(&ark.client).await;
+    other.exec(json!({ "argv": ["true"] })).await;
+    other.expect(Kind::Started).await;
+    other.expect(Kind::Exited).await;
+    assert!(other.next().await.is_none());
+    socket.send(Frame::raw(Kind::Stdin, b"go\n".to_vec()).unwrap()).await;
     socket.expect(Kind::Stdout).await;
     socket.expect(Kind::Exited).await;
     eventually("it goes with its stream", gone).await;
