@@ -64,6 +64,10 @@ kinds! {
     Resize = 0x17,
     /// Guest → host: [`crate::exec::ExecEnd`].
     Exited = 0x18,
+    /// Host → guest: [`crate::exec::ExecRequest`] of the program that the guest keeps running, or null.
+    Keep = 0x19,
+    /// Host → guest: what did the kept program write last?
+    KeptOutput = 0x1a,
     /// Host → guest: [`super::PathRequest`].
     FileRead = 0x20,
     /// Host → guest: [`super::FileWrite`].
