@@ -200,7 +200,8 @@ impl From<ServiceError> for Refusal {
             {
                 ProblemKind::DiskFull
             }
-            ServiceError::Environment(_) => ProblemKind::HostUnable,
+            ServiceError::Environment(_) | ServiceError::Closing => ProblemKind::HostUnable,
+            ServiceError::Late(_) => ProblemKind::DeadlinePassed,
             ServiceError::Unready { .. } => ProblemKind::ServiceUnready,
             ServiceError::Interrupted => ProblemKind::Internal,
         };

@@ -51,6 +51,59 @@ fn ask_all(world: &World, caller: &str, names: &BTreeSet<String>) {
     });
 }
 
+/// Process ids, in the guest `name`, of the command of [`serve`].
+fn commands(world: &World, name: &str) -> Vec<i32> {
+    let said = world.sh(name, "pidof nc || true").ok();
+    said.stdout.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
+}
+
+#[test]
+fn a_services_command_is_started_once_seen_to_and_found_by_name() {
+    let world = World::new();
+    // A server that answers each client with its host's name and the line that was sent.
+    let command = ["nc", "-l", "-k", "-p", "7", "-e", "sh", "-c", "read l; echo $(hostname) $l"];
+    let service = ["service", "create", "echo", "-n", "2", "--tcp", "7", "--wait", "--"];
+    let _ = world.ark(service.into_iter().chain(command)).ok();
+    let two = replicas(&world);
+    assert_eq!(two.len(), 2);
+    world.create("caller");
+    ask_all(&world, "caller", &two);
+    let first = two.first().expect("a replica").clone();
+    let second = two.last().expect("a replica").clone();
+    assert_eq!((commands(&world, &first).len(), commands(&world, &second).len()), (1, 1));
+
+    // One is killed: its replica has failed, and another takes its place.
+    let _ = world.sh(&first, "kill -9 $(pidof nc)").ok();
+    eventually("another takes its place", LIMIT, || {
+        let now = replicas(&world);
+        show(&world)["ready"] == 2 && !now.contains(&first)
+    });
+    let failure = show(&world)["last_failure"].clone();
+    assert_eq!(failure["agent"], first.as_str());
+    assert_eq!(failure["reason"], "its command was ended by signal 9");
+    let now = replicas(&world);
+    assert!(now.contains(&second) && now.len() == 2);
+
+    // arkd is killed: commands go on, and are not started a second time.
+    let before: Vec<_> = now.iter().map(|name| commands(&world, name)).collect();
+    world.end_daemon(Signal::SIGKILL);
+    eventually("both are ready", LIMIT, || show(&world)["ready"] == 2);
+    assert_eq!(replicas(&world), now);
+    let after: Vec<_> = now.iter().map(|name| commands(&world, name)).collect();
+    assert_eq!(after, before);
+    ask_all(&world, "caller", &now);
+    // And they are seen to as before.
+    let _ = world.sh(&second, "kill $(pidof nc)").ok();
+    eventually("it is replaced, too", LIMIT, || {
+        show(&world)["ready"] == 2 && show(&world)["last_failure"]["agent"] == second.as_str()
+    });
+
+    let _ = world.ark(["service", "rm", "echo"]).ok();
+    let _ = world.ark(["rm", "caller"]).ok();
+    assert_eq!(world.vmms().len(), 0);
+    world.end();
+}
+
 #[test]
 fn an_agent_calls_a_replicas_program_by_the_name_of_its_service() {
     let world = World::new();

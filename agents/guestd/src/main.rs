@@ -32,6 +32,7 @@ mod eval;
 mod exec;
 mod failure;
 mod files;
+mod keep;
 mod poll;
 mod renew;
 mod server;

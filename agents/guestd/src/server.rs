@@ -16,6 +16,7 @@ use ark_types::guest::{ErrorCode, Frame, GuestError, Kind, PathRequest};
 use crate::children::Children;
 use crate::eval::Evaluators;
 use crate::failure::{Failure, failure};
+use crate::keep::Keeper;
 use crate::renew::Renewals;
 use crate::{dial, eval, exec, files, system};
 
@@ -49,6 +50,7 @@ pub(crate) struct Server {
     /// Children of this process, for as long as it lives: interpreters outlive the operations that start them.
     pub(crate) children: &'static Children,
     evaluators: Evaluators,
+    keeper: Keeper,
     renewals: Renewals,
 }
 
@@ -79,6 +81,7 @@ impl Server {
             operations: AtomicUsize::new(0),
             children: Box::leak(Box::default()),
             evaluators,
+            keeper: Keeper::default(),
             renewals: Renewals::default(),
         })
     }
@@ -160,6 +163,8 @@ impl Server {
         }
         match first.kind {
             Kind::Exec => exec::serve(connection, first.parse()?, self.children),
+            Kind::Keep => self.keeper.serve(connection, first.parse()?, self.children),
+            Kind::KeptOutput => self.keeper.tell_output(connection),
             Kind::FileRead => files::read(connection, &first.parse::<PathRequest>()?.path),
             Kind::FileWrite => files::write(connection, &first.parse()?),
             Kind::FileStat => files::stat(connection, &first.parse::<PathRequest>()?.path),

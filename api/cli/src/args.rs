@@ -29,7 +29,7 @@ pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
 pub(crate) use tasks::{TaskAction, TaskArgs, TaskListArgs, TaskLogsArgs, TaskRunArgs};
-pub(crate) use upkeep::UpkeepArgs;
+pub(crate) use upkeep::{HealthArgs, UpkeepArgs};
 
 /// Disposable microVM agents on machines you control.
 #[derive(Debug, Parser)]

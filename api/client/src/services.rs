@@ -8,6 +8,7 @@ use ark_types::service::{
 use hyper::Method;
 
 use crate::error::Error;
+use crate::files::ByteStream;
 use crate::rest::{Client, empty};
 use crate::uri;
 
@@ -81,6 +82,16 @@ impl Client {
     ) -> Result<Service, Error> {
         let target = uri::service(service, &format!("/drain{}", in_ms("grace_ms", grace)));
         self.post(&target, &DrainReplica { agent: agent.to_owned() }).await
+    }
+
+    /// `GET /v1/services/{service}/logs`: what the command of the replica `agent` wrote last.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn service_log(&self, service: &str, agent: &str) -> Result<ByteStream, Error> {
+        let target = uri::query(&uri::service(service, "/logs"), &[("replica", Some(agent))]);
+        let response = self.send(Method::GET, &target, &[], empty()).await?;
+        Ok(ByteStream::new(self.endpoint(), response.into_body()))
     }
 
     /// `POST /v1/services/{service}/call`: one of its replicas does it. Waits for one that is ready for as long as `wait`

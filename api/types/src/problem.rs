@@ -178,7 +178,7 @@ impl From<ErrorCode> for ProblemKind {
             ErrorCode::FileNotFound => Self::FileNotFound,
             ErrorCode::FileError => Self::FileError,
             ErrorCode::NoEvaluator => Self::NoEvaluator,
-            ErrorCode::NotListening => Self::ServiceUnready,
+            ErrorCode::NotListening | ErrorCode::NothingKept => Self::ServiceUnready,
             ErrorCode::Exhausted => Self::HostUnable,
             ErrorCode::DeadlinePassed => Self::DeadlinePassed,
             ErrorCode::Internal => Self::GuestMisbehaved,

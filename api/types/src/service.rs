@@ -20,6 +20,7 @@ use crate::agent::{AgentName, AgentState};
 use crate::eval::{EvalReply, EvalRequest};
 use crate::exec::{ExecReply, ExecRequest};
 use crate::healing::{AgentHealth, RestartPolicy};
+use crate::health_check::HealthCheck;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
 
@@ -27,6 +28,8 @@ use crate::label::{Labels, Owner};
 pub const SERVICE_LABEL: &str = "ark.service";
 /// Label of a replica: the generation that it is made as.
 pub const GENERATION_LABEL: &str = "ark.generation";
+/// Label of a replica that runs the command of its service.
+pub const COMMAND_LABEL: &str = "ark.command";
 
 /// Most replicas of a service.
 pub const MAX_REPLICAS: u32 = 200;
@@ -38,6 +41,12 @@ pub const MAX_SERVICE_NAME: usize = 54;
 pub const MAX_CALL_WAIT_MS: u64 = 600_000;
 /// How long a call waits for a replica when it does not say, milliseconds.
 pub const DEFAULT_CALL_WAIT_MS: u64 = 10_000;
+
+/// Ends of its command, for each replica that is wanted, after which a service whose restart policy has no bound of its own makes
+/// no more replicas: see [`ServiceCommand`].
+pub const MOST_ENDS: u32 = 5;
+/// After this time without an end of a command those before count no more, seconds.
+pub const QUIET_S: u64 = 600;
 
 /// Longest line that an agent may send to find a service, bytes.
 pub const MAX_LINE: usize = 128;
@@ -126,12 +135,48 @@ pub struct ServiceSpec {
     /// TCP port at 127.0.0.1 of every replica where its program listens: other agents of the owner are connected with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// What runs in every replica for as long as that lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<ServiceCommand>,
+    /// How every replica is checked. It takes no calls before a check has passed; later the check is one of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// Whether a replica begins anew when its VMM ends; `always` when absent. One that does not is replaced.
     #[serde(default = "always")]
     pub restart: RestartPolicy,
     /// How a new generation takes the old one's place.
     #[serde(default)]
     pub update: UpdatePolicy,
+}
+
+/// A program that is started once in every replica of a service and is to run on, a server for example.
+///
+/// It has the environment of the service. A replica is ready while it runs, from when the health check of the service has passed
+/// or, without one, its port takes connections; a service with neither has replicas that are ready at once.
+///
+/// Where it ends, however it does, its replica has failed and is replaced: after 1 s at first, twice as long each time, 60 s at
+/// most. After more ends than the restart policy allows, or 5, for each replica that is wanted, and no 10 minutes without one in
+/// between, no more replicas are made until the service is set again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceCommand {
+    /// Program and arguments; the program is looked up in the `PATH` when it has no slash.
+    pub argv: Vec<String>,
+    /// Working directory; `/root` (or `/` where it is missing) when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// User name or numeric id, with `:group` if wanted; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+impl ServiceCommand {
+    /// What a replica is asked to run.
+    #[must_use]
+    pub fn exec(&self) -> ExecRequest {
+        let Self { argv, cwd, user } = self.clone();
+        ExecRequest { argv, cwd, user, ..ExecRequest::default() }
+    }
 }
 
 const fn always() -> RestartPolicy {
@@ -235,8 +280,24 @@ pub struct Replica {
     /// Whether its guest is heard.
     #[serde(default, skip_serializing_if = "AgentHealth::is_healthy")]
     pub health: AgentHealth,
+    /// What it waits for to be ready, or how its command ended, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Calls under way in it.
     pub load: u32,
+}
+
+/// A replica whose command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaFailure {
+    /// The agent's name, under which its last output is kept until the next one fails.
+    pub agent: AgentName,
+    /// The agent's id.
+    pub id: String,
+    /// How its command ended and what it wrote last, as a sentence.
+    pub reason: String,
+    /// When that was known, milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
 }
 
 /// A service as `arkd` reports it.
@@ -255,8 +316,11 @@ pub struct Service {
     pub updated: u32,
     /// Its replicas, oldest first.
     pub replicas: Vec<Replica>,
-    /// Whether its update failed and is stopped until it is set again.
+    /// Whether its update failed, or its command ended too often, so that no more replicas are made until it is set again.
     pub is_stopped: bool,
+    /// The last replica of it whose command ended, as far as this `arkd` knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<ReplicaFailure>,
     /// What keeps it from being as it is to be, as sentences; empty when nothing does.
     pub conditions: Vec<String>,
 }

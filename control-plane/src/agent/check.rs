@@ -28,7 +28,7 @@ use crate::validate::prepare_exec;
 const MAX_WORDS: usize = 200;
 
 /// What came of a check: why it failed.
-pub(super) type Verdict = Result<(), String>;
+pub(crate) type Verdict = Result<(), String>;
 
 /// The checks of one agent since it came up.
 #[derive(Debug)]
@@ -93,7 +93,8 @@ impl Checks {
     }
 }
 
-async fn check(
+/// Checks the guest at `guest` once, as soon as there is a place for a check on this host; its programs have `env`.
+pub(crate) async fn check(
     core: Arc<Core>,
     guest: Address,
     env: std::collections::BTreeMap<String, String>,

@@ -60,6 +60,7 @@ use crate::snapshots::Hold;
 
 pub use birth::{Birth, HiddenSpec, Upkeep, Wishes, boot_hidden, create, from_template, restore};
 pub(crate) use birth::{Standby, stand_by, take_in, wake_paused};
+pub(crate) use check::check;
 pub(crate) use checkpoint::sweep_checkpoints;
 pub(crate) use error::sentence;
 pub use error::{BootError, CallError, NotRunning, PauseError, SnapshotFailure};
@@ -230,6 +231,11 @@ impl Handle {
             }
             Ok(Err(_)) | Err(_) => CallError::Guest(failure),
         }
+    }
+
+    /// Waits until `holds` of it; false when it is gone before.
+    pub(crate) async fn until(&self, holds: impl FnMut(&Agent) -> bool) -> bool {
+        self.0.state.clone().wait_for(holds).await.is_ok()
     }
 
     /// Waits until it has ended, and not to begin anew.

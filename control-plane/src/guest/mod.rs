@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod hello;
 mod idle;
+mod keep;
 mod renew;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use exec::{Captured, Sink, capture, capture_to};
 pub use files::{Download, MAX_ENTRIES, Upload, list, stat};
 pub use hello::{Event, Greeter};
 pub use idle::Idle;
+pub(crate) use keep::{Keeping, KeptEnd, keep, kept_output};
 pub(crate) use renew::max_error_ns;
 pub use renew::{Renewal, renew, set_clock};
 

@@ -9,10 +9,11 @@
 //!                       └── what is under way here, what the log of events tells
 //! ```
 //!
-//! What a request makes is bound to it before anybody can be told of it: `request.made` stands before `agent.created` in the log,
-//! and the id of the request in the record of a snapshot. What was acknowledged has `request.answered`, durable before the reply
-//! leaves. So what was cut off by the end of `arkd` is known at its next start, in [`settle`]: agents that nobody was told of go, a
-//! snapshot that is whole stays and the request counts as carried out, and the same request, sent again, does the rest.
+//! What a request makes is bound to it before that is recorded: `request.made` stands before `agent.created`, `task.created` and
+//! the first `service.set` in the log, and the id of the request in that one and in the record of a snapshot. (An agent is in the
+//! list a moment before.) What was acknowledged has `request.answered`, durable before the reply leaves. So what was cut off by the
+//! end of `arkd` is known at its next start, in [`settle`]: agents that nobody was told of go; a snapshot that is whole, a task and
+//! a service stay and the request counts as carried out; and the same request, sent again, does the rest.
 //!
 //! A request that is refused made nothing, so its key is free again: who is told to wait and try again may use the same one.
 //!

@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::core::Core;
 use crate::projection::Cut;
+use crate::services::view;
 
 /// Ends what is under way of requests that an earlier `arkd` had: nobody was told of the agents that they made, so those go,
-/// and a snapshot that is whole, or a task that is durable, is what was asked for. Call it when every agent that still lives is in the registry, and before
+/// and a snapshot that is whole, or a task or a service that is durable, is what was asked for. Call it when every agent that still lives is in the registry, and before
 /// anybody is served.
 pub async fn settle(core: &Arc<Core>) {
     let under_way = |core: &Core| -> Vec<(Stream, Cut)> {
@@ -35,7 +36,8 @@ async fn conclude(core: &Core, request: &Stream, cut: Cut) -> Event {
             remove_agent(core, id).await;
         }
         let reply = snapshot_reply(core, request, &cut.request, made);
-        if let Some(reply) = reply.or_else(|| task_reply(core, &cut.request, made)) {
+        let reply = reply.or_else(|| task_reply(core, &cut.request, made));
+        if let Some(reply) = reply.or_else(|| service_reply(core, request, &cut.request, made)) {
             return Event::RequestAnswered { key: cut.key, reply };
         }
     }
@@ -57,6 +59,13 @@ fn task_reply(core: &Core, asked: &str, made: &Stream) -> Option<KeptReply> {
     let id = made.task_id()?;
     let spec = core.ledger.projection().tasks().get(id)?.spec.clone();
     created(asked, format!("/v1/tasks/{id}"), &spec.newborn())
+}
+
+/// The reply that tells of the service `made`, if it is to be and that `request` made it.
+fn service_reply(core: &Core, request: &Stream, asked: &str, made: &Stream) -> Option<KeptReply> {
+    let name = made.service_name()?;
+    let service = view::made_by(core, &name, request.request_id()?)?;
+    created(asked, format!("/v1/services/{name}"), &service)
 }
 
 /// The reply of what is at `location` now.

@@ -17,6 +17,9 @@ pub struct WantedService {
     pub env: Vec<String>,
     /// Generation that its replicas are made as.
     pub generation: u64,
+    /// The request with a key that made it, if one did.
+    #[serde(default)]
+    pub request: Option<String>,
 }
 
 /// Services, by name. Those that were removed are not kept.
@@ -34,9 +37,9 @@ impl WantedServices {
     pub(super) fn apply(&mut self, recorded: &Recorded) {
         let Some(name) = recorded.stream.service_name() else { return };
         match &recorded.event {
-            Event::ServiceSet { service, env, generation } => {
-                let (spec, env) = (service.as_ref().clone(), env.clone());
-                self.0.insert(name, WantedService { spec, env, generation: *generation });
+            Event::ServiceSet { service, env, generation, request } => {
+                let (spec, env, request) = (service.as_ref().clone(), env.clone(), request.clone());
+                self.0.insert(name, WantedService { spec, env, generation: *generation, request });
             }
             Event::ServiceRemoved {} => drop(self.0.remove(&name)),
             _ => {}

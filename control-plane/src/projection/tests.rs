@@ -89,6 +89,7 @@ fn event(n: u64, kind: u8) -> Event {
             service: Box::new(service(n)),
             env: (0..n % 3).map(|n| format!("KEY{n}")).collect(),
             generation: n / 2,
+            request: n.is_multiple_of(3).then(|| id(n)),
         },
         14 => Event::ServiceRemoved {},
         _ => Event::AgentLabelled { labels: labels(n / 2) },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentList, AgentName, AgentState, CreateAgent, MAX_AGENTS};
 use ark_types::image::ImageName;
-use ark_types::label::{InvalidSelector, LabelPatch, Owner};
+use ark_types::label::{LabelPatch, Owner};
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -15,9 +15,10 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Shared;
+use super::paging::{Paging, selector};
 use crate::agent;
 use crate::problems::Refusal;
-use crate::projection::{AgentFilter, Place, place};
+use crate::projection::{AgentFilter, place};
 use crate::services::{refuse_own_keys, refuse_own_labels};
 use crate::spawn::spawn;
 
@@ -89,48 +90,24 @@ pub(super) async fn list_agents(
     Query(listing): Query<Listing>,
 ) -> Result<Json<AgentList>, Refusal> {
     let Listing { all, state, image, template, owner, labels, limit, cursor } = listing;
-    let invalid = |detail: String| Refusal::new(ProblemKind::InvalidValue, detail);
-    let limit = limit.unwrap_or(MAX_AGENTS);
-    if !(1..=MAX_AGENTS).contains(&limit) {
-        return Err(invalid(format!("{limit} agents are no page: ask for 1 to {MAX_AGENTS}")));
-    }
-    let labels = labels.unwrap_or_default().parse().map_err(|e: InvalidSelector| invalid(e.to_string()))?;
-    let filter = AgentFilter { state, image, template, owner, labels };
-    let after = cursor.as_deref().map(from_cursor).transpose()?;
+    let paging = Paging::new(limit, cursor.as_deref(), MAX_AGENTS, "agents")?;
+    let filter = AgentFilter { state, image, template, owner, labels: selector(labels)? };
+    let after = paging.after.as_ref();
     let here = core.registry.all();
     let agents = here.iter().map(agent::Handle::agent);
     let mut agents: Vec<Agent> = agents
-        .filter(|agent| filter.lets(agent) && after.as_ref().is_none_or(|after| place(agent) > *after))
+        .filter(|agent| filter.lets(agent) && after.is_none_or(|after| place(agent) > *after))
         .collect();
     if all {
         core.ledger.caught_up().await;
         let here: HashSet<&str> = here.iter().map(agent::Handle::id).collect();
         let projection = core.ledger.projection();
-        let known = projection.agents().select(&filter, after.as_ref());
-        agents.extend(known.filter(|agent| !here.contains(agent.id.as_str())).take(limit + 1).cloned());
+        let known = projection.agents().select(&filter, after);
+        agents.extend(known.filter(|agent| !here.contains(agent.id.as_str())).take(paging.reach()).cloned());
     }
     agents.sort_by_cached_key(place);
-    let more = agents.len() > limit;
-    agents.truncate(limit);
-    let next_cursor = agents.last().filter(|_| more).map(|last| to_cursor(&place(last)));
+    let (agents, next_cursor) = paging.page(agents, place);
     Ok(Json(AgentList { agents, next_cursor }))
-}
-
-/// Where a page ended, in a form that only [`from_cursor`] has to understand.
-pub(super) fn to_cursor((created_unix_ms, id): &Place) -> String {
-    format!("{created_unix_ms}-{id}")
-}
-
-/// The place that [`to_cursor`] made a cursor of.
-///
-/// # Errors
-/// A text that is no cursor.
-pub(super) fn from_cursor(cursor: &str) -> Result<Place, Refusal> {
-    let place = cursor.split_once('-').and_then(|(at, id)| Some((at.parse().ok()?, id.to_owned())));
-    place.ok_or_else(|| {
-        let detail = format!("{cursor:?} is no cursor: send `next_cursor` of the page before as it is");
-        Refusal::new(ProblemKind::InvalidValue, detail)
-    })
 }
 
 /// One agent. One that was removed is remembered for a while, by its id.

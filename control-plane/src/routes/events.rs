@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 
 use super::Shared;
+use super::paging::bounded;
 use crate::core::MAX_FOLLOWERS;
 use crate::problems::Refusal;
 use crate::store::{EventLog, ReadError};
@@ -148,11 +149,7 @@ async fn start(core: &Shared, asked: Option<u64>) -> Result<u64, Refusal> {
 
 /// The page after `after`; where it `may_skip`, what the log lets go of meanwhile is no longer the oldest there is.
 async fn page(core: &Shared, query: &EventQuery, after: u64, may_skip: bool) -> Result<EventList, Refusal> {
-    let limit = query.limit.unwrap_or(DEFAULT_EVENTS);
-    if !(1..=MAX_EVENTS).contains(&limit) {
-        let detail = format!("{limit} events are no page: ask for 1 to {MAX_EVENTS}");
-        return Err(Refusal::new(ProblemKind::InvalidValue, detail));
-    }
+    let limit = bounded(query.limit.unwrap_or(DEFAULT_EVENTS), MAX_EVENTS, "events")?;
     let mut list = EventList { events: Vec::new(), next_after: after, newest: after };
     let mut scanned = 0;
     while scanned < MAX_SCAN && list.events.len() < limit {

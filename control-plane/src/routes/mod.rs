@@ -12,6 +12,7 @@ mod host;
 mod images;
 mod logs;
 mod openapi;
+mod paging;
 mod pools;
 mod scheduling;
 mod services;
@@ -92,6 +93,7 @@ fn documented() -> OpenApiRouter<Shared> {
         ))
         .routes(routes!(services::drain_replica))
         .routes(routes!(services::call_service))
+        .routes(routes!(services::service_logs))
         .routes(routes!(tasks::create_task, tasks::list_tasks))
         .routes(routes!(tasks::inspect_task, tasks::delete_task))
         .routes(routes!(tasks::task_logs))

@@ -19,7 +19,7 @@ use super::{eval, exec};
 use crate::problems::Refusal;
 use crate::services::call::{self, Picked};
 use crate::services::change::{self, DRAIN_GRACE, Set};
-use crate::services::view;
+use crate::services::{logs, view};
 use crate::validate::check_eval;
 
 /// Longest grace of a drain.
@@ -190,6 +190,30 @@ pub(super) async fn call_service(
             Err(Refusal(problem))
         }
     }
+}
+
+/// Whose output.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Whose {
+    /// Name or id of the replica, or of the last one whose command ended.
+    replica: String,
+}
+
+/// What the command of a replica wrote last, to standard output and standard error: at most 64 KiB.
+#[utoipa::path(
+    get, path = "/services/{service}/logs", tag = "services",
+    params(("service" = String, Path, description = "Name of the service"), Whose),
+    responses((status = OK, body = String, content_type = "text/plain", description = "The output, byte for byte")),
+)]
+pub(super) async fn service_logs(
+    State(core): State<Shared>,
+    Path(service): Path<String>,
+    Query(Whose { replica }): Query<Whose>,
+) -> Result<impl IntoResponse, Refusal> {
+    let log = logs::read(&core, &service, &replica).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], log))
 }
 
 async fn answer(

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use ark_types::label::{InvalidSelector, Owner};
+use ark_types::label::Owner;
 use ark_types::problem::ProblemKind;
 use ark_types::task::{CreateTask, MAX_TASKS, MAX_WAIT_MS, OutputStream, Task, TaskList, TaskState};
 use axum::Json;
@@ -17,7 +17,7 @@ use tracing::Span;
 use utoipa::IntoParams;
 
 use super::Shared;
-use super::agents::{from_cursor, to_cursor};
+use super::paging::{Paging, selector};
 use crate::problems::Refusal;
 use crate::projection::{TaskFilter, task_place};
 use crate::tasks::{self, Created, Wanted};
@@ -80,20 +80,14 @@ pub(super) async fn list_tasks(
     Query(listing): Query<Listing>,
 ) -> Result<Json<TaskList>, Refusal> {
     let Listing { state, owner, labels, limit, cursor } = listing;
-    let invalid = |detail: String| Refusal::new(ProblemKind::InvalidValue, detail);
-    let limit = limit.unwrap_or(MAX_TASKS);
-    if !(1..=MAX_TASKS).contains(&limit) {
-        return Err(invalid(format!("{limit} tasks are no page: ask for 1 to {MAX_TASKS}")));
-    }
-    let labels = labels.unwrap_or_default().parse().map_err(|e: InvalidSelector| invalid(e.to_string()))?;
-    let filter = TaskFilter { state, owner, labels };
-    let after = cursor.as_deref().map(from_cursor).transpose()?;
+    let paging = Paging::new(limit, cursor.as_deref(), MAX_TASKS, "tasks")?;
+    let filter = TaskFilter { state, owner, labels: selector(labels)? };
     core.ledger.caught_up().await;
-    let mut tasks: Vec<Task> =
-        core.ledger.projection().tasks().select(&filter, after.as_ref()).take(limit + 1).cloned().collect();
-    let more = tasks.len() > limit;
-    tasks.truncate(limit);
-    let next_cursor = tasks.last().filter(|_| more).map(|task| to_cursor(&task_place(&task.spec)));
+    let tasks: Vec<Task> = {
+        let projection = core.ledger.projection();
+        projection.tasks().select(&filter, paging.after.as_ref()).take(paging.reach()).cloned().collect()
+    };
+    let (tasks, next_cursor) = paging.page(tasks, |task| task_place(&task.spec));
     Ok(Json(TaskList { tasks, next_cursor }))
 }
 

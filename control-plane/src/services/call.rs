@@ -44,7 +44,7 @@ impl Picked {
 /// Begins a call in a replica of the service `name`, which is waited for for as long as `patience`.
 ///
 /// # Errors
-/// [`ServiceError::NotFound`] or [`ServiceError::Unready`].
+/// [`ServiceError::NotFound`], [`ServiceError::Unready`] or [`ServiceError::Closing`].
 pub(crate) async fn begin(core: &Arc<Core>, name: &str, patience: Duration) -> Result<Picked, ServiceError> {
     let began = Instant::now();
     let mut looks = core.services.looks.subscribe();
@@ -58,6 +58,7 @@ pub(crate) async fn begin(core: &Arc<Core>, name: &str, patience: Duration) -> R
         tokio::select! {
             // The sender is the core's.
             _ = looks.changed() => {}
+            () = core.services.closing.cancelled() => return Err(ServiceError::Closing),
             () = &mut waiting => {
                 outcome.outcome = Outcome::Unready;
                 return Err(view::why_unready(core, name, began.elapsed().min(patience)));

@@ -1,8 +1,10 @@
 //! What services are to be: checked, durable, and only then in force.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ark_types::agent::AgentName;
 use ark_types::event::{Event, Stream};
 use ark_types::service::{MAX_REPLICAS, MAX_SERVICE_NAME, MAX_SERVICES, Service, ServiceSpec};
 
@@ -11,9 +13,14 @@ use super::entry::{Entry, Wanted, request};
 use super::{ServiceError, environment, refuse_own_labels, view};
 use crate::admission;
 use crate::core::Core;
+use crate::idempotency;
 use crate::problems::Refusal;
 use crate::projection::WantedService;
 use crate::store::Append;
+use crate::validate::prepare_exec;
+
+/// How long a drained replica may take to end beyond what its calls may.
+const END_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a service is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +86,10 @@ pub(crate) async fn remove(core: &Arc<Core>, name: &str, grace: Duration) -> Res
         Ok(name)
     })
     .await?;
-    core.services.until(|entries| entries.get(&service).is_none_or(|entry| entry.wanted.is_some())).await;
-    Ok(())
+    let is_gone = |entries: &BTreeMap<AgentName, Entry>| {
+        entries.get(&service).is_none_or(|entry| entry.wanted.is_some())
+    };
+    Ok(core.services.until(grace.saturating_add(END_PATIENCE), is_gone).await?)
 }
 
 /// Gives the replica `agent` of the service `name` no new calls, lets it finish what is under way, for as long as `grace`, and
@@ -95,21 +104,16 @@ pub(crate) async fn drain(
     grace: Duration,
 ) -> Result<Service, ServiceError> {
     let found = core.services.with(name, |name, entry| {
-        let is_meant = |id: &str, replica: &super::entry::Replica| {
-            id == agent || replica.handle.name().as_ref() == agent
-        };
-        let found = entry.replicas.iter().find(|(id, replica)| is_meant(id, replica));
-        let id = found
-            .map(|(id, _)| id.clone())
-            .ok_or_else(|| ServiceError::NoReplica { service: name.clone(), agent: agent.to_owned() })?;
+        let id = entry.find(name, agent)?.handle.id().to_owned();
         entry.drain(&id, Instant::now(), grace);
         Ok((name.clone(), id))
     })?;
     let (service, id) = found?;
     core.services.wake.notify_one();
-    core.services
-        .until(|entries| !entries.get(&service).is_some_and(|entry| entry.replicas.contains_key(&id)))
-        .await;
+    let is_gone = |entries: &BTreeMap<AgentName, Entry>| {
+        !entries.get(&service).is_some_and(|entry| entry.replicas.contains_key(&id))
+    };
+    core.services.until(grace.saturating_add(END_PATIENCE), is_gone).await?;
     view::one(core, service.as_ref())
 }
 
@@ -123,7 +127,7 @@ where
     F: Future<Output = Result<T, Refusal>> + Send,
 {
     let core = Arc::clone(core);
-    let changing = tokio::spawn(async move {
+    let changing = idempotency::spawn(async move {
         let _turn = core.services.changing.lock().await;
         change(Arc::clone(&core)).await
     });
@@ -153,6 +157,12 @@ async fn check(core: &Arc<Core>, spec: &ServiceSpec) -> Result<(), Refusal> {
     if let Some(template) = &spec.template {
         core.templates.describe(template.as_ref())?;
     }
+    if let Some(command) = &spec.command {
+        prepare_exec(command.exec(), &spec.env).map_err(|Refusal(mut problem)| {
+            problem.detail = format!("the command: {}", problem.detail);
+            Refusal(problem)
+        })?;
+    }
     let request = request(spec, spec.env.clone(), 1).map_err(|e| ServiceError::Invalid(e.to_string()))?;
     admission::admit(core, &request).await?;
     Ok(())
@@ -179,6 +189,11 @@ fn before(core: &Core, spec: &ServiceSpec, how: Set) -> Result<Option<Wanted>, S
 fn next(spec: ServiceSpec, before: Option<&Wanted>) -> Wanted {
     let values = spec.env.clone();
     let (spec, env) = spec.without_values();
+    // Whose request made it stays known as long as it is there.
+    let request = match before {
+        None => idempotency::current_id(),
+        Some(before) => before.service.request.clone(),
+    };
     let generation = match before {
         None => 1,
         Some(before) => {
@@ -186,18 +201,24 @@ fn next(spec: ServiceSpec, before: Option<&Wanted>) -> Wanted {
             before.generation() + u64::from(!is_alike)
         }
     };
-    Wanted { service: WantedService { spec, env, generation }, env: Ok(values) }
+    Wanted { service: WantedService { spec, env, generation, request }, env: Ok(values) }
 }
 
 /// Brings `next` into force, after the generation `before`.
 async fn keep(core: &Arc<Core>, next: Wanted, before: Option<u64>) -> Result<Service, Refusal> {
-    let WantedService { spec, env, generation } = next.service.clone();
+    let WantedService { spec, env, generation, request } = next.service.clone();
     let (name, state, is_other) = (spec.name.clone(), &core.config.state, before != Some(generation));
     if is_other && let Some(values) = next.env.as_ref().ok().filter(|values| !values.is_empty()) {
         environment::write(state, &name, generation, values).map_err(ServiceError::Environment)?;
     }
-    let event = Event::ServiceSet { service: Box::new(spec), env, generation };
-    if let Err(error) = core.log.append(Append::new(Stream::service(&name), event)).await {
+    let event = Event::ServiceSet { service: Box::new(spec), env, generation, request };
+    let kept = async {
+        if before.is_none() {
+            idempotency::bind(core, Stream::service(&name)).await?;
+        }
+        core.log.append(Append::new(Stream::service(&name), event)).await
+    };
+    if let Err(error) = kept.await {
         if is_other {
             environment::remove(state, &name, generation);
         }
@@ -213,6 +234,8 @@ async fn keep(core: &Arc<Core>, next: Wanted, before: Option<u64>) -> Result<Ser
 
 #[cfg(test)]
 mod tests {
+    use ark_types::service::ServiceCommand;
+
     use super::*;
 
     fn spec() -> ServiceSpec {
@@ -225,17 +248,19 @@ mod tests {
         let first = next(spec(), None);
         assert_eq!((first.generation(), first.service.env.as_slice()), (1, ["KEY".to_owned()].as_slice()));
         assert!(first.service.spec.env.is_empty());
-        let after = |change: fn(&mut ServiceSpec)| {
+        let after = |change: &dyn Fn(&mut ServiceSpec)| {
             let mut spec = spec();
             change(&mut spec);
             next(spec, Some(&first)).generation()
         };
-        assert_eq!(after(|_| {}), 1);
-        assert_eq!(after(|spec| spec.replicas = 5), 1);
-        assert_eq!(after(|spec| spec.update.max_surge = 5), 1);
-        assert_eq!(after(|spec| spec.image = Some("python".parse().unwrap())), 2);
-        assert_eq!(after(|spec| drop(spec.env.insert("KEY".to_owned(), "other".to_owned()))), 2);
-        assert_eq!(after(|spec| spec.memory_mib = Some(128)), 2);
+        assert_eq!(after(&|_| {}), 1);
+        assert_eq!(after(&|spec| spec.replicas = 5), 1);
+        assert_eq!(after(&|spec| spec.update.max_surge = 5), 1);
+        assert_eq!(after(&|spec| spec.image = Some("python".parse().unwrap())), 2);
+        assert_eq!(after(&|spec| drop(spec.env.insert("KEY".to_owned(), "other".to_owned()))), 2);
+        assert_eq!(after(&|spec| spec.memory_mib = Some(128)), 2);
+        let command = ServiceCommand { argv: vec!["serve".to_owned()], cwd: None, user: None };
+        assert_eq!(after(&|spec| spec.command = Some(command.clone())), 2);
         let lost = Wanted { env: Err("it is gone".to_owned()), ..first };
         assert_eq!(next(spec(), Some(&lost)).generation(), 2, "nobody knows whether it is the same");
     }

@@ -1,18 +1,23 @@
 //! What is known of one service now.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ark_types::agent::{Agent, AgentName, AgentState, CreateAgent};
 use ark_types::label::InvalidLabel;
 use ark_types::scheduling::Spread;
-use ark_types::service::{GENERATION_LABEL, ReplicaState, ServiceSpec};
+use ark_types::service::{GENERATION_LABEL, ReplicaFailure, ReplicaState, ServiceSpec};
 
+use super::ServiceError;
 use super::attempts::Attempts;
 use super::environment::Environment;
+use super::keeper::{Ended, Keeper, Standing};
 use super::reconcile::{Action, Desired, Making, Member, reconcile};
-use super::with_own_labels;
+use super::replica_labels;
 use crate::agent::Handle;
+use crate::core::Core;
+use crate::host::unix_ms;
 use crate::problems::Refusal;
 use crate::projection::WantedService;
 
@@ -20,6 +25,8 @@ use crate::projection::WantedService;
 const PROOF: Duration = Duration::from_secs(1);
 /// How long a drained replica may finish what is under way where nobody says.
 pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(30);
+/// How long a replica that was just found may take to say whether it serves until something is decided without it.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Time that a replica's guest has to end in order.
 const END_GRACE: Duration = Duration::from_secs(2);
 
@@ -56,7 +63,7 @@ pub(super) fn request(
         memory_mib: spec.memory_mib,
         env,
         auto_remove: false,
-        labels: with_own_labels(&spec.labels, spec.name.as_ref(), generation)?,
+        labels: replica_labels(spec, generation)?,
         owner: spec.owner.clone(),
         priority: 0,
         queue_timeout_ms: None,
@@ -67,7 +74,7 @@ pub(super) fn request(
         ttl_s: None,
         idle_timeout_s: None,
         checkpoint: None,
-        health_check: None,
+        health_check: spec.health_check.clone(),
     })
 }
 
@@ -95,6 +102,8 @@ pub(super) struct Entry {
     pub(super) turn: u64,
     /// How long replicas that are drained for an update, or with the service, may finish what is under way.
     pub(super) grace: Duration,
+    /// The last replica whose command ended, and what that wrote last.
+    pub(super) last_failure: Option<(ReplicaFailure, Arc<Ended>)>,
 }
 
 /// A replica, as far as its agent does not know it.
@@ -109,8 +118,14 @@ pub(super) struct Replica {
     /// Its removal was asked for.
     is_going: bool,
     ready_since: Option<Instant>,
-    /// Whether that it proved itself was taken note of, or that it ended without.
-    is_judged: bool,
+    /// Whether it was taken note of that it proved itself.
+    is_proved: bool,
+    /// Whether it was taken note of that it ended.
+    is_over: bool,
+    /// Sees to its command and its first checks, if it has any.
+    keeper: Option<Keeper>,
+    /// When it was found.
+    found: Instant,
 }
 
 /// What is to be done outside the table.
@@ -123,7 +138,7 @@ pub(super) enum Order {
 }
 
 impl Replica {
-    pub(super) const fn new(handle: Handle, generation: u64) -> Self {
+    fn new(handle: Handle, generation: u64, keeper: Option<Keeper>) -> Self {
         Self {
             handle,
             generation,
@@ -131,7 +146,31 @@ impl Replica {
             drained_until: None,
             is_going: false,
             ready_since: None,
-            is_judged: false,
+            is_proved: false,
+            is_over: false,
+            keeper,
+            found: Instant::now(),
+        }
+    }
+
+    /// Whether it was found a moment ago and is not known to serve or not to: to an `arkd` that has just started, all that there
+    /// are look as if none served, and none may go for that.
+    fn is_new(&self, now: Instant) -> bool {
+        now.duration_since(self.found) < FIRST_LOOK
+            && matches!(self.standing(), Standing::Unknown)
+            && self.handle.look(|agent| agent.state == AgentState::Running)
+    }
+
+    fn standing(&self) -> Standing {
+        self.keeper.as_ref().map_or(Standing::Serves, Keeper::standing)
+    }
+
+    /// What it waits for to be ready, or how its command ended.
+    pub(super) fn reason(&self) -> Option<String> {
+        match self.standing() {
+            Standing::Awaited(why) => Some(why),
+            Standing::Unknown | Standing::Serves => None,
+            Standing::Ended(ended) => Some(ended.reason.clone()),
         }
     }
 
@@ -140,15 +179,18 @@ impl Replica {
     }
 
     pub(super) fn state_of(&self, agent: &Agent) -> ReplicaState {
+        let standing = self.standing();
         match agent.state {
             AgentState::Stopping => ReplicaState::Ended,
             AgentState::Stopped | AgentState::Failed if agent.backoff_until_unix_ms.is_none() => {
                 ReplicaState::Ended
             }
+            _ if matches!(standing, Standing::Ended(_)) => ReplicaState::Ended,
             _ if self.drained_until.is_some() => ReplicaState::Draining,
             AgentState::Creating | AgentState::Stopped | AgentState::Failed => ReplicaState::Starting,
             AgentState::Paused => ReplicaState::Unready,
             AgentState::Running if !agent.health.is_healthy() => ReplicaState::Unready,
+            AgentState::Running if !matches!(standing, Standing::Serves) => ReplicaState::Starting,
             AgentState::Running => ReplicaState::Ready,
         }
     }
@@ -183,6 +225,7 @@ impl Entry {
             calls: Calls::default(),
             turn: 0,
             grace: DRAIN_GRACE,
+            last_failure: None,
         }
     }
 
@@ -192,7 +235,7 @@ impl Entry {
 
     /// Takes in the agents that bear its label, which are all there are of it. Those that are still made are not known before
     /// whoever makes them says so.
-    pub(super) fn take_in(&mut self, handles: Vec<Handle>) {
+    pub(super) fn take_in(&mut self, core: &Arc<Core>, handles: Vec<Handle>) {
         let found: BTreeMap<String, Handle> = handles
             .into_iter()
             .filter(|handle| !self.spawning.contains(handle.name()))
@@ -203,7 +246,11 @@ impl Entry {
             let generation =
                 || handle.look(|agent| agent.labels.get(GENERATION_LABEL).and_then(|text| text.parse().ok()));
             let generation = generation().unwrap_or_default();
-            self.replicas.entry(id).or_insert_with(|| Replica::new(handle, generation));
+            let wanted = self.wanted.as_ref().filter(|wanted| wanted.generation() == generation);
+            self.replicas.entry(id).or_insert_with(|| {
+                let keeper = Keeper::of(core, &handle, wanted);
+                Replica::new(handle, generation, keeper)
+            });
         }
     }
 
@@ -212,11 +259,21 @@ impl Entry {
         self.wanted.is_none() && self.replicas.is_empty() && self.spawning.is_empty()
     }
 
-    /// Whether its last generation failed while there are replicas before it.
+    /// Whether no more replicas are made: its last generation failed while there are replicas before it, or its command ends
+    /// again and again.
     pub(super) fn is_stopped(&self) -> bool {
+        self.is_update_stopped() || self.is_loop_stopped()
+    }
+
+    /// Whether its last generation failed while there are replicas before it.
+    pub(super) fn is_update_stopped(&self) -> bool {
         let generation = self.generation();
         self.attempts.is_hopeless()
             && self.replicas.values().any(|replica| Some(replica.generation) != generation)
+    }
+
+    fn is_loop_stopped(&self) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| self.attempts.is_loop(&wanted.service.spec))
     }
 
     /// Looks at its replicas and decides what is to be done at `now`. What concerns only the table is done.
@@ -225,6 +282,9 @@ impl Entry {
         let members: Vec<Member> =
             self.replicas.iter_mut().map(|(id, replica)| replica.observe(id, generation, now)).collect();
         self.judge(&members, now);
+        if self.wanted.is_some() && self.replicas.values().any(|replica| replica.is_new(now)) {
+            return Vec::new();
+        }
         let making = match &self.wanted {
             None => Making::Removed,
             Some(_) if self.is_stopped() => Making::Stopped,
@@ -251,25 +311,47 @@ impl Entry {
         orders
     }
 
-    /// Takes note of replicas of the last generation that proved themselves, or ended without.
+    /// Takes note of replicas of the last generation that proved themselves, and of those that ended.
     fn judge(&mut self, members: &[Member], now: Instant) {
-        for member in members.iter().filter(|member| member.is_current) {
-            let Some(replica) = self.replicas.get_mut(&member.id).filter(|replica| !replica.is_judged) else {
-                continue;
-            };
-            if member.is_proved {
-                replica.is_judged = true;
+        for member in members {
+            let Some(replica) = self.replicas.get_mut(&member.id) else { continue };
+            if member.is_current && member.is_proved && !replica.is_proved {
+                replica.is_proved = true;
                 self.attempts.succeed();
-            } else if member.state == ReplicaState::Ended && replica.drained_until.is_none() {
-                replica.is_judged = true;
-                let (name, reason) = (replica.handle.name(), replica.handle.look(|a| a.reason.clone()));
-                let why = format!("the replica {name} ended: {}", reason.unwrap_or_default());
-                // One that somebody ends is no failure.
-                if !member.is_going {
-                    self.attempts.note(why, true, now);
+            }
+            if member.state != ReplicaState::Ended || std::mem::replace(&mut replica.is_over, true) {
+                continue;
+            }
+            // One that somebody ends is no failure.
+            if member.is_going || replica.drained_until.is_some() {
+                continue;
+            }
+            let name = replica.handle.name().clone();
+            let agents_reason = || replica.handle.look(|agent| agent.reason.clone()).unwrap_or_default();
+            let why = format!("the replica {name} ended: {}", replica.reason().unwrap_or_else(agents_reason));
+            if let Standing::Ended(ended) = replica.standing() {
+                let (id, reason) = (member.id.clone(), ended.reason.clone());
+                let failure = ReplicaFailure { agent: name, id, reason, at_unix_ms: unix_ms() };
+                self.last_failure = Some((failure, ended));
+                if member.is_current {
+                    self.attempts.command_ended(why.clone(), now);
                 }
             }
+            if member.is_current && !replica.is_proved {
+                self.attempts.note(why, true, now);
+            }
         }
+    }
+
+    /// The replica `agent`, by name or id, of this service, which is called `service`.
+    ///
+    /// # Errors
+    /// [`ServiceError::NoReplica`].
+    pub(super) fn find(&self, service: &AgentName, agent: &str) -> Result<&Replica, ServiceError> {
+        let is_meant =
+            |replica: &&Replica| replica.handle.id() == agent || replica.handle.name().as_ref() == agent;
+        let missing = || ServiceError::NoReplica { service: service.clone(), agent: agent.to_owned() };
+        self.replicas.values().find(is_meant).ok_or_else(missing)
     }
 
     /// Begins to drain the replica `id`, if it is there and is not drained yet.

@@ -50,6 +50,15 @@ pub enum ServiceError {
         /// What is the matter with it.
         why: String,
     },
+    /// What was waited for takes longer than it may.
+    #[error(
+        "it is not done after {} s and goes on: the last calls do not end, or what they run in does not; `ark service ls` and `ark ps` show what is left",
+        .0.as_secs()
+    )]
+    Late(Duration),
+    /// `arkd` ends.
+    #[error("arkd ends and does nothing more for services: what is recorded is done by the next one")]
+    Closing,
     /// The change was cut off.
     #[error("the change of the service was interrupted: try again")]
     Interrupted,

@@ -29,7 +29,7 @@ async fn look(core: Weak<Core>) {
     let Some((mut newest, wake)) = both else { return };
     loop {
         let Some(core) = core.upgrade() else { return };
-        let (orders, any) = core.services.attend(&core.registry);
+        let (orders, any) = core.services.attend(&core);
         for (service, order) in orders {
             obey(&core, service, order);
         }

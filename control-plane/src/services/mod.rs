@@ -15,6 +15,8 @@
 //! | `table`, `entry` | what is known of services and replicas now; calls under way |
 //! | `reconcile` | what a service needs: a pure function |
 //! | `look` | the task that sees to it |
+//! | `keeper` | the command of a replica, and whether that is ready |
+//! | [`logs`] | what commands wrote last |
 //! | `attempts` | replicas that did not come to be, and when the next one is tried |
 //! | [`call`], `pick` | one call to whichever replica has the fewest |
 //! | `switchboard` | agents find services, and are connected with replicas |
@@ -29,6 +31,8 @@ pub(crate) mod change;
 mod entry;
 mod environment;
 mod error;
+mod keeper;
+pub(crate) mod logs;
 mod look;
 mod pick;
 mod reconcile;
@@ -42,7 +46,7 @@ use std::collections::BTreeMap;
 
 use ark_types::label::{InvalidLabel, Labels};
 use ark_types::problem::ProblemKind;
-use ark_types::service::{GENERATION_LABEL, SERVICE_LABEL};
+use ark_types::service::{COMMAND_LABEL, GENERATION_LABEL, SERVICE_LABEL, ServiceSpec};
 
 use crate::problems::Refusal;
 
@@ -51,7 +55,7 @@ pub(crate) use switchboard::Switchboard;
 pub use table::Services;
 
 /// Labels that only `arkd` gives.
-const OWN_LABELS: [&str; 2] = [SERVICE_LABEL, GENERATION_LABEL];
+const OWN_LABELS: [&str; 3] = [SERVICE_LABEL, GENERATION_LABEL, COMMAND_LABEL];
 
 /// Refuses labels by which an agent would be taken for a replica.
 ///
@@ -90,10 +94,13 @@ pub(crate) fn without_own_labels(labels: &Labels) -> Labels {
     labels.try_into().unwrap_or_default()
 }
 
-/// `labels` with those of a replica.
-fn with_own_labels(labels: &Labels, service: &str, generation: u64) -> Result<Labels, InvalidLabel> {
-    let mut labels = BTreeMap::from(labels.clone());
-    labels.insert(SERVICE_LABEL.to_owned(), service.to_owned());
+/// The labels of a replica of generation `generation` of what `spec` says.
+fn replica_labels(spec: &ServiceSpec, generation: u64) -> Result<Labels, InvalidLabel> {
+    let mut labels = BTreeMap::from(spec.labels.clone());
+    labels.insert(SERVICE_LABEL.to_owned(), spec.name.to_string());
+    if spec.command.is_some() {
+        labels.insert(COMMAND_LABEL.to_owned(), "yes".to_owned());
+    }
     labels.insert(GENERATION_LABEL.to_owned(), generation.to_string());
     labels.try_into()
 }

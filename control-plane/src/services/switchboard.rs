@@ -8,6 +8,7 @@
 //! all end with its VMM, and count as calls of the replica that they lead to.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,9 +16,9 @@ use ark_types::guest::SERVICES_PORT;
 use ark_types::label::Owner;
 use ark_types::layout::AgentDir;
 use ark_types::plain::plain;
-use ark_types::service::{FoundService, MAX_LINE, NoWish, Service, Wish};
+use ark_types::service::{MAX_LINE, NoWish, Wish};
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -37,6 +38,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const MAX_UNREAD: usize = 64 << 10;
 /// How long it waits for a replica that is ready.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a stream that one side has ended goes on while nothing comes of the other: whoever ended it may be gone, and the
+/// other waits for it.
+const QUIET: Duration = Duration::from_secs(300);
+/// Bytes that are passed on at a time.
+const BUFFER: usize = 8 << 10;
 /// Pause after an accept(2) that failed for want of something, descriptors for example.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -168,19 +174,16 @@ async fn list(stream: &mut UnixStream, core: &Weak<Core>, id: &str) -> Result<()
     let core = core.upgrade().ok_or(Refused::NoAgent)?;
     let (_, owner) = caller(&core, id)?;
     let mut text = Vec::new();
-    for Service { spec, ready, .. } in view::all(&core).services {
-        if spec.owner == owner {
-            let found = FoundService { name: spec.name, ready, connectable: spec.port.is_some() };
-            // Of a name and numbers there is always a JSON form.
-            text.extend(serde_json::to_vec(&found).unwrap_or_default());
-            text.push(b'\n');
-        }
+    for found in view::found(&core, &owner) {
+        // Of a name and numbers there is always a JSON form.
+        text.extend(serde_json::to_vec(&found).unwrap_or_default());
+        text.push(b'\n');
     }
     let _ = stream.write_all(&text).await;
     Ok(())
 }
 
-/// Connects the agent with a replica of `service`, until both sides are done.
+/// Connects the agent with a replica of `service`, until both sides are done, or one is and the other is quiet for [`QUIET`].
 async fn connect(
     stream: &mut UnixStream,
     early: BytesMut,
@@ -216,7 +219,7 @@ async fn connect(
         stream.write_all(format!("OK {name}\n").as_bytes()).await?;
         stream.write_all(&dialled.first).await?;
         dialled.stream.write_all(&early).await?;
-        copy_bidirectional(stream, &mut dialled.stream).await
+        pass_both(stream, &mut dialled.stream, QUIET).await
     };
     tokio::select! {
         passed = pass_on => if let Err(error) = passed {
@@ -227,4 +230,95 @@ async fn connect(
     }
     picked.end(true);
     Ok(())
+}
+
+/// Passes on what either side sends until both are done, or one is and nothing comes of the other for as long as `quiet`.
+async fn pass_both(one: &mut UnixStream, other: &mut UnixStream, quiet: Duration) -> io::Result<()> {
+    let passed = AtomicU64::new(0);
+    let ((one_reader, one_writer), (other_reader, other_writer)) = (one.split(), other.split());
+    let mut there = std::pin::pin!(pass(one_reader, other_writer, &passed));
+    let mut back = std::pin::pin!(pass(other_reader, one_writer, &passed));
+    tokio::select! {
+        ended = &mut there => {
+            ended?;
+            while_it_speaks(back, &passed, quiet).await
+        }
+        ended = &mut back => {
+            ended?;
+            while_it_speaks(there, &passed, quiet).await
+        }
+    }
+}
+
+/// Passes on what `from` sends, and its end.
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    passed: &AtomicU64,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { break };
+        to.write_all(bytes).await?;
+        passed.fetch_add(1, Ordering::Relaxed);
+    }
+    to.shutdown().await
+}
+
+/// Waits for the end of `passing`, as long as it goes on to count in `passed`, each time within `quiet`.
+async fn while_it_speaks(
+    mut passing: impl Future<Output = io::Result<()>> + Unpin,
+    passed: &AtomicU64,
+    quiet: Duration,
+) -> io::Result<()> {
+    loop {
+        let before = passed.load(Ordering::Relaxed);
+        match timeout(quiet, &mut passing).await {
+            Ok(ended) => return ended,
+            Err(_) if passed.load(Ordering::Relaxed) == before => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_whose_one_side_is_gone_ends_when_the_other_is_quiet() {
+        let (mut caller, mut ours) = UnixStream::pair().unwrap();
+        let (mut theirs, mut replica) = UnixStream::pair().unwrap();
+        let quiet = Duration::from_millis(1);
+        let passing = tokio::spawn(async move { pass_both(&mut ours, &mut theirs, quiet).await });
+        let mut buffer = [0; 16];
+        // While both are there, quiet means nothing.
+        for _ in 0..5 {
+            caller.write_all(b"question").await.unwrap();
+            assert_eq!(replica.read(&mut buffer).await.unwrap(), 8);
+            sleep(3 * quiet).await;
+        }
+        caller.shutdown().await.unwrap();
+        assert_eq!(replica.read(&mut buffer).await.unwrap(), 0);
+        assert_eq!(passing.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(caller.read(&mut buffer).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_the_end_of_both_sides() {
+        let (mut caller, mut ours) = UnixStream::pair().unwrap();
+        let (mut theirs, mut replica) = UnixStream::pair().unwrap();
+        let passing = tokio::spawn(async move { pass_both(&mut ours, &mut theirs, QUIET).await });
+        caller.write_all(b"question").await.unwrap();
+        caller.shutdown().await.unwrap();
+        let mut text = String::new();
+        replica.read_to_string(&mut text).await.unwrap();
+        replica.write_all(b"answer").await.unwrap();
+        drop(replica);
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).await.unwrap();
+        assert_eq!((text.as_str(), answer.as_str()), ("question", "answer"));
+        passing.await.unwrap().unwrap();
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ark_types::agent::AgentName;
 use ark_types::layout::StateDir;
@@ -19,7 +19,6 @@ use crate::agent::Handle;
 use crate::core::Core;
 use crate::problems::Refusal;
 use crate::projection::WantedServices;
-use crate::registry::Registry;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -88,7 +87,8 @@ impl Services {
         tokio::spawn(look::look_after(Arc::downgrade(core), self.closing.clone()));
     }
 
-    /// Does nothing more for services: `arkd` ends, and what it does with agents is not to be undone.
+    /// Does nothing more for services: `arkd` ends, and what it does with agents is not to be undone. Whoever waits for something
+    /// is told that it does not come.
     pub(crate) fn close(&self) {
         self.closing.cancel();
     }
@@ -124,10 +124,26 @@ impl Services {
         self.wake.notify_one();
     }
 
-    /// Waits until `holds`; it is looked at after each look at the services.
-    pub(super) async fn until(&self, holds: impl Fn(&BTreeMap<AgentName, Entry>) -> bool) {
+    /// Waits until `holds`, for as long as `most`; it is looked at after each look at the services.
+    ///
+    /// # Errors
+    /// [`ServiceError::Late`], and [`ServiceError::Closing`] once there are no more looks.
+    pub(super) async fn until(
+        &self,
+        most: Duration,
+        holds: impl Fn(&BTreeMap<AgentName, Entry>) -> bool,
+    ) -> Result<(), ServiceError> {
         let mut looks = self.looks.subscribe();
-        while !holds(&self.lock()) && looks.changed().await.is_ok() {}
+        let mut waiting = std::pin::pin!(tokio::time::sleep(most));
+        while !holds(&self.lock()) {
+            tokio::select! {
+                // The sender is `self`'s.
+                _ = looks.changed() => {}
+                () = self.closing.cancelled() => return Err(ServiceError::Closing),
+                () = &mut waiting => return Err(ServiceError::Late(most)),
+            }
+        }
+        Ok(())
     }
 
     /// The names of services that are to be.
@@ -137,9 +153,9 @@ impl Services {
     }
 
     /// Looks at every service, and says what is to be done outside; whether there is any.
-    pub(super) fn attend(&self, registry: &Registry) -> (Vec<(AgentName, Order)>, bool) {
+    pub(super) fn attend(&self, core: &Arc<Core>) -> (Vec<(AgentName, Order)>, bool) {
         let mut found: BTreeMap<AgentName, Vec<Handle>> = BTreeMap::new();
-        for handle in registry.all() {
+        for handle in core.registry.all() {
             let service =
                 handle.look(|agent| agent.labels.get(SERVICE_LABEL).and_then(|name| name.parse().ok()));
             service.into_iter().for_each(|name| found.entry(name).or_default().push(handle.clone()));
@@ -152,7 +168,7 @@ impl Services {
         }
         let mut orders = Vec::new();
         for (name, entry) in entries.iter_mut() {
-            entry.take_in(found.remove(name).unwrap_or_default());
+            entry.take_in(core, found.remove(name).unwrap_or_default());
             orders.extend(entry.attend(now).into_iter().map(|order| (name.clone(), order)));
         }
         entries.retain(|_, entry| !entry.is_over());

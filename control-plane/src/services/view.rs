@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use ark_types::service::{Replica, ReplicaState, Service, ServiceList};
+use ark_types::agent::AgentName;
+use ark_types::label::Owner;
+use ark_types::service::{FoundService, Replica, ReplicaState, Service, ServiceList};
 
 use super::ServiceError;
 use super::entry::{Calls, Entry, Wanted};
@@ -26,8 +28,29 @@ pub(crate) fn one(core: &Core, name: &str) -> Result<Service, ServiceError> {
     seen.ok_or_else(|| ServiceError::NotFound(name.to_owned()))
 }
 
+/// The service `name`, if the request `id` made it.
+pub(crate) fn made_by(core: &Core, name: &AgentName, id: &str) -> Option<Service> {
+    let seen = core.services.with(name.as_ref(), |_, entry| {
+        let wanted = entry.wanted.as_ref().filter(|wanted| wanted.service.request.as_deref() == Some(id))?;
+        Some(describe(entry, wanted))
+    });
+    seen.ok().flatten()
+}
+
+/// The services of `owner`, as its agents find them, by name.
+pub(super) fn found(core: &Core, owner: &Owner) -> Vec<FoundService> {
+    let entries = core.services.lock();
+    let wanted = entries.values().filter_map(|entry| Some((entry, &entry.wanted.as_ref()?.service.spec)));
+    let found = wanted.filter(|(_, spec)| spec.owner == *owner).map(|(entry, spec)| {
+        let ready = entry.replicas.values().filter(|replica| replica.state() == ReplicaState::Ready).count();
+        let ready = u32::try_from(ready).unwrap_or(u32::MAX);
+        FoundService { name: spec.name.clone(), ready, connectable: spec.port.is_some() }
+    });
+    found.collect()
+}
+
 fn describe(entry: &Entry, wanted: &Wanted) -> Service {
-    let WantedService { spec, env, generation } = wanted.service.clone();
+    let WantedService { spec, env, generation, .. } = wanted.service.clone();
     let mut replicas: Vec<(u64, Replica)> = entry
         .replicas
         .iter()
@@ -41,6 +64,7 @@ fn describe(entry: &Entry, wanted: &Wanted) -> Service {
                 state,
                 agent_state: agent.state,
                 health: agent.health,
+                reason: replica.reason(),
                 load: replica.load,
             };
             (agent.created_unix_ms, told)
@@ -54,7 +78,8 @@ fn describe(entry: &Entry, wanted: &Wanted) -> Service {
     let ready = count(ready().count());
     let conditions = conditions(entry, wanted, ready, updated);
     let is_stopped = entry.is_stopped();
-    Service { spec, env, generation, ready, updated, replicas, is_stopped, conditions }
+    let last_failure = entry.last_failure.as_ref().map(|(failure, _)| failure.clone());
+    Service { spec, env, generation, ready, updated, replicas, is_stopped, last_failure, conditions }
 }
 
 /// What keeps the service from being as it is to be.
@@ -63,6 +88,13 @@ fn conditions(entry: &Entry, wanted: &Wanted, ready: u32, updated: u32) -> Vec<S
     let mut conditions = Vec::new();
     if ready < spec.replicas {
         conditions.push(format!("{ready} of {} replicas are ready", spec.replicas));
+    }
+    let waits = |replica: &super::entry::Replica| match replica.state() {
+        ReplicaState::Starting => replica.reason().map(|why| (replica.handle.name().clone(), why)),
+        _ => None,
+    };
+    if let Some((name, why)) = entry.replicas.values().find_map(waits) {
+        conditions.push(format!("the replica {name}: {why}"));
     }
     let is_of_old = entry.replicas.values().any(|replica| replica.generation != *generation);
     if is_of_old && updated < spec.replicas {
@@ -77,11 +109,16 @@ fn conditions(entry: &Entry, wanted: &Wanted, ready: u32, updated: u32) -> Vec<S
         ));
     }
     let failed = entry.attempts.last();
-    if let Some((why, failures)) = failed.filter(|_| entry.is_stopped()) {
+    let ended = entry.attempts.last_end().filter(|_| ready < spec.replicas || entry.is_stopped());
+    if let Some((why, failures)) = failed.filter(|_| entry.is_update_stopped()) {
         conditions.push(format!(
             "the update to generation {generation} is stopped after {failures} failures, and the replicas before it stay: {why}; set the service again when that is mended"
         ));
-    } else if let Some((why, failures)) = failed {
+    } else if let Some((why, ends)) = ended.filter(|_| entry.is_stopped()) {
+        conditions.push(format!(
+            "the command ended {ends} times in a row and no more replicas are made: {why}; set the service again when that is mended"
+        ));
+    } else if let Some((why, failures)) = ended.or(failed) {
         let wait = entry.attempts.wait(Instant::now()).map_or(0, |wait| wait.as_secs() + 1);
         let next = if wait == 0 { "now".to_owned() } else { format!("within {wait} s") };
         let times = if failures == 1 { String::new() } else { format!(" ({failures} times in a row)") };

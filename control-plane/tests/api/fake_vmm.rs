@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 mod dial;
 #[path = "fake_vmm/guest_files.rs"]
 mod guest_files;
+#[path = "fake_vmm/keep.rs"]
+mod keep;
 
 use guest_files::{describe, read_file, write_file};
 
@@ -83,6 +85,7 @@ struct Machine {
     disks: Vec<DiskConfig>,
     is_restored: bool,
     state: Mutex<VmState>,
+    keeper: keep::Keeper,
 }
 
 /// Sockets and console.
@@ -152,6 +155,7 @@ fn boot(config: VmConfig) -> (Machine, Places) {
         disks: config.disks,
         is_restored: false,
         state: Mutex::new(VmState::Running),
+        keeper: keep::Keeper::default(),
     };
     let places = Places {
         vsock: config.vsock.unwrap().uds_path,
@@ -205,6 +209,7 @@ fn restore(config: RestoreConfig) -> (Machine, Places) {
         disks,
         is_restored: true,
         state: Mutex::new(VmState::Running),
+        keeper: keep::Keeper::default(),
     };
     let places = Places {
         vsock: config.uds_path.unwrap(),
@@ -415,6 +420,8 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
         (_, "lies") => send(&mut stream, &Frame::empty(Kind::PowerOff)),
         (_, "dies-in-exec") => end(ExitReason::GuestPanic, Some("out of memory")),
         (Kind::Dial, _) => dial::dial(stream, &first.parse().unwrap(), machine),
+        (Kind::Keep, _) => machine.keeper.keep(stream, first.parse().unwrap()),
+        (Kind::KeptOutput, _) => machine.keeper.tell_output(stream),
         (Kind::Exec, _) => exec(stream, incoming, &first.parse().unwrap()),
         (Kind::FileRead, "shrinks") => {
             let mut info = describe(Path::new("/bin/sh")).unwrap();

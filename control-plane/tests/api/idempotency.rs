@@ -190,3 +190,25 @@ async fn what_was_cut_off_is_made_again_and_nothing_twice() {
     // Without its key it is another request.
     client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await.problem(ProblemKind::NameTaken);
 }
+
+#[tokio::test]
+async fn a_service_is_set_up_once_and_told_of_after_a_kill() {
+    let place = Place::new();
+    let (mut last, client) = started(&place, &[]).await;
+    let web = json!({ "name": "web", "replicas": 0, "image": "base", "memory_mib": 64 });
+    let first = send(&client, "k", "/v1/services", &web).await;
+    assert_eq!((first.status(), is_replayed(&first)), (StatusCode::CREATED, false), "{:?}", first.body);
+    last.end(Signal::SIGKILL);
+    forget_the_reply(&place);
+
+    let (mut last, client) = started(&place, &[]).await;
+    let again = send(&client, "k", "/v1/services", &web).await;
+    assert!(is_replayed(&again), "{:?}", again.body);
+    assert_eq!((again.status(), &again.body), (first.status(), &first.body));
+    let place_of = |reply: &Reply| reply.response.headers().get(LOCATION).cloned();
+    assert_eq!(place_of(&again), place_of(&first));
+    // One that somebody else set up is not what was asked for with another key.
+    send(&client, "k2", "/v1/services", &web).await.problem(ProblemKind::NameTaken);
+    assert_eq!(client.delete("/v1/services/web").await.status(), StatusCode::NO_CONTENT);
+    last.end(Signal::SIGTERM);
+}

@@ -5,6 +5,7 @@ mod agents;
 mod bad_input;
 mod chaos;
 mod checkpoints;
+mod commands;
 mod conditions;
 mod conformance;
 mod consoles;

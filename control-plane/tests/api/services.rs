@@ -199,13 +199,13 @@ async fn a_call_waits_for_a_replica_and_then_says_what_is_the_matter() {
     assert!(problem.detail.contains("it is to have none"), "{problem:?}");
     assert_eq!(reply.response.headers()[RETRY_AFTER], "1");
 
-    let waiting = answered(client, "echo here");
-    let scaling = async {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        client.ask(Method::PATCH, "/v1/services/web", r#"{"replicas":1}"#).await;
-    };
-    let ((_, said), ()) = tokio::join!(waiting, scaling);
-    assert_eq!(said, "here\n");
+    // A replica takes longer to come up than a call to be asked for: it is waited for.
+    let call = json!({ "exec": { "argv": ["echo", "here"] } });
+    let waiting = client.post("/v1/services/web/call?wait_ms=600000", &call);
+    let scaling = client.ask(Method::PATCH, "/v1/services/web", r#"{"replicas":1}"#);
+    let (answer, _) = tokio::join!(waiting, scaling);
+    let ServiceReply { result: CallResult::Exec(said), .. } = answer.json() else { panic!("a program ran") };
+    assert_eq!(said.stdout, "here\n");
 
     // A program that is not there is the caller's mistake, and told as that.
     let reply = client.post("/v1/services/web/call", &json!({ "exec": { "argv": ["/no/such"] } })).await;
@@ -281,7 +281,9 @@ async fn a_drained_replica_finishes_its_calls_and_takes_no_new_ones() {
     let client = &ark.client;
     client.post("/v1/services", &web("base", 2, &json!({}))).await;
     let two = settled(client).await;
-    let (first, second) = tokio::join!(answered(client, "sleep 2; echo one"), async {
+    let gate = place.path("gate");
+    let until_told = format!("until test -e {}; do sleep 0.05; done; echo one", gate.display());
+    let (first, second) = tokio::join!(answered(client, &until_told), async {
         eventually("it is called", async || service(client).await.replicas.iter().any(|r| r.load == 1)).await;
         let busy = service(client).await.replicas.into_iter().find(|replica| replica.load == 1).unwrap();
         let drain = json!({ "agent": busy.agent });
@@ -294,6 +296,7 @@ async fn a_drained_replica_finishes_its_calls_and_takes_no_new_ones() {
             for _ in 0..3 {
                 assert_ne!(answered(client, "true").await.0, busy.id);
             }
+            std::fs::write(&gate, "").unwrap();
         };
         let (drained, ()) = tokio::join!(drained, calls);
         assert_eq!(drained.status(), StatusCode::OK, "{:?}", drained.body);
@@ -403,4 +406,32 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
     client.post("/v1/agents", &agent).await.problem(ProblemKind::InvalidValue);
     assert_eq!(place.agent_dirs(), 0);
     ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_is_told_when_arkd_ends() {
+    let place = Place::new();
+    let (mut last, client) = started(&place, &[]).await;
+    client.post("/v1/services", &web("base", 1, &json!({}))).await;
+    settled(&client).await;
+    // A replica that is busy for longer than any test, and somebody who waits for its end.
+    let call = r#"{"exec":{"argv":["sleep","1000"]}}"#;
+    let busy = client.request(Method::POST, "/v1/services/web/call", call);
+    let caller = client.clone();
+    let busy = tokio::spawn(async move { caller.try_send(busy).await.is_ok() });
+    eventually("it is called", async || service(&client).await.replicas.iter().any(|r| r.load == 1)).await;
+    let drain = json!({ "agent": service(&client).await.replicas[0].agent });
+    let drained = client.post("/v1/services/web/drain?grace_ms=600000", &drain);
+    let ending = async {
+        eventually("it drains", async || {
+            service(&client).await.replicas.iter().any(|r| r.state == ReplicaState::Draining)
+        })
+        .await;
+        signal(last.child.id(), Signal::SIGTERM);
+    };
+    let (drained, ()) = tokio::join!(drained, ending);
+    let told = drained.problem(ProblemKind::HostUnable).detail;
+    assert!(told.contains("arkd ends"), "{told}");
+    assert!(last.wait());
+    let _ = busy.await;
 }

@@ -8,6 +8,7 @@ use ark_types::image::ImageName;
 use ark_types::label::Owner;
 use clap::{Args, Subcommand};
 
+use super::HealthArgs;
 use crate::parse;
 
 /// `ark service …`.
@@ -31,6 +32,13 @@ pub(crate) enum ServiceAction {
         service: String,
         /// Replicas, 0 to 200
         replicas: u32,
+    },
+    /// Show what the command of a replica wrote last, or of each of them
+    Logs {
+        /// Name of the service
+        service: String,
+        /// Name or id of the replica, or of the last one whose command ended
+        replica: Option<String>,
     },
     /// Have a replica run a program or code: the one with the fewest calls
     Call(ServiceCallArgs),
@@ -87,6 +95,14 @@ pub(crate) struct ServiceSpecArgs {
     /// TCP port at 127.0.0.1 of every replica where its program listens, for other agents of the owner
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
     pub(crate) tcp: Option<u16>,
+    /// Working directory of the command
+    #[arg(long, short, requires = "command", value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User (and group) the command runs as: name or number, USER[:GROUP]
+    #[arg(long, short, requires = "command")]
+    pub(crate) user: Option<String>,
+    #[command(flatten)]
+    pub(crate) health: HealthArgs,
     /// Begin a replica anew when it ends by itself: never, on-failure or always; with `:N` at most N times until it ran well.
     /// One that does not begin anew is replaced
     #[arg(long, value_parser = parse::restart, default_value = "always", value_name = "POLICY")]
@@ -100,6 +116,9 @@ pub(crate) struct ServiceSpecArgs {
     /// Wait until it is so; fail when it cannot be
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Program, and its arguments, that runs in each of them as long as it lives, a server for example
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
 }
 
 /// `ark service call`.
@@ -161,6 +180,14 @@ mod tests {
         assert!(matches!(action(&["update", "web"]), Ok(ServiceAction::Set(_))));
         assert!(action(&["create", "web", "--template", "py", "--image", "base"]).is_err());
         assert!(action(&["create"]).is_err());
+        let line = ["create", "web", "--tcp", "80", "--workdir", "/srv", "--", "httpd", "-f"];
+        let Ok(ServiceAction::Create(args)) = action(&line) else { panic!("it is made") };
+        assert_eq!(
+            (args.command.as_slice(), args.workdir.as_deref()),
+            (["httpd".to_owned(), "-f".to_owned()].as_slice(), Some("/srv"))
+        );
+        assert!(action(&["create", "web", "--user", "agent"]).is_err(), "nothing runs as that");
+        assert!(action(&["create", "web", "httpd"]).is_err(), "a command stands behind --");
     }
 
     #[test]

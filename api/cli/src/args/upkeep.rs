@@ -23,6 +23,13 @@ pub(crate) struct UpkeepArgs {
     /// kept [default: 2]
     #[arg(long, value_parser = parse::checkpoint, value_name = "TIME[:N]")]
     pub(crate) checkpoint: Option<CheckpointPolicy>,
+    #[command(flatten)]
+    pub(crate) health: HealthArgs,
+}
+
+/// How an agent is checked.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct HealthArgs {
     /// Check it by this command of its shell: exit code 0 is healthy
     #[arg(long, conflicts_with = "health_tcp", value_name = "COMMAND")]
     health_cmd: Option<String>,
@@ -43,12 +50,12 @@ pub(crate) struct UpkeepArgs {
     health_start_period: Option<Duration>,
 }
 
-impl UpkeepArgs {
+impl HealthArgs {
     /// The health check that is asked for.
     ///
     /// # Errors
     /// Terms without a check.
-    pub(crate) fn health_check(&self) -> Result<Option<HealthCheck>, Failure> {
+    pub(crate) fn check(&self) -> Result<Option<HealthCheck>, Failure> {
         let probe = match (&self.health_cmd, self.health_tcp) {
             (Some(command), _) => {
                 Probe::Exec { command: vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()] }
@@ -103,18 +110,18 @@ mod tests {
     fn a_health_check_is_a_command_or_a_port_with_its_terms() {
         let line =
             ["create", "--health-cmd", "test -e /ok", "--health-interval", "1.5s", "--health-retries", "2"];
-        let Ok(Some(check)) = upkeep(&line).unwrap().health_check() else { panic!("there is one") };
+        let Ok(Some(check)) = upkeep(&line).unwrap().health.check() else { panic!("there is one") };
         assert_eq!((check.interval_s, check.timeout_s, check.failures, check.start_period_s), (2, 10, 2, 0));
         assert_eq!(
             check.probe,
             Probe::Exec { command: vec!["/bin/sh".into(), "-c".into(), "test -e /ok".into()] }
         );
         let line = ["fork", "a1", "--health-tcp", "8080", "--health-start-period", "1m"];
-        let Ok(Some(check)) = upkeep(&line).unwrap().health_check() else { panic!("there is one") };
+        let Ok(Some(check)) = upkeep(&line).unwrap().health.check() else { panic!("there is one") };
         assert_eq!((check.probe, check.start_period_s), (Probe::Tcp { port: 8080 }, 60));
-        assert!(upkeep(&["create"]).unwrap().health_check().unwrap().is_none());
+        assert!(upkeep(&["create"]).unwrap().health.check().unwrap().is_none());
         let nothing = upkeep(&["create", "--health-retries", "2"]).unwrap();
-        assert!(nothing.health_check().unwrap_err().to_string().contains("--health-cmd or --health-tcp"));
+        assert!(nothing.health.check().unwrap_err().to_string().contains("--health-cmd or --health-tcp"));
         let both = upkeep(&["create", "--health-cmd", "true", "--health-tcp", "80"]);
         assert!(both.unwrap_err().contains("cannot be used with"));
         assert!(upkeep(&["create", "--health-tcp", "0"]).is_err());

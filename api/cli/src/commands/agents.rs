@@ -54,7 +54,7 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         ttl_s: args.ttl,
         idle_timeout_s: args.idle_timeout,
         checkpoint: args.upkeep.checkpoint,
-        health_check: args.upkeep.health_check()?,
+        health_check: args.upkeep.health.check()?,
     })
 }
 

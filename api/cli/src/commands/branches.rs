@@ -17,7 +17,7 @@ pub(crate) async fn fork(context: &Context, args: &ForkArgs) -> Result<(), Failu
         count: args.count,
         restart: args.upkeep.restart,
         checkpoint: args.upkeep.checkpoint,
-        health_check: args.upkeep.health_check()?,
+        health_check: args.upkeep.health.check()?,
     };
     let client = context.client().await?;
     let spinner = Spinner::new(context.ui, &format!("forking {}", args.agent));

@@ -7,9 +7,11 @@ use std::time::Duration;
 use ark_client::Client;
 use ark_types::eval::{EvalRequest, Language};
 use ark_types::exec::ExecRequest;
+use ark_types::guest::MAX_KEPT_OUTPUT;
 use ark_types::label::InvalidLabel;
 use ark_types::service::{
-    CallResult, Replica, Service, ServiceCall, ServiceList, ServiceReply, ServiceSpec, UpdatePolicy,
+    CallResult, Replica, ReplicaFailure, Service, ServiceCall, ServiceCommand, ServiceList, ServiceReply,
+    ServiceSpec, UpdatePolicy,
 };
 use serde::Serialize;
 
@@ -52,6 +54,7 @@ pub(crate) async fn perform(context: &Context, action: ServiceAction) -> Result<
         ServiceAction::Drain { service, agent, grace } => {
             show(context, &context.client().await?.drain_replica(&service, &agent, grace).await?, one_line)
         }
+        ServiceAction::Logs { service, replica } => logs(context, &service, replica).await.map(|()| 0),
         ServiceAction::Rm { services, grace } => rm(context, &services, grace).await.map(|()| 0),
     }
 }
@@ -74,6 +77,12 @@ fn spec(args: &ServiceSpecArgs) -> Result<ServiceSpec, Failure> {
         labels: labels.try_into().map_err(|error: InvalidLabel| Failure::Usage(error.to_string()))?,
         owner: args.owner.clone().unwrap_or_default(),
         port: args.tcp,
+        command: (!args.command.is_empty()).then(|| ServiceCommand {
+            argv: args.command.clone(),
+            cwd: args.workdir.clone(),
+            user: args.user.clone(),
+        }),
+        health_check: args.health.check()?,
         restart: args.restart,
         update: UpdatePolicy { max_unavailable: args.max_unavailable, max_surge: args.max_surge },
     })
@@ -109,6 +118,35 @@ async fn rm(context: &Context, services: &[String], grace: Option<Duration>) -> 
     }
     context.ui.show_removed(&removed)?;
     summed_up(context.ui, failures, services.len(), "services were not removed")
+}
+
+/// Shows what the command of `replica` wrote last; without one that of each, under its name.
+async fn logs(context: &Context, service: &str, replica: Option<String>) -> Result<(), Failure> {
+    let client = context.client().await?;
+    let named: Vec<String> = match &replica {
+        Some(replica) => vec![replica.clone()],
+        None => client.service(service).await?.replicas.iter().map(|one| one.agent.to_string()).collect(),
+    };
+    let mut logs = BTreeMap::new();
+    let mut failures = Vec::new();
+    for name in named {
+        let read = async { client.service_log(service, &name).await?.collect(MAX_KEPT_OUTPUT).await };
+        match read.await {
+            Ok(log) => drop(logs.insert(name, String::from_utf8_lossy(&log).into_owned())),
+            Err(error) => failures.push(error.into()),
+        }
+    }
+    let count = logs.len() + failures.len();
+    let human = |logs: &BTreeMap<String, String>| {
+        let titled = |(name, log): (&String, &String)| match replica {
+            Some(_) => log.clone(),
+            None if log.is_empty() || log.ends_with('\n') => format!("==> {name} <==\n{log}"),
+            None => format!("==> {name} <==\n{log}\n"),
+        };
+        logs.iter().map(titled).collect()
+    };
+    context.ui.show(&logs, human)?;
+    summed_up(context.ui, failures, count, "logs cannot be had")
 }
 
 /// Has a replica do something, and shows what came of it.
@@ -194,11 +232,16 @@ fn describe(service: &Service) -> String {
     let rows: Vec<_> = service.replicas.iter().map(replica).collect();
     let conditions: Vec<String> =
         service.conditions.iter().map(|why| format!("- {}\n", printable(why).replace('\n', " "))).collect();
+    let failure = service.last_failure.as_ref().map(|failure| {
+        let ReplicaFailure { agent, reason, .. } = failure;
+        format!("last failure: {agent}: {}\n", printable(reason).replace('\n', " "))
+    });
     let line = one_line(service);
     format!(
-        "{line}\n{}{}",
+        "{line}\n{}{}{}",
         table(["REPLICA", "ID", "GENERATION", "STATE", "CALLS"], &rows),
-        conditions.concat()
+        conditions.concat(),
+        failure.unwrap_or_default(),
     )
 }
 
@@ -218,6 +261,10 @@ mod tests {
                 "load": 4,
             }],
             "conditions": ["2 of 3 replicas are ready\u{1b}[2J"],
+            "last_failure": {
+                "agent": "web-44556677", "id": "fedcba9876543210", "at_unix_ms": 1,
+                "reason": "its command ended with 1; it wrote last: a\nb\u{1b}[2J",
+            },
         });
         let service: Service = from_value(service).unwrap();
         assert_eq!(
@@ -230,7 +277,8 @@ mod tests {
             "web: 2 of 3 replicas are ready, generation 2\n\
              REPLICA       ID                GENERATION  STATE  CALLS\n\
              web-00112233  0011223344556677  2           ready  4\n\
-             - 2 of 3 replicas are ready\\u{1b}[2J\n"
+             - 2 of 3 replicas are ready\\u{1b}[2J\n\
+             last failure: web-44556677: its command ended with 1; it wrote last: a b\\u{1b}[2J\n"
         );
     }
 }

@@ -89,7 +89,7 @@ pub(crate) async fn restore(context: &Context, args: &RestoreArgs) -> Result<(),
         name: args.name.clone(),
         restart: args.upkeep.restart,
         checkpoint: args.upkeep.checkpoint,
-        health_check: args.upkeep.health_check()?,
+        health_check: args.upkeep.health.check()?,
     };
     let client = context.client_to_boot().await?;
     let agent = client.restore(&args.snapshot, &request).await?;

@@ -34,6 +34,9 @@ fn answer(method: &Method, uri: &Uri, looks: usize, body: &str) -> Response {
         ("PUT" | "PATCH", "/v1/services/web") | ("POST", "/v1/services/web/drain") => {
             Json(service(0, false)).into_response()
         }
+        ("GET", "/v1/services/web/logs") if uri.query() == Some("replica=web-00112233") => {
+            "serving\nat 80".into_response()
+        }
         ("DELETE", "/v1/services/web") => StatusCode::NO_CONTENT.into_response(),
         ("POST", "/v1/services/web/call") if body.contains("eval") => {
             let eval =
@@ -60,7 +63,7 @@ fn server() -> (Host, Asked) {
         let body = String::from_utf8(body.to_vec()).unwrap();
         let mut notes = notes.lock().unwrap();
         notes.push(format!("{method} {uri} {body}").trim_end().to_owned());
-        let looks = notes.iter().filter(|note| note.starts_with("GET /v1/services/web")).count();
+        let looks = notes.iter().filter(|note| *note == "GET /v1/services/web").count();
         answer(&method, &uri, looks, &body)
     });
     (Host::start(routes), asked)
@@ -94,6 +97,23 @@ fn a_service_is_made_waited_for_and_shown() {
     );
     let (code, out, _) = host.run(&["--json", "service", "show", "web"], "");
     assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()["generation"].clone()), (0, json!(2)));
+}
+
+#[test]
+fn a_command_is_sent_and_what_it_writes_is_shown() {
+    let (host, asked) = server();
+    let line = ["service", "create", "web", "--health-tcp", "80", "-w", "/srv", "--", "httpd", "-f", "--wait"];
+    assert_eq!(host.run(&line, "").0, 0);
+    let first = asked.lock().unwrap()[0].clone();
+    let body: Value = serde_json::from_str(first.strip_prefix("POST /v1/services ").unwrap()).unwrap();
+    assert_eq!(body["command"], json!({ "argv": ["httpd", "-f", "--wait"], "cwd": "/srv" }));
+    assert_eq!(body["health_check"]["probe"], json!({ "kind": "tcp", "port": 80 }));
+    let (code, out, err) = host.run(&["service", "logs", "web"], "");
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "==> web-00112233 <==\nserving\nat 80\n", ""));
+    let (code, out, _) = host.run(&["service", "logs", "web", "web-00112233"], "");
+    assert_eq!((code, out.as_str()), (0, "serving\nat 80\n"));
+    let (code, _, err) = host.run(&["service", "logs", "web", "other"], "");
+    assert_eq!((code, err.is_empty()), (125, false));
 }
 
 #[test]

@@ -296,6 +296,9 @@ pub enum Event {
         env: Vec<String>,
         /// Generation that its replicas are made as.
         generation: u64,
+        /// The request with a key that made it, if one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<String>,
     },
     /// A service is to be no more, and its replicas neither.
     #[serde(rename = "service.removed")]

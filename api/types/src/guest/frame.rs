@@ -68,6 +68,10 @@ kinds! {
     Session = 0x19,
     /// Between `arkd` and client, never in a guest: [`crate::exec::ExecAck`].
     Ack = 0x1a,
+    /// Host → guest: [`crate::exec::ExecRequest`] of the program that the guest keeps running, or null.
+    Keep = 0x1b,
+    /// Host → guest: what did the kept program write last?
+    KeptOutput = 0x1c,
     /// Host → guest: [`super::PathRequest`].
     FileRead = 0x20,
     /// Host → guest: [`super::FileWrite`].

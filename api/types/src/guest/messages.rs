@@ -104,6 +104,8 @@ pub enum ErrorCode {
     NoEvaluator,
     /// No program listens on the port.
     NotListening,
+    /// The guest keeps no program.
+    NothingKept,
     /// The guest lacks memory, processes or descriptors.
     Exhausted,
     /// What was asked for took longer than it was given.

@@ -7,6 +7,8 @@
 //! | first frame, host → guest | then, host → guest | guest → host |
 //! |---|---|---|
 //! | `Exec` ([`crate::exec::ExecRequest`]) | `Stdin`*, `StdinClose`, `Signal`*, `Resize`* | `Started`, (`Stdout` or `Stderr`)*, `Exited`; or `Error` |
+//! | `Keep` ([`crate::exec::ExecRequest`] or null) | | `Started`, and once it has ended (`Stdout`)*, `Exited`; or `Error` |
+//! | `KeptOutput` | | (`Data`)*, `End`; or `Error` |
 //! | `FileRead` ([`PathRequest`]) | | `FileInfo`, `Data`*, `End`; or `Error` at any point |
 //! | `FileWrite` ([`FileWrite`]) | `Data`*, `End` | `Ok` after `End`; or `Error` at any point |
 //! | `FileStat` ([`PathRequest`]) | | `FileInfo`; or `Error` |
@@ -21,6 +23,11 @@
 //! seconds; after an `Error` it may not, and from the `Ok` of a `Dial` on there are no frames any more: the connection is the program's. When the host's side closes before `Exited`, the guest kills the program's process group. A written file appears under
 //! its name only after `End`: an upload that breaks leaves nothing behind. The exec WebSocket of the REST API carries the
 //! same frames, one per binary message, and `Session` and `Ack` besides where it can be taken up again ([`crate::replay`]).
+//!
+//! A guest keeps one program, if the host asks for it: it runs without input and whoever is connected, and its output is kept,
+//! the last [`MAX_KEPT_OUTPUT`] bytes of it. The first `Keep` starts it. Each further one tells of that program, whatever it
+//! names, also when it has ended already: a host that begins anew cannot start it twice. With null it is only told of, and
+//! [`ErrorCode::NothingKept`] where there is none. How it ended comes with what it wrote last.
 //!
 //! Any program in the guest may connect to [`SERVICES_PORT`] of the host. What is said there is in [`crate::service`].
 
@@ -43,5 +50,7 @@ pub const HELLO_PORT: u32 = 1024;
 pub const CONTROL_PORT: u32 = 1025;
 /// Host port (CID 2) where programs of the guest find services.
 pub const SERVICES_PORT: u32 = 1026;
+/// Most bytes of a kept program's output that the guest holds.
+pub const MAX_KEPT_OUTPUT: usize = 64 << 10;
 /// Time between heartbeats, milliseconds. Hundreds of idle agents share a host: each wakes it this often.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 5000;

@@ -206,6 +206,7 @@ fn guest_messages() {
         ErrorCode::FileError,
         ErrorCode::NoEvaluator,
         ErrorCode::NotListening,
+        ErrorCode::NothingKept,
         ErrorCode::DeadlinePassed,
         ErrorCode::Exhausted,
         ErrorCode::Internal,

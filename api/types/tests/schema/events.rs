@@ -173,7 +173,12 @@ fn events() -> [Event; 32] {
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
         Event::PoolSet { policy: PoolPolicy { min: 2, max: 20, target_wait_ms: 50 } },
         Event::PoolRemoved {},
-        Event::ServiceSet { service: Box::new(service()), env: vec!["LANG".to_owned()], generation: 2 },
+        Event::ServiceSet {
+            service: Box::new(service()),
+            env: vec!["LANG".to_owned()],
+            generation: 2,
+            request: Some("fedcba9876543210".to_owned()),
+        },
         Event::ServiceRemoved {},
         Event::TaskCreated { task: task_spec() },
         Event::TaskStarted { attempt: 1, agent: Some("fedcba9876543210".to_owned()) },

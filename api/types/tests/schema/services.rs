@@ -7,9 +7,10 @@ use ark_types::agent::AgentState;
 use ark_types::eval::{EvalReply, EvalRequest};
 use ark_types::exec::{ExecReply, ExecRequest, ExitStatus};
 use ark_types::healing::{AgentHealth, RestartPolicy};
+use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::service::{
-    CallResult, DrainReplica, FoundService, Replica, ReplicaState, ScaleService, Service, ServiceCall,
-    ServiceList, ServiceReply, ServiceSpec, UpdatePolicy,
+    CallResult, DrainReplica, FoundService, Replica, ReplicaFailure, ReplicaState, ScaleService, Service,
+    ServiceCall, ServiceCommand, ServiceList, ServiceReply, ServiceSpec, UpdatePolicy,
 };
 
 fn least() -> ServiceSpec {
@@ -28,6 +29,18 @@ fn most() -> ServiceSpec {
         labels: BTreeMap::from([("app".to_owned(), "shop".to_owned())]).try_into().unwrap(),
         owner: "shop".parse().unwrap(),
         port: Some(8080),
+        command: Some(ServiceCommand {
+            argv: vec!["python3".to_owned(), "-m".to_owned(), "http.server".to_owned()],
+            cwd: Some("/srv".to_owned()),
+            user: Some("agent".to_owned()),
+        }),
+        health_check: Some(HealthCheck {
+            probe: Probe::Tcp { port: 8080 },
+            interval_s: 30,
+            timeout_s: 10,
+            failures: 3,
+            start_period_s: 0,
+        }),
         restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
         update: UpdatePolicy { max_unavailable: 1, max_surge: 2 },
     }
@@ -41,6 +54,7 @@ fn replica(state: ReplicaState) -> Replica {
         state,
         agent_state: AgentState::Running,
         health: AgentHealth::Healthy,
+        reason: (state == ReplicaState::Starting).then(|| "its command is to be started".to_owned()),
         load: 4,
     }
 }
@@ -56,6 +70,12 @@ fn services() {
         updated: 1,
         replicas: ReplicaState::ALL.map(replica).to_vec(),
         is_stopped: false,
+        last_failure: Some(ReplicaFailure {
+            agent: "web-44556677".parse().unwrap(),
+            id: "fedcba9876543210".to_owned(),
+            reason: "its command ended with 1".to_owned(),
+            at_unix_ms: 1_700_000_000_000,
+        }),
         conditions: vec!["2 of 3 replicas are ready".to_owned()],
     };
     let exec = ExecReply {
@@ -101,5 +121,6 @@ fn only_numbers_make_no_difference_to_a_replica() {
     let other = ServiceSpec { replicas: 9, update: UpdatePolicy::default(), ..most() };
     assert!(most().is_of_one_make(&other));
     assert!(!most().is_of_one_make(&ServiceSpec { vcpus: None, ..most() }));
+    assert!(!most().is_of_one_make(&ServiceSpec { command: None, ..most() }));
     assert!(!most().is_of_one_make(&least()));
 }
