@@ -52,6 +52,8 @@ pub(super) struct Body {
     apart: Mutex<Option<Apart>>,
     /// How often its guest was renewed, parents included.
     renewals: AtomicU64,
+    /// Whether somebody had it run something.
+    used: AtomicBool,
     /// Whether the paused agent is on disk whole, so that it outlasts its VMM.
     recorded: AtomicBool,
     /// Held by the one snapshot, pause, resume or rewind that is under way.
@@ -73,6 +75,7 @@ impl Body {
             grant: Mutex::default(),
             apart: Mutex::default(),
             renewals: AtomicU64::new(0),
+            used: AtomicBool::new(false),
             recorded: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
         }
@@ -150,6 +153,11 @@ impl Body {
 
     pub(super) fn set_renewals(&self, count: u64) {
         self.renewals.store(count, Ordering::Release);
+    }
+
+    /// Says that it is used; whether that is the first time.
+    pub(super) fn use_it(&self) -> bool {
+        !self.used.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn is_recorded(&self) -> bool {
