@@ -32,6 +32,8 @@ use crate::traces::step;
 
 /// Guests that are restored at a time, per processor: one computes while another waits for its files.
 const RESTORES_PER_CPU: usize = 2;
+/// Agents of an earlier `arkd` whose directories are taken over at a time.
+const HOMECOMINGS_AT_ONCE: usize = 1;
 /// Checkpoints that are taken at a time.
 const CHECKPOINTS_AT_ONCE: usize = 1;
 /// Health checks that run at a time, per processor: most of them wait.
@@ -78,6 +80,8 @@ pub struct Core {
     pub seen: Seen,
     /// Bounds the guests that are restored at a time: beyond it a burst of forks only gets in its own way.
     pub restores: Semaphore,
+    /// Bounds the agents of an earlier `arkd` that settle in at a time: whoever asks for something meanwhile does not wait for all.
+    pub homecomings: Semaphore,
     /// Bounds the checkpoints that are taken at a time: they are to disturb nobody.
     pub checkpoints: Semaphore,
     /// Bounds the health checks that run at a time.
@@ -155,6 +159,7 @@ impl Core {
             pool,
             seen,
             restores,
+            homecomings: Semaphore::new(HOMECOMINGS_AT_ONCE),
             checkpoints: Semaphore::new(CHECKPOINTS_AT_ONCE),
             checks: Semaphore::new(host::cpus() as usize * CHECKS_PER_CPU),
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),

@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ark_types::agent::Agent;
 use ark_types::event::Stream;
 use ark_types::plain::plain;
 use ark_types::shutdown::AgentsFate;
@@ -154,10 +153,10 @@ impl Daemon {
         let core = Core::new(config, &survivors.needed(), log, ledger);
         let (core, held) = core.map_err(|source| StartError::StateDir { path: state, source })?;
         let untold = std::mem::take(&mut survivors.untold);
-        take_in(&core, survivors);
+        take_in(&core, survivors).await;
         // Whoever was taken in holds what it needs itself by now.
         drop(held);
-        agent::load_paused(&core);
+        agent::load_paused(&core).await;
         agent::settle(&core, &untold).await;
         // What the log does not say yet is told by the directory, should this arkd be killed.
         let is_told = |id: &&String| core.ledger.settled(&Stream::agent(id)).is_ok();
@@ -245,12 +244,11 @@ impl Daemon {
 }
 
 /// Takes in the agents that an earlier `arkd` left.
-fn take_in(core: &Arc<Core>, survivors: Survivors) {
+async fn take_in(core: &Arc<Core>, survivors: Survivors) {
     for Survivor { known, vmm, stance } in survivors.agents {
         let Known { record, snapshot, .. } = known;
         let (id, name, state) = (record.agent.id.clone(), record.agent.name.clone(), record.agent.state);
-        let is_removed = |agent: &Agent| agent.removed_unix_ms.is_some();
-        if core.ledger.projection().agents().get(&id).is_some_and(is_removed) {
+        if core.ledger.is_removed(&id).await {
             // Its removal was recorded, and cut off before its directory went.
             vmm.into_iter().for_each(|mut vmm| vmm.kill());
             cleanup::remove_agent_dir(&core.config.run.agent(&id).0);

@@ -5,6 +5,8 @@
 //!                                       ▲                                      │
 //!                                       └── again, as soon as it can be ◄──────┴── refused: whoever waits is told, and it stays owed
 //!  log ─► follower ─► projection ─► queries          every so many events: a snapshot, and old events go
+//!                         ▲
+//!                         └── agents that had been removed by the last snapshot: read when somebody asks for them
 //! ```
 //!
 //! Some things happen whether or not they can be recorded: a VMM ends. So what the log refuses for now is owed to it, in order,
@@ -17,10 +19,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use ark_types::agent::Agent;
 use ark_types::event::{Event, Stream};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, OnceCell, oneshot, watch};
 
-use crate::projection::{Projection, UnusableSnapshot};
+use crate::projection::{Projection, UnusableSnapshot, read_past};
 use crate::store::{Append, AppendError, Condition, EventLog, Expected, ReadError, Retention};
 
 /// Events that are read at a time.
@@ -69,6 +72,10 @@ struct Inner {
     projection: RwLock<Projection>,
     /// Position of the projection.
     position: watch::Sender<u64>,
+    /// Position of the snapshot that it began with.
+    began: u64,
+    /// Set once that snapshot's past is in the projection, too.
+    whole: OnceCell<()>,
     /// Told when the log refused something that stays owed.
     refused: Arc<Notify>,
 }
@@ -94,7 +101,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ledger {
-    /// The ledger over `log`: its state is what the log's snapshot and events amount to. Must be called within a runtime.
+    /// The ledger over `log`: its state is what the log's snapshot and events amount to; agents that were removed by the time of the
+    /// snapshot are in it from [`Self::whole`] on. Must be called within a runtime.
     ///
     /// # Errors
     /// [`LedgerError`].
@@ -117,6 +125,8 @@ impl Ledger {
             owed: Mutex::default(),
             projection: RwLock::new(projection),
             position,
+            began: kept,
+            whole: OnceCell::new(),
             refused: Arc::default(),
         };
         let ledger = Self(Arc::new(inner));
@@ -128,6 +138,41 @@ impl Ledger {
     /// What the events amount to.
     pub fn projection(&self) -> RwLockReadGuard<'_, Projection> {
         self.0.projection.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the projection tells of the agents, too, that had been removed by the time of the snapshot it began with. The first
+    /// to ask has them read.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; the next to ask has it tried again.
+    pub async fn whole(&self) -> Result<(), LedgerError> {
+        if self.0.whole.initialized() {
+            return Ok(());
+        }
+        let inner = Arc::clone(&self.0);
+        // Whoever asked may leave; what was begun is of use to the next one.
+        let read = tokio::spawn(async move { inner.whole.get_or_try_init(|| inner.absorb()).await.copied() });
+        read.await.unwrap_or_else(|_| Err(ReadError::Failing("arkd is shutting down".to_owned()).into()))
+    }
+
+    /// What is recorded of the agent `id`, living or removed; history is read only for who is not found otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::whole`].
+    pub async fn agent(&self, id: &str) -> Result<Option<Agent>, LedgerError> {
+        let told = || self.projection().agents().get(id).cloned();
+        if let Some(agent) = told() {
+            return Ok(Some(agent));
+        }
+        self.whole().await?;
+        Ok(told())
+    }
+
+    /// Whether the agent `id` is known to have been removed.
+    pub async fn is_removed(&self, id: &str) -> bool {
+        let agent =
+            self.agent(id).await.inspect_err(|error| tracing::error!(%error, "history cannot be read"));
+        agent.ok().flatten().is_some_and(|agent| agent.removed_unix_ms.is_some())
     }
 
     /// Waits until the projection tells of everything that is durable now; not for long, in case the log cannot be read.
@@ -347,12 +392,26 @@ impl Inner {
         }
     }
 
+    async fn absorb(&self) -> Result<(), LedgerError> {
+        let (began, past) = (self.began, self.log.past().await?);
+        let past = tokio::task::spawn_blocking(move || read_past(began, &past)).await;
+        let past = past.map_err(|_| ReadError::Failing("arkd is shutting down".to_owned()))??;
+        self.projection.write().unwrap_or_else(PoisonError::into_inner).absorb(past);
+        Ok(())
+    }
+
     async fn compact(self: Arc<Self>, retention: Retention) {
+        if let Err(error) = Ledger(Arc::clone(&self)).whole().await {
+            // The snapshot that is there has what this one would lack.
+            tracing::warn!(%error, "no snapshot of the projection can be made");
+            return;
+        }
         // Written without the lock: everybody who asks something waits for that.
         let still = self.projection.read().unwrap_or_else(PoisonError::into_inner).still();
-        let Ok(snapshot) = tokio::task::spawn_blocking(move || still.snapshot()).await else { return };
+        let written = tokio::task::spawn_blocking(move || still.snapshot()).await;
+        let Ok((snapshot, past)) = written else { return };
         let position = snapshot.position;
-        match self.log.compact(snapshot, retention).await {
+        match self.log.compact(snapshot, past, retention).await {
             Ok(()) => tracing::debug!(position, "a snapshot of the projection is kept"),
             // The next one will do.
             Err(error) => tracing::warn!(position, %error, "a snapshot of the projection cannot be kept"),

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use crate::agent::{BootError, CallError, LabelError, NotRunning, PauseError, SnapshotFailure};
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
+use crate::ledger::LedgerError;
 use crate::pool::policy::PolicyError;
 use crate::registry::{AdmitError, NoSuchAgent};
 use crate::scheduler::Denied;
@@ -305,6 +306,15 @@ impl From<LabelError> for Refusal {
 impl From<AppendError> for Refusal {
     fn from(error: AppendError) -> Self {
         Self::new(kind_of_refused(&error), error.to_string())
+    }
+}
+
+impl From<LedgerError> for Refusal {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Read(error) => error.into(),
+            LedgerError::Snapshot(error) => Self::new(ProblemKind::Internal, error.to_string()),
+        }
     }
 }
 

@@ -155,9 +155,11 @@ pub async fn look(run: &RunDir, state: &StateDir) -> io::Result<Survivors> {
             dirs.push((id.to_owned(), AgentDir(entry.path()), is_paused(state, id)));
         }
     }
-    let examined = dirs.into_iter().map(|(id, dir, is_paused)| async move {
-        let examined = examine(&dir, is_paused).await;
-        ((id, dir, is_paused), examined)
+    // Each as a task: they are many, and more than one processor can look.
+    let examined = dirs.into_iter().map(|(id, dir, is_paused)| {
+        let place = dir.clone();
+        let examined = tokio::spawn(async move { examine(&place, is_paused).await });
+        async move { ((id, dir, is_paused), examined.await.unwrap_or_else(|e| Err(io::Error::other(e)))) }
     });
     let mut examined = stream::iter(examined).buffer_unordered(ASKED_AT_ONCE);
     while let Some(((id, dir, is_paused), examined)) = examined.next().await {

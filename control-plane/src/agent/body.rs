@@ -55,6 +55,8 @@ pub(super) struct Body {
     clock: Mutex<Clock>,
     /// How often its guest was renewed, parents included.
     renewals: AtomicU64,
+    /// Whether somebody had it run something.
+    used: AtomicBool,
     /// Whether the paused agent is on disk whole, so that it outlasts its VMM.
     recorded: AtomicBool,
     /// Held by the one snapshot, pause, resume or rewind that is under way.
@@ -77,6 +79,7 @@ impl Body {
             apart: Mutex::default(),
             clock: Mutex::new(Clock::new()),
             renewals: AtomicU64::new(0),
+            used: AtomicBool::new(false),
             recorded: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
         }
@@ -162,6 +165,11 @@ impl Body {
 
     pub(super) fn set_renewals(&self, count: u64) {
         self.renewals.store(count, Ordering::Release);
+    }
+
+    /// Says that it is used; whether that is the first time.
+    pub(super) fn use_it(&self) -> bool {
+        !self.used.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn is_recorded(&self) -> bool {

@@ -192,6 +192,12 @@ impl Handle {
         Err(self.not_running())
     }
 
+    /// Says that it is to run something; whether that is the first time, under this `arkd`.
+    #[must_use]
+    pub(crate) fn use_it(&self) -> bool {
+        self.0.body.use_it()
+    }
+
     fn not_running(&self) -> NotRunning {
         let agent = self.agent();
         NotRunning { name: agent.name, state: agent.state, reason: agent.reason }

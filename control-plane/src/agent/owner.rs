@@ -178,9 +178,13 @@ impl Owner {
     /// The life of an agent that an earlier `arkd` left paused.
     pub(super) async fn sleep(self) {
         let (id, name) = self.who();
+        let core = Arc::clone(&self.core);
+        // Closed never: an error cannot be.
+        let turn = core.homecomings.acquire().await;
         match Life::home(&self.core, &self.dir, id.clone()) {
             Ok(life) => {
                 self.take_over_checkpoints();
+                drop(turn);
                 self.serve_and_end(life).await;
             }
             Err(error) => {
@@ -194,11 +198,15 @@ impl Owner {
     /// The life of an agent that an earlier `arkd` left: with its VMM, or ended.
     pub(super) async fn come_back(self, vmm: Option<Vmm>) {
         let (id, name) = self.who();
+        let core = Arc::clone(&self.core);
+        // Closed never: an error cannot be.
+        let turn = core.homecomings.acquire().await;
         match Life::home(&self.core, &self.dir, id.clone()) {
             Ok(mut life) => {
                 life.vmm = vmm;
                 self.take_over_checkpoints();
                 self.note(&life);
+                drop(turn);
                 self.serve_and_end(life).await;
             }
             Err(error) => {

@@ -115,8 +115,11 @@ pub(super) fn link(dir: &AgentDir, other: &AgentDir) -> io::Result<()> {
 }
 
 fn read<T: DeserializeOwned>(dir: &Path) -> io::Result<T> {
-    let mut text = Vec::new();
-    File::open(dir.join(FILE))?.take(MAX_RECORD).read_to_end(&mut text)?;
+    let file = File::open(dir.join(FILE))?;
+    let size = file.metadata()?.len().min(MAX_RECORD);
+    // One more, so that its end is found by the first read.
+    let mut text = Vec::with_capacity(usize::try_from(size + 1).unwrap_or_default());
+    file.take(MAX_RECORD).read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)
 }
 
@@ -179,7 +182,7 @@ fn dispose_all_but(core: &Core, dir: &Path, kept: Option<SnapshotId>) -> Vec<Pat
 }
 
 /// Takes in the agents that an earlier `arkd` left paused. One that cannot be taken in stays on disk as it is.
-pub(crate) fn load(core: &Arc<Core>) {
+pub(crate) async fn load(core: &Arc<Core>) {
     let entries = fs::read_dir(core.config.state.paused());
     for dir in entries.into_iter().flatten().flatten().map(|entry| entry.path()) {
         let paused = match read::<Paused>(&dir) {
@@ -199,8 +202,7 @@ pub(crate) fn load(core: &Arc<Core>) {
             tracing::error!(path = %dir.display(), id, "the record of a paused agent is that of another");
             continue;
         }
-        let is_removed = |agent: &Agent| agent.removed_unix_ms.is_some();
-        if core.ledger.projection().agents().get(&id).is_some_and(is_removed) {
+        if core.ledger.is_removed(&id).await {
             // Its removal was recorded, and cut off before this went.
             if let Err(error) = remove_file(&dir.join(FILE)) {
                 tracing::error!(id, %error, "the record of an agent that was removed cannot be removed");

@@ -110,7 +110,7 @@ impl World {
     fn crash(&mut self) {
         self.table = Table::default();
         self.under_way.clear();
-        self.projection = Projection::restore(&self.projection.still().snapshot()).unwrap();
+        self.projection = Projection::restore(&self.projection.still().snapshot().0).unwrap();
         let cut: Vec<Stream> = self.projection.requests().under_way().map(|(s, _)| s.clone()).collect();
         cut.into_iter().for_each(|stream| self.record(stream, Event::RequestDropped {}));
     }

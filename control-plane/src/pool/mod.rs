@@ -16,7 +16,7 @@
 //! ```
 //!
 //! A template without a policy has a fixed number of standbys while it is in use; with one, as many as [`autoscale`] says. They
-//! are made while no request is at work that wants the processors (see [`Pool::busy`]); what a policy asks for is made all the
+//! are made while no request is at work that wants the processors (see [`Pool::busy`]; an agent's first program counts as one); what a policy asks for is made all the
 //! same when it lacked for [`PATIENCE`]. Their directories and identity files are those of agents without a record, so what a killed `arkd` leaves of
 //! them is ended by the next.
 
@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use ark_types::agent::AgentName;
 use ark_types::pool::{Pool as View, PoolPolicy};
 use futures_util::future::join_all;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +54,9 @@ pub(crate) const DEN_VCPUS: u32 = ark_types::agent::DEFAULT_VCPUS;
 const CALM: Duration = Duration::from_millis(50);
 /// What a policy asks for and lacks for so long is made although requests are under way.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// An agent's first program belongs to its creation for so long at most.
+const FIRST_USE: Duration = Duration::from_millis(500);
 
 /// A prepared VMM and its directory.
 #[derive(Debug)]
@@ -205,6 +208,20 @@ impl Pool {
     pub fn busy(self: &Arc<Self>) -> Busy {
         self.lock().busy += 1;
         Busy(Arc::clone(self))
+    }
+
+    /// As [`Self::busy`], for an agent's first program: who asks for an agent waits for what it says first. What takes long is no
+    /// reason to make nothing.
+    #[must_use]
+    pub(crate) fn busy_at_first(self: &Arc<Self>) -> oneshot::Sender<()> {
+        let (guard, dropped) = oneshot::channel();
+        let busy = self.busy();
+        tokio::spawn(async move {
+            let _busy = busy;
+            // Either way it is over.
+            let _ = tokio::time::timeout(FIRST_USE, dropped).await;
+        });
+        guard
     }
 
     /// Whether a request is under way that said so by [`Self::busy`].

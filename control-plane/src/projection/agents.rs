@@ -216,6 +216,13 @@ impl Agents {
         }
     }
 
+    /// Takes in `past`, which was before.
+    pub(super) fn follow(&mut self, past: Self) {
+        let now = std::mem::replace(self, past);
+        now.agents.into_values().for_each(|agent| self.insert(Arc::unwrap_or_clone(agent)));
+        self.forget_the_oldest();
+    }
+
     fn insert(&mut self, agent: Agent) {
         let place = place(&agent);
         if let Some(known) = self.agents.get(&place).map(|known| known.labels.clone()) {

@@ -57,7 +57,7 @@ struct Rest {
 }
 
 /// The projection on disk: what cannot be told from the rest. Whatever is not agents is absent in what was written before there
-/// was any.
+/// was any. Agents that were removed are in the snapshot's past, or here in what was written before it had one.
 #[derive(Serialize, Deserialize)]
 struct Stored<T, U> {
     form: u32,
@@ -74,6 +74,20 @@ struct Stored<T, U> {
     requests: Requests,
 }
 
+/// Agents that had been removed by the time of the snapshot at `position`, whose past is `data`.
+///
+/// # Errors
+/// [`UnusableSnapshot`].
+pub fn read_past(position: u64, data: &[u8]) -> Result<Agents, UnusableSnapshot> {
+    if data.is_empty() {
+        // Written before snapshots had one.
+        return Ok(Agents::default());
+    }
+    let removed: Vec<Agent> = serde_json::from_slice(data)
+        .map_err(|error| UnusableSnapshot { position, why: format!("its past: {error}") })?;
+    Ok(removed.into_iter().collect())
+}
+
 /// The projection as it was, to be written at leisure.
 #[derive(Debug)]
 pub struct Still {
@@ -84,18 +98,22 @@ pub struct Still {
 }
 
 impl Still {
-    /// It, as the log keeps it.
+    /// It, as the log keeps it, and its past: most of the agents, and needed only by who asks for history.
     ///
     /// # Panics
     /// Never: every part of it can be written as JSON.
     #[must_use]
-    pub fn snapshot(self) -> Snapshot {
-        let agents: Vec<&Agent> = self.agents.iter().map(AsRef::as_ref).collect();
+    pub fn snapshot(self) -> (Snapshot, Vec<u8>) {
+        let agents = self.agents.iter().map(AsRef::as_ref);
+        let is_removed = |agent: &&Agent| agent.removed_unix_ms.is_some();
+        let (removed, agents): (Vec<&Agent>, Vec<&Agent>) = agents.partition(is_removed);
         let tasks: Vec<&Task> = self.tasks.iter().map(AsRef::as_ref).collect();
         let Rest { quotas, pools, services, requests } = self.rest;
         let stored = Stored { form: FORM, agents, tasks, quotas, pools, services, requests };
-        let data = serde_json::to_vec(&stored);
-        Snapshot { position: self.position, data: data.expect("strings, numbers, lists and maps of strings") }
+        let written =
+            |json: serde_json::Result<Vec<u8>>| json.expect("strings, numbers, lists and maps of strings");
+        let (data, past) = (written(serde_json::to_vec(&stored)), written(serde_json::to_vec(&removed)));
+        (Snapshot { position: self.position, data }, past)
     }
 }
 
@@ -162,7 +180,7 @@ impl Projection {
         Still { position: self.position, agents, tasks, rest: self.rest.clone() }
     }
 
-    /// The projection that `snapshot` is of.
+    /// The projection that `snapshot` is of, but for its past.
     ///
     /// # Errors
     /// [`UnusableSnapshot`].
@@ -177,5 +195,11 @@ impl Projection {
         let (agents, tasks) = (agents.into_iter().collect(), tasks.into_iter().collect());
         let rest = Rest { quotas, pools, services, requests };
         Ok(Self { position: snapshot.position, agents, tasks, rest })
+    }
+
+    /// Takes in the agents that had been removed by the time of the snapshot that this began with. Nothing happened to them since:
+    /// a removal is the last event of a stream.
+    pub fn absorb(&mut self, past: Agents) {
+        self.agents.follow(past);
     }
 }

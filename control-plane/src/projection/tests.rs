@@ -1,6 +1,6 @@
 //! The projection against the events it is made of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use ark_types::agent::{AgentState, Origin};
 use ark_types::event::{AgentSpec, Event, Outcome, Stream};
@@ -118,6 +118,13 @@ fn projection<'a>(events: impl IntoIterator<Item = &'a Recorded>) -> Projection 
     projection
 }
 
+/// What `snapshot` and its past are of.
+fn restore((snapshot, past): (Snapshot, Vec<u8>)) -> Result<Projection, UnusableSnapshot> {
+    let mut projection = Projection::restore(&snapshot)?;
+    projection.absorb(read_past(snapshot.position, &past)?);
+    Ok(projection)
+}
+
 #[test]
 fn the_end_is_the_end() {
     let life = [0, 2, 3, 7, 3, 8, 4];
@@ -152,14 +159,16 @@ fn the_oldest_history_is_forgotten_whole() {
     assert_eq!(projection.agents().select(&labelled, None).count(), 0);
     assert_eq!(projection.agents().get(&id(1)), None);
     // What is forgotten is in no snapshot either.
-    assert_eq!(Projection::restore(&projection.still().snapshot()).unwrap(), projection);
+    assert_eq!(restore(projection.still().snapshot()).unwrap(), projection);
 }
 
 #[test]
 fn a_snapshot_that_is_none_is_refused() {
-    for data in ["", "{}", r#"{"form":2,"agents":[]}"#] {
+    let whole = r#"{"form":1,"agents":[]}"#;
+    let data = [("", "[]"), ("{}", "[]"), (r#"{"form":2,"agents":[]}"#, "[]"), (whole, "[{}]"), (whole, "[")];
+    for (data, past) in data {
         let snapshot = Snapshot { position: 7, data: data.into() };
-        let said = Projection::restore(&snapshot).unwrap_err().to_string();
+        let said = restore((snapshot, past.into())).unwrap_err().to_string();
         assert!(said.contains("at position 7"), "{said}");
     }
 }
@@ -203,7 +212,7 @@ fn a_service_is_as_it_was_set_last_until_it_is_removed() {
 #[test]
 fn a_snapshot_from_before_there_was_anything_but_agents_is_read() {
     let snapshot = Snapshot { position: 7, data: br#"{"form":1,"agents":[]}"#.into() };
-    let restored = Projection::restore(&snapshot).unwrap();
+    let restored = restore((snapshot, Vec::new())).unwrap();
     assert_eq!(restored, Projection { position: 7, ..Projection::default() });
 }
 
@@ -240,13 +249,39 @@ fn lives() -> impl Strategy<Value = Vec<Recorded>> {
     prop::collection::vec((0..24_u64, 0..16_u8), 0..200).prop_map(recorded)
 }
 
+/// Those of `events` that a log takes in: a removal is the last of its stream.
+fn until_removed(events: Vec<Recorded>) -> Vec<Recorded> {
+    let mut ended = HashSet::new();
+    let is_taken = |event: &Recorded| {
+        let is_taken = !ended.contains(&event.stream);
+        if event.event.is_last() {
+            ended.insert(event.stream.clone());
+        }
+        is_taken
+    };
+    let taken: Vec<Recorded> = events.into_iter().filter(is_taken).collect();
+    taken.into_iter().zip(1..).map(|(event, position)| Recorded { position, ..event }).collect()
+}
+
 proptest! {
     #[test]
     fn a_snapshot_and_the_rest_are_the_same_as_everything(events in lives(), cut in 0..200_usize) {
         let (before, after) = events.split_at(cut.min(events.len()));
-        let mut from_snapshot = Projection::restore(&projection(before).still().snapshot()).unwrap();
+        let mut from_snapshot = restore(projection(before).still().snapshot()).unwrap();
         after.iter().for_each(|event| from_snapshot.apply(event));
         prop_assert_eq!(from_snapshot, projection(&events));
+    }
+
+    #[test]
+    fn the_past_may_come_last(events in lives(), cut in 0..200_usize) {
+        let events = until_removed(events);
+        let (before, after) = events.split_at(cut.min(events.len()));
+        let (snapshot, past) = projection(before).still().snapshot();
+        let mut late = Projection::restore(&snapshot).unwrap();
+        prop_assert!(late.agents().iter().all(|agent| agent.removed_unix_ms.is_none()));
+        after.iter().for_each(|event| late.apply(event));
+        late.absorb(read_past(snapshot.position, &past).unwrap());
+        prop_assert_eq!(late, projection(&events));
     }
 
     #[test]

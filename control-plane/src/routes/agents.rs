@@ -99,6 +99,7 @@ pub(super) async fn list_agents(
         .filter(|agent| filter.lets(agent) && after.is_none_or(|after| place(agent) > *after))
         .collect();
     if all {
+        core.ledger.whole().await?;
         core.ledger.caught_up().await;
         let here: HashSet<&str> = here.iter().map(agent::Handle::id).collect();
         let projection = core.ledger.projection();
@@ -125,7 +126,7 @@ pub(super) async fn inspect_agent(
         Err(error) => {
             core.ledger.caught_up().await;
             // Its name may be another's by now, so what was removed is known by its id alone.
-            core.ledger.projection().agents().get(&agent).cloned().map(Json).ok_or_else(|| error.into())
+            core.ledger.agent(&agent).await?.map(Json).ok_or_else(|| error.into())
         }
     }
 }

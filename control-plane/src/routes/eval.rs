@@ -35,6 +35,7 @@ pub(super) async fn eval(
 
 /// Runs code, which was checked, in the evaluator of `agent`.
 pub(super) async fn run(core: &Core, agent: &Handle, request: &EvalRequest) -> Result<EvalReply, Refusal> {
+    let _first = agent.use_it().then(|| core.pool.busy_at_first());
     let began = Instant::now();
     let run = agent.eval(request).instrument(step("eval"));
     let reply = match request.timeout_ms {

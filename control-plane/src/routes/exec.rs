@@ -53,6 +53,7 @@ pub(super) async fn run(
     let step = step("exec");
     pass_on(&mut request, traceparent(&step, headers));
     let (frame, stdin) = prepare_exec(request, agent.env())?;
+    let _first = agent.use_it().then(|| core.pool.busy_at_first());
     let began = Instant::now();
     let run = capture(address, &frame, &stdin).instrument(step);
     let captured = match timeout_ms {

@@ -185,7 +185,7 @@ async fn restore(core: &Shared, snapshot: &str, request: RestoreSnapshot) -> Res
     upkeep::check(&upkeep, false)?;
     let (hold, record) = core.snapshots.find(snapshot)?;
     core.ledger.ready()?;
-    let owner = core.ledger.projection().agents().get(&record.agent_id).map(|agent| agent.owner.clone());
+    let owner = core.ledger.agent(&record.agent_id).await?.map(|agent| agent.owner);
     let wishes = Wishes { name, owner: owner.unwrap_or_default(), upkeep, ..Wishes::default() };
     let needs = core.scheduler.config().forked((hold.manifest().vcpus, hold.manifest().memory_mib));
     let ask = Ask { name: wishes.name.clone(), ..Ask::new(wishes.owner.clone(), needs) };

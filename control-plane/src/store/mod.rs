@@ -149,16 +149,27 @@ pub trait EventLog: Debug + Send + Sync {
     /// Whether it takes events in, now and whenever that changes.
     fn condition(&self) -> watch::Receiver<Condition>;
 
-    /// The newest snapshot of the projection.
+    /// The newest snapshot of the projection, but for its past.
     ///
     /// # Errors
     /// [`ReadError`].
     fn snapshot(&self) -> Pending<Result<Option<Snapshot>, ReadError>>;
 
-    /// Keeps `snapshot` instead of the one before and, by and by, lets go of the events that it tells of and that `retention`
+    /// The past of the newest snapshot: the part of it that nobody has to wait for. Empty when there is none.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn past(&self) -> Pending<Result<Vec<u8>, ReadError>>;
+
+    /// Keeps `snapshot` and its `past` instead of the one before and, by and by, lets go of the events that it tells of and that `retention`
     /// does not keep.
     ///
     /// # Errors
     /// [`AppendError`]; the snapshot before is still there then.
-    fn compact(&self, snapshot: Snapshot, retention: Retention) -> Pending<Result<(), AppendError>>;
+    fn compact(
+        &self,
+        snapshot: Snapshot,
+        past: Vec<u8>,
+        retention: Retention,
+    ) -> Pending<Result<(), AppendError>>;
 }

@@ -10,14 +10,15 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::OpenError;
 
 /// Marks the file as ours (`ARKL`), where SQLite keeps such marks.
-const APPLICATION_ID: i64 = 0x41_52_4B_4C;
+pub(super) const APPLICATION_ID: i64 = 0x41_52_4B_4C;
 /// How long a reader waits while the database is being recovered.
 const BUSY: Duration = Duration::from_secs(5);
 /// Most bytes of the write-ahead log that stay allocated.
 const WAL_LIMIT: i64 = 16 << 20;
 
 /// What takes a database from one form to the next; its form is how many of these it went through.
-const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE event (
         -- Grows by one and is never used twice.
         position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,7 +48,12 @@ const MIGRATIONS: &[&str] = &["
         tries INTEGER NOT NULL
     );
     INSERT INTO log VALUES (1, 0, 0);
-"];
+",
+    "
+    -- Behind the data: who reads that does not touch the pages of this.
+    ALTER TABLE snapshot ADD COLUMN past BLOB NOT NULL DEFAULT x'';
+",
+];
 
 /// The writer's connection to the database at `path`, which is made when it is not there and brought to the newest form.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {

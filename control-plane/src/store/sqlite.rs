@@ -215,9 +215,21 @@ impl EventLog for SqliteLog {
         })
     }
 
-    fn compact(&self, snapshot: Snapshot, retention: Retention) -> Pending<Result<(), AppendError>> {
+    fn past(&self) -> Pending<Result<Vec<u8>, ReadError>> {
+        self.ask(|database| {
+            let past = database.query_row("SELECT past FROM snapshot", [], |row| row.get(0));
+            Ok(past.optional()?.unwrap_or_default())
+        })
+    }
+
+    fn compact(
+        &self,
+        snapshot: Snapshot,
+        past: Vec<u8>,
+        retention: Retention,
+    ) -> Pending<Result<(), AppendError>> {
         let (tell, answer) = oneshot::channel();
-        self.give(Job::Compact(snapshot, retention, tell), answer)
+        self.give(Job::Compact(snapshot, past, retention, tell), answer)
     }
 }
 

@@ -113,9 +113,9 @@ fn what_is_no_log_or_a_later_one_is_refused_with_a_sentence_and_left_alone() {
     ours.pragma_update(None, "user_version", 99).unwrap();
     drop(ours);
     let said = refused();
-    assert!(said.contains("is of form 99, and this arkd knows forms up to 1"), "{said}");
+    assert!(said.contains("is of form 99, and this arkd knows forms up to 2"), "{said}");
     let ours = rusqlite::Connection::open(place.path()).unwrap();
-    ours.pragma_update(None, "user_version", 1).unwrap();
+    ours.pragma_update(None, "user_version", 2).unwrap();
     drop(ours);
 
     let mut bytes = std::fs::read(place.path()).unwrap();
@@ -276,6 +276,22 @@ async fn a_torn_tail_costs_nothing_that_was_acknowledged_before_it() {
 }
 
 #[tokio::test]
+async fn a_log_of_the_first_form_is_read() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path().parent().unwrap()).unwrap();
+    let old = rusqlite::Connection::open(place.path()).unwrap();
+    old.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    old.execute("INSERT INTO snapshot VALUES (1, 0, ?1)", [b"state"]).unwrap();
+    old.pragma_update(None, "application_id", schema::APPLICATION_ID).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    drop(old);
+    let log = place.open();
+    let snapshot = Snapshot { position: 0, data: b"state".to_vec() };
+    assert_eq!((log.snapshot().await, log.past().await), (Ok(Some(snapshot)), Ok(Vec::new())));
+    assert_eq!(append(&log, 1, ready(1)).await.unwrap().position, 1);
+}
+
+#[tokio::test]
 async fn compaction_keeps_what_it_is_told_to_and_says_what_is_gone() {
     let place = Place::new();
     let log = place.open();
@@ -289,10 +305,10 @@ async fn compaction_keeps_what_it_is_told_to_and_says_what_is_gone() {
     let newest = append(&log, 201, ready(0)).await.unwrap().position;
     let snapshot = Snapshot { position: newest - 100, data: b"state".to_vec() };
     let generous = Retention { events: 10_000, ..Retention::default() };
-    log.compact(snapshot.clone(), generous).await.unwrap();
+    log.compact(snapshot.clone(), b"past".to_vec(), generous).await.unwrap();
     assert_eq!(all(&log, 0).await.len() as u64, newest);
     let strict = Retention { events: 300, ..Retention::default() };
-    log.compact(snapshot.clone(), strict).await.unwrap();
+    log.compact(snapshot.clone(), b"past".to_vec(), strict).await.unwrap();
     let floor = newest - 300;
     while log.read(floor - 1, 1).await.is_ok() {
         tokio::task::yield_now().await;
@@ -303,10 +319,11 @@ async fn compaction_keeps_what_it_is_told_to_and_says_what_is_gone() {
     assert!(log.read(0, 10).await.unwrap_err().to_string().contains(&format!("after={floor}")));
     assert_eq!(all(&log, floor).await.len(), 300);
     assert_eq!(log.snapshot().await.unwrap().as_ref(), Some(&snapshot));
+    assert_eq!(log.past().await.unwrap(), b"past");
     assert_eq!(append(&log, 0, ready(1)).await.unwrap().version, 1, "the stream that ended is forgotten");
     // Never more than the snapshot tells of, however old.
     let none = Retention { events: 0, age: Duration::ZERO };
-    log.compact(snapshot, none).await.unwrap();
+    log.compact(snapshot, Vec::new(), none).await.unwrap();
     drop(log);
     let log = place.open();
     assert_eq!(log.read(newest - 100, 1).await.unwrap()[0].position, newest - 99);
@@ -410,8 +427,9 @@ async fn run(commands: Vec<Command>) {
             Command::Compact { keep } => {
                 let snapshot = Snapshot { position: model.newest, data: model.newest.to_string().into() };
                 let retention = Retention { events: keep, ..Retention::default() };
-                log.compact(snapshot.clone(), retention).await.unwrap();
+                log.compact(snapshot.clone(), snapshot.data.clone(), retention).await.unwrap();
                 model.compact(keep);
+                assert_eq!(log.past().await.as_ref(), Ok(&snapshot.data));
                 assert_eq!(log.snapshot().await, Ok(Some(snapshot)));
             }
             Command::Close => {

@@ -28,7 +28,7 @@ pub(super) enum Job {
     /// See [`super::EventLog::append`].
     Append(Append, Answer<Appended>),
     /// See [`super::EventLog::compact`].
-    Compact(Snapshot, Retention, Answer<()>),
+    Compact(Snapshot, Vec<u8>, Retention, Answer<()>),
 }
 
 impl Job {
@@ -36,14 +36,14 @@ impl Job {
         // Nobody may wait any more.
         match self {
             Self::Append(_, answer) => drop(answer.send(Err(error))),
-            Self::Compact(_, _, answer) => drop(answer.send(Err(error))),
+            Self::Compact(_, _, _, answer) => drop(answer.send(Err(error))),
         }
     }
 
     fn confirm(self, verdict: Verdict) {
         match (self, verdict) {
             (Self::Append(_, answer), Verdict::Append(appended)) => drop(answer.send(appended)),
-            (Self::Compact(_, _, answer), _) => drop(answer.send(Ok(()))),
+            (Self::Compact(_, _, _, answer), _) => drop(answer.send(Ok(()))),
             (Self::Append(..), Verdict::Compact) => {}
         }
     }
@@ -131,8 +131,8 @@ impl Writer {
         for job in batch {
             let verdict = match job {
                 Job::Append(append, _) => Verdict::Append(insert(&transaction, append, &mut written.events)?),
-                Job::Compact(snapshot, retention, _) => {
-                    let wanted = keep(&transaction, snapshot, *retention)?;
+                Job::Compact(snapshot, past, retention, _) => {
+                    let wanted = keep(&transaction, (snapshot, past), *retention)?;
                     written.trim_to = written.trim_to.max(wanted);
                     Verdict::Compact
                 }
@@ -205,12 +205,17 @@ fn insert(
     Ok(Ok(Appended { position, version }))
 }
 
-/// Keeps `snapshot`; up to where events are to go then.
-fn keep(transaction: &Transaction<'_>, snapshot: &Snapshot, retention: Retention) -> rusqlite::Result<u64> {
+/// Keeps `snapshot` and its past; up to where events are to go then.
+fn keep(
+    transaction: &Transaction<'_>,
+    (snapshot, past): (&Snapshot, &[u8]),
+    retention: Retention,
+) -> rusqlite::Result<u64> {
     // Two may be under way, and the older one may come last: events that it needs could be gone.
     transaction.execute(
-        "INSERT INTO snapshot VALUES (1, ?1, ?2) ON CONFLICT (id) DO UPDATE SET position = ?1, data = ?2 WHERE position < ?1",
-        params![signed(snapshot.position), snapshot.data],
+        "INSERT INTO snapshot (id, position, data, past) VALUES (1, ?1, ?2, ?3)
+         ON CONFLICT (id) DO UPDATE SET position = ?1, data = ?2, past = ?3 WHERE position < ?1",
+        params![signed(snapshot.position), snapshot.data, past],
     )?;
     let newest: i64 =
         transaction.query_row("SELECT coalesce(max(position), 0) FROM event", [], |row| row.get(0))?;

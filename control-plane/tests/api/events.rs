@@ -447,8 +447,16 @@ impl EventLog for Brittle {
     fn snapshot(&self) -> Pending<Result<Option<Snapshot>, ReadError>> {
         self.log.snapshot()
     }
-    fn compact(&self, snapshot: Snapshot, retention: Retention) -> Pending<Result<(), AppendError>> {
-        self.log.compact(snapshot, retention)
+    fn past(&self) -> Pending<Result<Vec<u8>, ReadError>> {
+        self.log.past()
+    }
+    fn compact(
+        &self,
+        snapshot: Snapshot,
+        past: Vec<u8>,
+        retention: Retention,
+    ) -> Pending<Result<(), AppendError>> {
+        self.log.compact(snapshot, past, retention)
     }
 }
 
