@@ -51,17 +51,19 @@ fn ask_all(world: &World, caller: &str, names: &BTreeSet<String>) {
     });
 }
 
-/// Process ids, in the guest `name`, of the command of [`serve`].
-fn commands(world: &World, name: &str) -> Vec<i32> {
-    let said = world.sh(name, "pidof nc || true").ok();
-    said.stdout.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
+/// Process ids, in the guest `name`, of the commands that were started there and are alive.
+fn commands(world: &World, name: &str) -> Vec<String> {
+    let said = world.sh(name, "for pid in $(cat /tmp/starts); do kill -0 $pid && echo $pid; done").ok();
+    said.stdout.lines().map(str::to_owned).collect()
 }
 
 #[test]
 fn a_services_command_is_started_once_seen_to_and_found_by_name() {
     let world = World::new();
-    // A server that answers each client with its host's name and the line that was sent.
-    let command = ["nc", "-l", "-k", "-p", "7", "-e", "sh", "-c", "read l; echo $(hostname) $l"];
+    // It answers each client with its host's name and the line that was sent.
+    let server = "while :; do nc -l -p 7 -e sh -c 'read l; echo $(hostname) $l'; done";
+    let server = format!("echo $$ >> /tmp/starts; echo serving; {server}");
+    let command = ["sh", "-c", server.as_str()];
     let service = ["service", "create", "echo", "-n", "2", "--tcp", "7", "--wait", "--"];
     let _ = world.ark(service.into_iter().chain(command)).ok();
     let two = replicas(&world);
@@ -71,16 +73,19 @@ fn a_services_command_is_started_once_seen_to_and_found_by_name() {
     let first = two.first().expect("a replica").clone();
     let second = two.last().expect("a replica").clone();
     assert_eq!((commands(&world, &first).len(), commands(&world, &second).len()), (1, 1));
+    let logs = world.ark(["service", "logs", "echo", &first]).ok();
+    assert_eq!(logs.stdout, "serving\n");
 
     // One is killed: its replica has failed, and another takes its place.
-    let _ = world.sh(&first, "kill -9 $(pidof nc)").ok();
+    // Its replica may go faster than it is said that the signal was sent.
+    let _ = world.sh(&first, "kill -9 $(cat /tmp/starts)");
     eventually("another takes its place", LIMIT, || {
         let now = replicas(&world);
         show(&world)["ready"] == 2 && !now.contains(&first)
     });
     let failure = show(&world)["last_failure"].clone();
     assert_eq!(failure["agent"], first.as_str());
-    assert_eq!(failure["reason"], "its command was ended by signal 9");
+    assert_eq!(failure["reason"], "its command was ended by signal 9; it wrote last: serving");
     let now = replicas(&world);
     assert!(now.contains(&second) && now.len() == 2);
 
@@ -93,7 +98,7 @@ fn a_services_command_is_started_once_seen_to_and_found_by_name() {
     assert_eq!(after, before);
     ask_all(&world, "caller", &now);
     // And they are seen to as before.
-    let _ = world.sh(&second, "kill $(pidof nc)").ok();
+    let _ = world.sh(&second, "kill $(cat /tmp/starts)");
     eventually("it is replaced, too", LIMIT, || {
         show(&world)["ready"] == 2 && show(&world)["last_failure"]["agent"] == second.as_str()
     });

@@ -96,6 +96,11 @@ fn reply() -> KeptReply {
     }
 }
 
+fn service_set() -> Event {
+    let (env, request) = (vec!["LANG".to_owned()], Some("fedcba9876543210".to_owned()));
+    Event::ServiceSet { service: Box::new(service()), env, generation: 2, request }
+}
+
 /// Every event. The match has no `_` arm: a new one does not compile before it is added to the list.
 fn events() -> [Event; 32] {
     match (Event::AgentResumed {}) {
@@ -173,12 +178,7 @@ fn events() -> [Event; 32] {
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
         Event::PoolSet { policy: PoolPolicy { min: 2, max: 20, target_wait_ms: 50 } },
         Event::PoolRemoved {},
-        Event::ServiceSet {
-            service: Box::new(service()),
-            env: vec!["LANG".to_owned()],
-            generation: 2,
-            request: Some("fedcba9876543210".to_owned()),
-        },
+        service_set(),
         Event::ServiceRemoved {},
         Event::TaskCreated { task: task_spec() },
         Event::TaskStarted { attempt: 1, agent: Some("fedcba9876543210".to_owned()) },
