@@ -116,7 +116,7 @@ pub(super) async fn exec_stream(
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct From {
+pub(super) struct TakenUpFrom {
     /// How many of the program's frames arrived.
     from: u64,
 }
@@ -130,14 +130,14 @@ pub(super) struct From {
     params(
         ("agent" = String, Path, description = "Name or id of the agent"),
         ("exec" = String, Path, description = "`id` of the `ExecSession`"),
-        From,
+        TakenUpFrom,
     ),
     responses((status = SWITCHING_PROTOCOLS, description = "The WebSocket")),
 )]
 pub(super) async fn resume_exec_stream(
     State(core): State<Shared>,
     Path((agent, exec)): Path<(String, String)>,
-    Query(From { from }): Query<From>,
+    Query(TakenUpFrom { from }): Query<TakenUpFrom>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
     let session = core.execs.find(&agent, &exec, from)?;
