@@ -185,7 +185,7 @@ pub fn lasting(span: &Span, headers: &HeaderMap) -> String {
 pub fn attempt(task: &str, attempt: u32, traceparent: Option<&str>) -> Span {
     let span = tracing::info_span!(
         target: TARGET, parent: None, "attempt",
-        otel.name = "task attempt", ark.task.id = task, ark.task.attempt = attempt, ark.task.outcome = Empty,
+        otel.name = "task attempt", ark.task.id = task, ark.task.attempt = i64::from(attempt), ark.task.outcome = Empty,
         otel.status_code = Empty,
     );
     if !span.is_disabled() {

@@ -201,14 +201,22 @@ async fn what_every_attempt_writes_is_kept_and_read_by_its_offset() {
     eventually("of each there is what it wrote and how it ended", async || files() == 32).await;
 
     // What ends half-way has written what it has.
-    for (more, outcome) in [
-        (json!({ "timeout_ms": 300 }), TaskState::TimedOut),
-        (json!({ "deadline_ms": 1500 }), TaskState::TimedOut),
-    ] {
-        let task = done(client, &shell("echo begun; sleep 1000", &more)).await;
-        assert_eq!((task.state, log(client, &task, "").await.as_str()), (outcome, "begun\n"), "{task:?}");
-        assert_eq!(task.result.unwrap().exit_code, None);
-    }
+    let task = done(client, &shell("echo begun; sleep 1000", &json!({ "timeout_ms": 5000 }))).await;
+    assert_eq!(
+        (task.state, log(client, &task, "").await.as_str()),
+        (TaskState::TimedOut, "begun\n"),
+        "{task:?}"
+    );
+    assert_eq!(task.result.unwrap().exit_code, None);
+    let task = create(client, &shell("echo begun; sleep 1000", &json!({}))).await;
+    eventually("it wrote", async || log(client, &task, "").await == "begun\n").await;
+    client.post(&format!("/v1/tasks/{}/cancel", task.spec.id), &json!({})).await;
+    let task = show(client, &task.spec.id).await;
+    assert_eq!(
+        (task.state, log(client, &task, "").await.as_str()),
+        (TaskState::Cancelled, "begun\n"),
+        "{task:?}"
+    );
     let eval = json!({ "image": "base", "memory_mib": 64, "eval": { "code": "x=1" } });
     let task = done(client, &eval).await;
     assert_eq!(log(client, &task, "stream=stderr&attempt=1").await, "err\n");
@@ -271,10 +279,9 @@ async fn what_an_attempt_wrote_outlives_the_arkd_that_is_killed_under_it() {
     let client = place_client(&place);
     let task = ended(&client, &task).await;
     assert_eq!((task.state, task.last_attempt()), (TaskState::Succeeded, 3), "{task:?}");
-    for attempt in 1..=3 {
+    for (attempt, told) in (1..=3).zip(&task.attempts) {
         assert_eq!(log(&client, &task, &format!("attempt={attempt}")).await, format!("begun {attempt}\n"));
-        let end = task.attempts[attempt as usize - 1].end.as_ref().unwrap();
-        assert_eq!(end.output.unwrap().stdout_bytes, 8, "{end:?}");
+        assert_eq!(told.end.as_ref().unwrap().output.unwrap().stdout_bytes, 8, "{told:?}");
     }
     let agents: Vec<Agent> = client.get("/v1/agents").await.json::<AgentList>().agents;
     assert!(agents.is_empty(), "{agents:?}");
