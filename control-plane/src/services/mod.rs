@@ -22,8 +22,9 @@
 //! | `switchboard` | agents find services, and are connected with replicas |
 //! | `view` | what clients are told |
 //!
-//! Nothing about a replica is remembered that its agent does not say: a later `arkd` finds it by its labels. That it is drained
-//! is forgotten with the `arkd` that was asked to; who asked was not told that it is gone.
+//! Nothing about a replica is remembered that its agent and its guest do not say: a later `arkd` finds it by its labels, and the
+//! guest knows whether it started the command. That it is drained is forgotten with the `arkd` that was asked to; who asked was not
+//! told that it is gone. How often commands ended is forgotten, too: a later `arkd` tries anew.
 
 mod attempts;
 pub(crate) mod call;

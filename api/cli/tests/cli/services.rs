@@ -102,7 +102,8 @@ fn a_service_is_made_waited_for_and_shown() {
 #[test]
 fn a_command_is_sent_and_what_it_writes_is_shown() {
     let (host, asked) = server();
-    let line = ["service", "create", "web", "--health-tcp", "80", "-w", "/srv", "--", "httpd", "-f", "--wait"];
+    let line =
+        ["service", "create", "web", "--health-tcp", "80", "-w", "/srv", "--", "httpd", "-f", "--wait"];
     assert_eq!(host.run(&line, "").0, 0);
     let first = asked.lock().unwrap()[0].clone();
     let body: Value = serde_json::from_str(first.strip_prefix("POST /v1/services ").unwrap()).unwrap();
