@@ -382,14 +382,13 @@ fn claim_for(core: &Core, record: &Record) -> Grant {
     let agent = &record.agent;
     let size = (agent.vcpus, agent.memory_mib);
     let config = core.scheduler.config();
-    let begun = agent.continuity.as_ref().map(|continuity| &continuity.restored_from);
-    let needs = match begun.unwrap_or(&agent.origin) {
-        Origin::Boot => config.booted(size),
-        Origin::Template { .. }
-        | Origin::Snapshot { .. }
-        | Origin::Fork { .. }
-        | Origin::Checkpoint { .. } => config.forked(size),
-    };
+    // Where it began anew as it was booted, that is its origin by now, and so is a snapshot that it was taken back to since.
+    let is_of_checkpoint = agent
+        .continuity
+        .as_ref()
+        .is_some_and(|continuity| matches!(continuity.restored_from, Origin::Checkpoint { .. }));
+    let is_booted = agent.origin == Origin::Boot && !is_of_checkpoint;
+    let needs = if is_booted { config.booted(size) } else { config.forked(size) };
     core.scheduler.claim(&agent.owner, needs, record.apart.clone())
 }
 
