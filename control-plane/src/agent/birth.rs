@@ -385,14 +385,12 @@ pub(crate) fn take_in(
 pub(super) fn needs(core: &Core, agent: &Agent) -> Resources {
     let size = (agent.vcpus, agent.memory_mib);
     let config = core.scheduler.config();
-    let begun = agent.continuity.as_ref().map(|continuity| &continuity.restored_from);
-    match begun.unwrap_or(&agent.origin) {
-        Origin::Boot => config.booted(size),
-        Origin::Template { .. }
-        | Origin::Snapshot { .. }
-        | Origin::Fork { .. }
-        | Origin::Checkpoint { .. } => config.forked(size),
-    }
+    // Where it began anew as it was booted, that is its origin by now, and so is a snapshot that it was taken back to since.
+    let is_of_checkpoint = agent
+        .continuity
+        .as_ref()
+        .is_some_and(|continuity| matches!(continuity.restored_from, Origin::Checkpoint { .. }));
+    if agent.origin == Origin::Boot && !is_of_checkpoint { config.booted(size) } else { config.forked(size) }
 }
 
 /// What an agent that runs already needs, whether or not there is room for it.

@@ -289,6 +289,34 @@ async fn an_agent_goes_when_its_time_is_over_or_nobody_uses_it() {
     ark.daemon.shut_down().await;
 }
 
+/// Has the record of `agent` say what it would if the host's clock had been set back by so much since it began.
+fn set_back(place: &Place, agent: &Agent, ms: i64) {
+    let path = place.run().agent(&agent.id).0.join("agent.json");
+    let mut record: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for time in ["/agent/created_unix_ms", "/clock/unix_ms"] {
+        let time = record.pointer_mut(time).unwrap();
+        *time = (time.as_i64().unwrap() + ms).into();
+    }
+    std::fs::write(path, record.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn a_ttl_is_as_long_as_it_was_to_be_when_the_hosts_clock_is_set_while_arkd_is_away() {
+    const STEP_MS: i64 = 5 * 3_600_000;
+    let place = Place::new();
+    let (mut process, client) = started(&place, &[]).await;
+    let short = create(&client, "base", json!({ "ttl_s": 3, "name": "a2" })).await;
+    let long = create(&client, "base", json!({ "ttl_s": 3600 })).await;
+    process.end(Signal::SIGKILL);
+    set_back(&place, &short, STEP_MS);
+    set_back(&place, &long, -STEP_MS);
+    let (_process, client) = started(&place, &[]).await;
+    let is_gone = async || client.get("/v1/agents/a2").await.status() == StatusCode::NOT_FOUND;
+    eventually("the short ttl is over", is_gone).await;
+    // Both are looked at as often.
+    assert_eq!(agent(&client, "a1").await.state, AgentState::Running);
+}
+
 #[tokio::test]
 async fn what_makes_no_sense_is_refused_with_a_sentence() {
     let place = Place::new();

@@ -267,15 +267,23 @@ async fn an_agent_goes_back_to_its_snapshot_and_others_are_restored_from_it() {
 #[tokio::test]
 async fn an_agent_that_was_booted_and_is_rewound_has_reserved_what_a_fork_has() {
     let place = Place::new();
-    let ark = place.start().await;
-    let client = &ark.client;
-    client.create("a1", "base").await;
-    assert_eq!(reserved(client).await.memory_mib, 64);
+    let (mut process, client) = started(&place, &[]).await;
+    let body = json!({ "name": "a1", "image": "base", "memory_mib": 64, "restart": { "when": "always" } });
+    let first: Agent = client.post("/v1/agents", &body).await.json();
+    signal(first.vmm_pid.unwrap(), Signal::SIGKILL);
+    let is_again = async || {
+        let agent: Agent = client.get("/v1/agents/a1").await.json();
+        agent.state == AgentState::Running && agent.continuity.is_some()
+    };
+    eventually("it is booted again", is_again).await;
+    assert_eq!(reserved(&client).await.memory_mib, 64);
     client.post("/v1/agents/a1/snapshots", &json!({ "name": "s1" })).await;
     let rewound = client.post("/v1/agents/a1/rewind", &json!({ "snapshot": "s1" })).await;
     assert_eq!(rewound.status(), StatusCode::OK, "{:?}", rewound.body);
-    assert_eq!(reserved(client).await.memory_mib, 8);
-    ark.daemon.shut_down().await;
+    assert_eq!(reserved(&client).await.memory_mib, 8);
+    process.end(Signal::SIGKILL);
+    let (_process, client) = started(&place, &[]).await;
+    assert_eq!(reserved(&client).await.memory_mib, 8);
 }
 
 #[tokio::test]
