@@ -75,8 +75,13 @@ pub(super) fn accept(
         let streaming = peer.streaming();
         let left = match begin(&mut socket, &peer, traceparent).await {
             Ok(request) => run(&core, socket, &peer, request, streaming).await,
-            Err(Left::Refused(error)) => Some((socket, error)),
-            Err(Left::InOrder | Left::Vanished) => None,
+            Err(left) => {
+                drop(streaming);
+                match left {
+                    Left::Refused(error) => Some((socket, error)),
+                    Left::InOrder | Left::Vanished => None,
+                }
+            }
         };
         if let Some((socket, error)) = left {
             part(socket, &error).await;

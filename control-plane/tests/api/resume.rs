@@ -226,15 +226,15 @@ async fn large_output_arrives_once_over_connections_that_break_in_its_middle() {
 #[tokio::test]
 async fn large_input_arrives_once_over_connections_that_break_in_its_middle() {
     let (_place, ark) = with_agent().await;
-    let bytes = noise(8 << 20);
+    let bytes = noise(4 << 20);
     let mut patient = Patient::new(input(&bytes));
-    patient.run(&ark.client, &["sha256sum"], |n| 200_000 + n * 104_729 % 900_000).await;
+    patient.run(&ark.client, &["sha256sum"], |n| 100_000 + n * 104_729 % 450_000).await;
     assert_eq!(String::from_utf8_lossy(&patient.stdout), format!("{}  -\n", sha(&bytes)));
     assert!(patient.connections > 8, "{}", patient.connections);
 
     // Both ways at once: what comes back is what went in.
     let mut patient = Patient::new(input(&bytes));
-    patient.run(&ark.client, &["cat"], |n| 300_000 + n * 104_729 % 900_000).await;
+    patient.run(&ark.client, &["cat"], |n| 150_000 + n * 104_729 % 450_000).await;
     assert_eq!(sha(&patient.stdout), sha(&bytes));
     assert_eq!(patient.end.unwrap().status, ExitStatus::Exited { code: 0 });
     ark.daemon.shut_down().await;
