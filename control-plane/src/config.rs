@@ -113,6 +113,8 @@ pub struct Timing {
     pub first_stream: Duration,
     /// How long an exec's reply may be late after its own `timeout_ms` before the guest counts as hung.
     pub exec_slack: Duration,
+    /// How long a resumable stream's program lives without a client.
+    pub exec_grace: Duration,
     /// From a restored guest's challenge to its last answer.
     pub renewal: Duration,
     /// How long a running guest may not be heard before it counts as unresponsive: three heartbeats, twelve where it is
@@ -137,6 +139,7 @@ impl Timing {
             probe: Duration::from_secs(probe),
             first_stream: Duration::from_secs(60),
             exec_slack: Duration::from_secs(exec_slack),
+            exec_grace: Duration::from_secs(30),
             renewal: Duration::from_secs(renewal),
             silence: Duration::from_millis(heartbeats * HEARTBEAT_INTERVAL_MS),
             demand: Duration::from_secs(60),
@@ -155,6 +158,7 @@ impl Timing {
             probe: self.probe,
             first_stream: or(chosen.first_stream_s, self.first_stream),
             exec_slack: or(chosen.exec_slack_s, self.exec_slack),
+            exec_grace: or(chosen.exec_grace_s, self.exec_grace),
             renewal: or(chosen.renewal_s, self.renewal),
             silence: self.silence,
             demand: self.demand,

@@ -8,6 +8,8 @@
 //! An agent's directory goes with it, and with the host; an agent that failed is the one whose console is asked for. So the
 //! console of one that did not start or ended by itself is copied here; deleting an agent by request deletes its copy, too.
 
+mod reading;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -20,6 +22,8 @@ use ark_types::console::KeptConsole;
 use crate::cleanup::make_private_dir;
 use crate::config::ConsoleLimits;
 use crate::host::unix_ms;
+
+pub use reading::{Begin, Piece, Reading};
 
 /// See the module.
 #[derive(Debug)]

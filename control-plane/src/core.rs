@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 use crate::agent::Seen;
 use crate::config::Config;
 use crate::consoles::Consoles;
+use crate::execs::Execs;
 use crate::host;
 use crate::idempotency::Requests;
 use crate::images::Images;
@@ -63,6 +64,8 @@ pub struct Core {
     pub templates: Templates,
     /// Consoles of agents that are gone.
     pub consoles: Consoles,
+    /// Programs whose streams can be taken up again.
+    pub execs: Execs,
     /// Tasks.
     pub tasks: Tasks,
     /// What agents use.
@@ -145,6 +148,7 @@ impl Core {
             snapshots,
             templates,
             consoles,
+            execs: Execs::default(),
             tasks,
             stats,
             telemetry,

@@ -25,6 +25,7 @@
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`services`] | names with replicas behind them: healing, updates, and who takes a call |
+//! | [`execs`] | programs with a WebSocket, and how a broken one is taken up again |
 //! | [`upkeep`], [`validate`] | bounds of what clients send |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
 //! | [`reconcile`] | what an agent needs to be as it is wanted: restarts, limits, hung guests |
@@ -50,6 +51,7 @@ pub mod consoles;
 pub mod core;
 pub mod daemon;
 pub mod etag;
+pub mod execs;
 pub mod guest;
 pub mod host;
 pub mod idempotency;

@@ -69,6 +69,9 @@ pub fn prepare_exec(
     if request.timeout_ms == Some(0) {
         return Err(invalid("timeout_ms is 0: leave it out for no limit"));
     }
+    if request.resumable {
+        return Err(invalid("resumable is for the exec WebSocket of an agent: leave it out here"));
+    }
     let stdin = decode(request.stdin.take().unwrap_or_default(), request.encoding)?;
     for (name, value) in agent_env {
         request.env.entry(name.clone()).or_insert_with(|| value.clone());
@@ -158,6 +161,7 @@ mod tests {
         assert!(why(request(&["a\0b"])).contains("NUL"));
         assert!(why(request(&["a", &"x".repeat(300_000)])).contains("too large"));
         assert!(why(ExecRequest { timeout_ms: Some(0), ..request(&["a"]) }).contains("timeout_ms"));
+        assert!(why(ExecRequest { resumable: true, ..request(&["a"]) }).contains("resumable"));
         let stdin = Some("!".to_owned());
         assert!(why(ExecRequest { stdin, encoding: Encoding::Base64, ..request(&["a"]) }).contains("base64"));
         let env = BTreeMap::from([("A=B".to_owned(), String::new())]);

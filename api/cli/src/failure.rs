@@ -111,6 +111,7 @@ impl Failure {
                 ark_client::Error::Guest(e) => ProblemKind::from(e.code),
                 ark_client::Error::Connect { .. } => ProblemKind::HostUnable,
                 ark_client::Error::Broken { .. } | ark_client::Error::Ended(_) => ProblemKind::AgentGone,
+                ark_client::Error::TakenUp => ProblemKind::InUse,
                 ark_client::Error::Frame(_) => ProblemKind::GuestMisbehaved,
                 ark_client::Error::Answer { .. } => ProblemKind::Internal,
                 ark_client::Error::Request(_) | ark_client::Error::Source(_) => ProblemKind::BadRequest,

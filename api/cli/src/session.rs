@@ -4,6 +4,7 @@
 //!  stdin ──thread──► pump ──► ExecInput ═══ WebSocket ═══ ExecOutput ──► relay ──► stdout, stderr
 //!  signals, SIGWINCH ──► watch ──┘                                        └► the program's end
 //! ```
+//! A connection that breaks is taken up again by the client; nothing of that is seen here.
 //! The directions are separate tasks: a program that does not read its input can still be heard and killed.
 
 use std::fs::File;
@@ -83,20 +84,25 @@ pub(crate) async fn attach(
             None => std::future::pending().await,
         }
     };
-    let relay = relay(stream.output, wiring.capture);
-    tokio::pin!(relay);
-    tokio::select! {
-        reply = &mut relay => reply,
-        () = deadline => Err(Failure::Timeout),
-        () = kill.notified() => {
-            let _ = words.try_send(Word::Signal(number(SIGKILL)));
-            match tokio::time::timeout(KILL_DEADLINE, relay).await {
-                Ok(reply) => reply,
-                // Closing the stream makes the guest kill the program's process group.
-                Err(_) => Ok(reply(Capture::default(), killed())),
+    let mut output = stream.output;
+    let ended = {
+        let relay = relay(&mut output, wiring.capture);
+        tokio::pin!(relay);
+        tokio::select! {
+            reply = &mut relay => reply,
+            () = deadline => Err(Failure::Timeout),
+            () = kill.notified() => {
+                let _ = words.try_send(Word::Signal(number(SIGKILL)));
+                match tokio::time::timeout(KILL_DEADLINE, relay).await {
+                    Ok(reply) => reply,
+                    Err(_) => Ok(reply(Capture::default(), killed())),
+                }
             }
         }
-    }
+    };
+    // Where the program still runs, closing the stream makes the guest kill its process group.
+    output.leave().await;
+    ended
 }
 
 fn raw_mode() -> Result<terminal::RawMode, Failure> {
@@ -219,9 +225,9 @@ struct Capture {
 }
 
 /// Writes or keeps what the program says until it ends.
-async fn relay(mut output: ExecOutput, capture: bool) -> Result<ExecReply, Failure> {
+async fn relay(output: &mut ExecOutput, capture: bool) -> Result<ExecReply, Failure> {
     let mut stdout = tokio::io::stdout();
-    let result = pass_on(&mut output, &mut stdout, capture).await;
+    let result = pass_on(output, &mut stdout, capture).await;
     // However it ended, what came before is shown.
     let shown = stdout.flush().await.map_err(Failure::Output);
     let reply = result?;

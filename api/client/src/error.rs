@@ -56,6 +56,9 @@ pub enum Error {
     /// The stream ended before the program did.
     #[error("the stream ended before the program did: its agent, or arkd, ended ({0})")]
     Ended(String),
+    /// Another client took the program's stream up.
+    #[error("the stream ended here: another client took the program up")]
+    TakenUp,
     /// The local source of an upload could not be read.
     #[error("the data to send cannot be read: {}", plain(.0))]
     Source(#[source] io::Error),

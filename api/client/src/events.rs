@@ -14,7 +14,7 @@ use crate::rest::{Client, empty};
 use crate::uri;
 
 /// Longest event that is read, bytes: labels have their bounds far below.
-const MAX_EVENT: usize = 1 << 20;
+pub(crate) const MAX_EVENT: usize = 1 << 20;
 
 /// Which agents; the default is those that were not removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,9 +101,11 @@ pub struct EventStream {
 
 /// One server-sent event with data.
 #[derive(Debug, PartialEq, Eq)]
-struct Told {
-    kind: String,
-    data: String,
+pub(crate) struct Told {
+    /// Its type.
+    pub(crate) kind: String,
+    /// Its data.
+    pub(crate) data: String,
 }
 
 impl EventStream {
@@ -137,7 +139,7 @@ impl EventStream {
 }
 
 /// Takes the whole events out of `begun`; those without data, such as signs of life, are passed over.
-fn take_whole(begun: &mut Vec<u8>) -> Vec<Told> {
+pub(crate) fn take_whole(begun: &mut Vec<u8>) -> Vec<Told> {
     let mut all = Vec::new();
     while let Some(end) = begun.windows(2).position(|pair| pair == b"\n\n") {
         let block: Vec<u8> = begun.drain(..end + 2).collect();

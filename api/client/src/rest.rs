@@ -243,14 +243,14 @@ impl Client {
         self.get(&uri::files(agent, "/list", path)).await
     }
 
-    /// `GET /v1/agents/{agent}/logs`: the serial console, its last `tail` lines or all of it; with `follow` the stream
-    /// goes on until the agent ends.
+    /// `GET /v1/agents/{agent}/logs`: what there is of the serial console, its last `tail` lines or all of it. It is followed by
+    /// [`Client::follow_logs`].
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn logs(&self, agent: &str, follow: bool, tail: Option<u64>) -> Result<ByteStream, Error> {
-        let tail = tail.map(|n| format!("&tail={n}")).unwrap_or_default();
-        let target = uri::agent(agent, &format!("/logs?follow={follow}{tail}"));
+    pub async fn logs(&self, agent: &str, tail: Option<u64>) -> Result<ByteStream, Error> {
+        let tail = tail.map(|n| format!("?tail={n}")).unwrap_or_default();
+        let target = uri::agent(agent, &format!("/logs{tail}"));
         let response = self.send(Method::GET, &target, &[], empty()).await?;
         Ok(ByteStream::new(&self.endpoint, response.into_body()))
     }

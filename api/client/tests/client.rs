@@ -163,8 +163,8 @@ async fn answers_become_values_or_sentences() {
     let error = client.image("x").await.unwrap_err();
     assert_eq!(error.problem().map(|p| p.kind), Some(ProblemKind::ImageNotFound));
     assert_eq!(error.to_string(), "no image x");
-    let logs = client.logs("a1", true, Some(5)).await.unwrap();
-    assert_eq!(logs.collect(100).await.unwrap(), b"follow=true&tail=5");
+    let logs = client.logs("a1", Some(5)).await.unwrap();
+    assert_eq!(logs.collect(100).await.unwrap(), b"tail=5");
     let foreign = client.agents().await.unwrap_err();
     assert!(matches!(foreign, Error::Answer { status: 200, .. }), "{foreign}");
     let refused = client.exec_stream("no/such", &ExecRequest::default()).await;

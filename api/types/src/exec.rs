@@ -38,7 +38,38 @@ pub struct ExecRequest {
     /// Encoding of `stdin` in the request and of `stdout` and `stderr` in the reply.
     #[serde(default)]
     pub encoding: Encoding,
+    /// Of the exec WebSocket alone: the program outlasts a connection that breaks, and can be taken up again by the id in its
+    /// [`ExecSession`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumable: bool,
 }
+
+/// First message of an exec WebSocket that can be taken up again (the payload of its `Session` frame), and of each WebSocket that
+/// takes it up.
+///
+/// Frames are counted, apart for each direction: the client's from its `Exec` frame on, the server's from its `Session` frame on,
+/// both without these and without `Ack` frames. What counts is in order and whole, so a number says exactly what arrived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecSession {
+    /// What to take it up by; whoever knows it can.
+    pub id: String,
+    /// Frames of the client that were passed on to the program: it goes on with the next one.
+    pub received: u64,
+    /// How long the program lives without a client, milliseconds.
+    pub grace_ms: u64,
+}
+
+/// Payload of an `Ack` frame, either way: what the other side need not keep any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecAck {
+    /// Frames that arrived in all (at the server: that were passed on to the program).
+    pub received: u64,
+}
+
+/// Code with which an exec WebSocket is closed when another client took its program up.
+pub const CLOSE_TAKEN_UP: u16 = 4001;
 
 /// How bytes are written in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -8,6 +8,7 @@
 //! | [`console`], [`stats`] | operators ↔ `arkd`: consoles of agents that are gone, what agents use |
 //! | [`vmm`] | `arkd` ↔ `ark-vmm`: configuration, control socket, end record |
 //! | [`guest`] | host ↔ guest: frames over vsock |
+//! | [`replay`] | REST clients ↔ `arkd`: what a broken exec WebSocket may have lost |
 //! | [`plain`] | programs ↔ people: error messages |
 //! | [`layout`] | programs ↔ file system: where assets, state and sockets are |
 //!
@@ -33,6 +34,7 @@ pub mod plain;
 pub mod pool;
 pub mod problem;
 pub mod receipt;
+pub mod replay;
 pub mod scheduling;
 pub mod service;
 pub mod shutdown;

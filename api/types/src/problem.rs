@@ -69,6 +69,8 @@ problem_kinds! {
     SnapshotNotFound = "/problems/snapshot-not-found", 404, "No such snapshot";
     /// No task of that id.
     TaskNotFound = "/problems/task-not-found", 404, "No such task";
+    /// No exec of that id that can be taken up again.
+    ExecNotFound = "/problems/exec-not-found", 404, "No such exec";
     /// The agent was booted, so nothing was checked.
     NoReceipt = "/problems/no-receipt", 404, "The agent has no receipt";
     /// No such file in the agent.
@@ -91,6 +93,8 @@ problem_kinds! {
     IdempotencyUnderWay = "/problems/idempotency-under-way", 409, "The same request is under way";
     /// Events that were asked for are no longer in the log.
     EventsCompacted = "/problems/events-compacted", 410, "The events are no longer there";
+    /// Output that was asked for was acknowledged before, and is no longer kept.
+    ExecOutputGone = "/problems/exec-output-gone", 410, "The output is no longer there";
     /// A condition of the request, such as `If-Match`, does not hold.
     PreconditionFailed = "/problems/precondition-failed", 412, "The condition does not hold";
     /// The body is larger than allowed.

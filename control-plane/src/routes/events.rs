@@ -73,15 +73,12 @@ pub(super) async fn events(
     Query(query): Query<EventQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let wants_stream = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .any(|accept| accept.to_str().is_ok_and(|accept| accept.contains("text/event-stream")));
-    let last = if wants_stream { last_event_id(&headers)? } else { None };
+    let streams = wants_stream(&headers);
+    let last = if streams { last_event_id(&headers)? } else { None };
     let asked = last.or(query.after);
     let after = start(&core, asked).await?;
     let may_skip = asked.is_none();
-    if wants_stream {
+    if streams {
         let place = Arc::clone(&core.followers).try_acquire_owned().map_err(|_| too_many())?;
         let follower = Follower {
             _place: place,
@@ -103,6 +100,12 @@ pub(super) async fn events(
     Ok(Json(page(&core, &query, after, may_skip).await?).into_response())
 }
 
+/// Whether the reply is to be server-sent events.
+pub(super) fn wants_stream(headers: &HeaderMap) -> bool {
+    let mut accepts = headers.get_all(header::ACCEPT).iter();
+    accepts.any(|accept| accept.to_str().is_ok_and(|accept| accept.contains("text/event-stream")))
+}
+
 fn too_many() -> Refusal {
     let detail = format!(
         "{MAX_FOLLOWERS} clients follow the events already: end one of them, or ask for pages with `after` instead"
@@ -110,13 +113,14 @@ fn too_many() -> Refusal {
     Refusal::new(ProblemKind::HostUnable, detail)
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+/// The position from which on the client takes a stream up again.
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(None) };
     match value.to_str().ok().and_then(|text| text.parse().ok()) {
         Some(id) => Ok(Some(id)),
         None => {
             let detail = format!(
-                "{LAST_EVENT_ID} is no position of an event: send the `id` of the last event that arrived"
+                "{LAST_EVENT_ID} is no position in this stream: send the `id` of the last event that arrived"
             );
             Err(Refusal::new(ProblemKind::InvalidValue, detail))
         }

@@ -26,5 +26,6 @@ pub(super) async fn host_exec_stream(
         return Err(Refusal::new(ProblemKind::NoRoute, detail));
     };
     let upgrade = upgrade.map_err(|e| Refusal::new(ProblemKind::BadRequest, e.body_text()))?;
-    Ok(accept(upgrade, Peer::Host(Address { socket, port: None, idle: Idle::default() }), None))
+    let peer = Peer::Host(Address { socket, port: None, idle: Idle::default() });
+    Ok(accept(core, upgrade, peer, None))
 }

@@ -1,32 +1,36 @@
 //! `GET /v1/agents/{agent}/logs`: the console of an agent. `GET /v1/consoles`: those of agents that are gone.
 
-use std::io::{self, SeekFrom};
-use std::path::Path as FilePath;
+use std::io;
 use std::time::Duration;
 
-use ark_types::console::KeptConsoleList;
+use ark_types::console::{ConsoleEnd, ConsoleGap, ConsolePiece, KeptConsoleList, note};
+use ark_types::exec::Encoding;
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
-use serde::Deserialize;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 
 use super::Shared;
+use super::events::{last_event_id, wants_stream};
 use crate::agent::Handle;
+use crate::consoles::{Begin, Piece, Reading};
 use crate::problems::Refusal;
+use crate::validate::encode;
 
-/// Bytes read at a time.
-const CHUNK: u64 = 64 << 10;
 /// Time between two looks at a console that is followed.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a stream without events shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Header with the offset of the first byte.
+const CONSOLE_OFFSET: &str = "ark-console-offset";
 
 /// Which part of a console.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -38,6 +42,25 @@ pub(super) struct Part {
     follow: bool,
     /// Begin with the last so many lines; with the first line when absent.
     tail: Option<u64>,
+    /// Begin with the byte of this offset, the first one being 0.
+    from: Option<u64>,
+}
+
+impl Part {
+    /// Where to begin, for a client that has read to `last`.
+    fn begin(&self, last: Option<u64>) -> Result<Begin, Refusal> {
+        match (last.or(self.from), self.tail) {
+            (Some(offset), None) => Ok(Begin::From(offset)),
+            // That of the first request.
+            (Some(offset), Some(_)) if last.is_some() && self.from.is_none() => Ok(Begin::From(offset)),
+            (None, Some(lines)) => Ok(Begin::Tail(lines)),
+            (None, None) => Ok(Begin::From(0)),
+            (Some(_), Some(_)) => {
+                let detail = "from and tail both say where to begin: leave one of them out";
+                Err(Refusal::new(ProblemKind::InvalidValue, detail))
+            }
+        }
+    }
 }
 
 /// Consoles of agents that did not start or ended by themselves, whether they are still known or not.
@@ -50,15 +73,29 @@ pub(super) async fn list_consoles(State(core): State<Shared>) -> Json<KeptConsol
 }
 
 /// What the guest's kernel and init wrote to the serial console; of an agent that is gone, too, while its console is kept.
+///
+/// Its bytes have offsets, from 0 on for as long as the agent exists. `from` begins at one; the reply's `ark-console-offset` says where it
+/// begins. The limit on a console's size leaves out its middle: a line says how many bytes, and offsets go on behind them. With
+/// `Accept: text/event-stream` the reply is server-sent events: `console` (a `ConsolePiece`), `left_out` (a `ConsoleGap`) and `end` (a
+/// `ConsoleEnd`), each with the offset behind it as `id`, taken up again with `Last-Event-ID` or `from`.
 #[utoipa::path(
     get, path = "/agents/{agent}/logs", tag = "agents",
-    params(("agent" = String, Path, description = "Name or id of the agent"), Part),
-    responses((status = OK, body = String, content_type = "text/plain", description = "The console, byte for byte")),
+    params(
+        ("agent" = String, Path, description = "Name or id of the agent"),
+        Part,
+        ("last-event-id" = Option<u64>, Header, description = "Of a stream of events: the offset that was reached"),
+    ),
+    responses((
+        status = OK, description = "The console, byte for byte",
+        headers(("ark-console-offset" = u64, description = "Offset of the first byte")),
+        content((String = "text/plain"), (String = "text/event-stream")),
+    )),
 )]
 pub(super) async fn logs(
     State(core): State<Shared>,
     Path(agent): Path<String>,
-    Query(Part { follow, tail }): Query<Part>,
+    Query(part): Query<Part>,
+    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let (path, agent, name) = match core.registry.find(&agent) {
         Ok(known) => {
@@ -69,51 +106,101 @@ pub(super) async fn logs(
         }
         Err(unknown) => (core.consoles.find(&agent).ok_or(unknown)?, None, agent),
     };
+    let streams = wants_stream(&headers);
+    let last = if streams { last_event_id(&headers)? } else { None };
+    let begin = part.begin(last)?;
     let unreadable = |error: io::Error| {
         let why = plain(&error);
         Refusal::new(ProblemKind::HostUnable, format!("the console of {name} cannot be read: {why}"))
     };
-    let file = open(&path, tail).await.map_err(unreadable)?;
-    let body = match file {
-        // The VMM has not begun it: there is nothing to show, and soon somebody may ask again.
-        None => Body::empty(),
-        Some(file) => {
-            let console = Console { file, followed: agent.filter(|_| follow), closing: core.closing.clone() };
-            Body::from_stream(stream::try_unfold(console, |mut console| async {
-                let chunk = console.next().await?;
-                Ok::<_, io::Error>(chunk.map(|chunk| (chunk, console)))
-            }))
-        }
+    let mut reading = Reading::open(&path, begin).await.map_err(unreadable)?;
+    // A console that its VMM has not begun has nothing to show, and soon somebody may ask again.
+    let end = match &mut reading {
+        Some(reading) => reading.end().await.map_err(unreadable)?,
+        None => 0,
     };
-    let mut response = Response::new(body);
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let offset = reading.as_ref().map_or(0, Reading::offset);
+    if let Begin::From(from) = begin
+        && from > end
+    {
+        let detail = format!(
+            "the console of {name} has no byte {from}, so far there are {end}: it is another agent's than before, or begin with from={end}"
+        );
+        return Err(Refusal::new(ProblemKind::InvalidValue, detail));
+    }
+    let followed = agent.filter(|_| part.follow);
+    let console = Console { reading, followed, closing: core.closing.clone(), is_over: false };
+    let mut response = if streams {
+        let events = stream::try_unfold(console, |mut console| async {
+            let event = console.next_event().await?;
+            Ok::<_, io::Error>(event.map(|event| (event, console)))
+        });
+        Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    } else {
+        let body = Body::from_stream(stream::try_unfold(console, |mut console| async {
+            let bytes = console.next_bytes().await?;
+            Ok::<_, io::Error>(bytes.map(|bytes| (bytes, console)))
+        }));
+        ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
+    };
+    response.headers_mut().insert(CONSOLE_OFFSET, HeaderValue::from(offset));
     Ok(response)
 }
 
-/// A console being read.
+/// A console on its way to a client.
 struct Console {
-    file: File,
+    /// None when its VMM has not begun it.
+    reading: Option<Reading>,
     /// The agent whose end ends it; none when what there is now is all.
     followed: Option<Handle>,
     closing: CancellationToken,
+    /// Nothing follows.
+    is_over: bool,
 }
 
 impl Console {
-    async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+    async fn next_bytes(&mut self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.next().await?.map(|piece| match piece {
+            Piece::Bytes { bytes, .. } => bytes,
+            Piece::LeftOut { bytes, .. } => note(bytes).into_bytes(),
+        }))
+    }
+
+    async fn next_event(&mut self) -> io::Result<Option<Event>> {
+        if self.is_over {
+            return Ok(None);
+        }
+        Ok(match self.next().await? {
+            Some(Piece::Bytes { offset, bytes }) => {
+                let end = offset.saturating_add(bytes.len() as u64);
+                let encoding =
+                    if std::str::from_utf8(&bytes).is_ok() { Encoding::Utf8 } else { Encoding::Base64 };
+                let piece = ConsolePiece { offset, data: encode(&bytes, encoding), encoding };
+                Some(event("console", end, &piece))
+            }
+            Some(Piece::LeftOut { offset, bytes }) => {
+                let gap = ConsoleGap { offset, bytes };
+                Some(event("left_out", offset.saturating_add(bytes), &gap))
+            }
+            // An `arkd` that ends has not told the last of it.
+            None if self.closing.is_cancelled() => None,
+            None => {
+                self.is_over = true;
+                let offset = self.reading.as_ref().map_or(0, Reading::offset);
+                Some(event("end", offset, &ConsoleEnd { offset }))
+            }
+        })
+    }
+
+    async fn next(&mut self) -> io::Result<Option<Piece>> {
+        let Some(reading) = &mut self.reading else { return Ok(None) };
         loop {
             // Looked at before the file: what is written until the end is then still read.
             let followed = self.followed.as_ref().filter(|agent| !agent.has_ended());
-            let mut chunk = Vec::with_capacity(usize::try_from(CHUNK).unwrap_or_default());
-            (&mut self.file).take(CHUNK).read_buf(&mut chunk).await?;
-            if !chunk.is_empty() {
-                return Ok(Some(chunk));
+            if let Some(piece) = reading.next().await? {
+                return Ok(Some(piece));
             }
             let Some(agent) = followed else { return Ok(None) };
-            // The VMM takes the middle out of a console that is full: the file became shorter, and goes on at its end.
-            if self.file.metadata().await?.len() < self.file.stream_position().await? {
-                self.file.seek(SeekFrom::End(0)).await?;
-            }
             // The end wakes at once, growth after a while.
             let news = tokio::time::timeout(FOLLOW_INTERVAL, agent.ended());
             if self.closing.run_until_cancelled(news).await.is_none() {
@@ -123,76 +210,7 @@ impl Console {
     }
 }
 
-/// The console at `path`, placed where its last `tail` lines begin.
-async fn open(path: &FilePath, tail: Option<u64>) -> io::Result<Option<File>> {
-    let mut file = match File::open(path).await {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    if let Some(lines) = tail {
-        let start = start_of_last(&mut file, lines).await?;
-        file.seek(SeekFrom::Start(start)).await?;
-    }
-    Ok(Some(file))
-}
-
-/// Where the last `lines` lines of `file` begin, found from its end, a chunk at a time.
-async fn start_of_last(file: &mut File, lines: u64) -> io::Result<u64> {
-    let len = file.seek(SeekFrom::End(0)).await?;
-    let (mut end, mut seen, mut chunk) = (len, 0, Vec::new());
-    while end > 0 {
-        let start = end.saturating_sub(CHUNK);
-        file.seek(SeekFrom::Start(start)).await?;
-        chunk.clear();
-        (&mut *file).take(end - start).read_to_end(&mut chunk).await?;
-        for (at, byte) in chunk.iter().enumerate().rev() {
-            let next_line = start + at as u64 + 1;
-            // The newline that ends the file begins no line.
-            if *byte == b'\n' && next_line < len {
-                seen += 1;
-                if seen == lines {
-                    return Ok(next_line);
-                }
-            }
-        }
-        end = start;
-    }
-    Ok(if lines == 0 { len } else { 0 })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn tail(text: &str, lines: u64) -> String {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("console.log");
-        std::fs::write(&path, text).unwrap();
-        let mut shown = String::new();
-        let file = open(&path, Some(lines)).await.unwrap();
-        file.unwrap().read_to_string(&mut shown).await.unwrap();
-        shown
-    }
-
-    #[tokio::test]
-    async fn the_last_lines_are_found_with_and_without_a_final_newline() {
-        assert_eq!(tail("a\nb\nc\n", 2).await, "b\nc\n");
-        assert_eq!(tail("a\nb\nc", 2).await, "b\nc");
-        assert_eq!(tail("a\nb\n", 9).await, "a\nb\n");
-        assert_eq!(tail("a\nb\n", 0).await, "");
-        assert_eq!(tail("", 3).await, "");
-        assert_eq!(tail("\n\n\n", 1).await, "\n");
-    }
-
-    #[tokio::test]
-    async fn a_tail_longer_than_a_chunk_is_found() {
-        let line = format!("{}\n", "x".repeat(999));
-        let text = line.repeat(200);
-        assert_eq!(tail(&text, 150).await.len(), 150_000);
-    }
-
-    #[tokio::test]
-    async fn a_console_that_was_not_begun_is_nothing() {
-        assert!(open(FilePath::new("/nonexistent/console.log"), None).await.unwrap().is_none());
-    }
+fn event(kind: &str, id: u64, data: &impl Serialize) -> Event {
+    // Strings and numbers always are JSON.
+    Event::default().id(id.to_string()).event(kind).json_data(data).unwrap_or_default()
 }

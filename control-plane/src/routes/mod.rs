@@ -61,6 +61,7 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(eval::eval))
         .routes(routes!(exec::exec))
         .routes(routes!(exec::exec_stream))
+        .routes(routes!(exec::resume_exec_stream))
         .routes(routes!(files::read_file, files::write_file))
         .routes(routes!(files::stat_file))
         .routes(routes!(files::list_files))

@@ -2,6 +2,8 @@
 
 use std::sync::LazyLock;
 
+use ark_types::console::{ConsoleEnd, ConsoleGap, ConsolePiece};
+use ark_types::exec::{ExecAck, ExecSession};
 use ark_types::problem::{PROBLEM_JSON, Problem};
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -33,7 +35,7 @@ pub(super) async fn openapi() -> impl IntoResponse {
 
 /// Schemas that no handler names.
 #[derive(utoipa::OpenApi)]
-#[openapi(components(schemas(Problem)))]
+#[openapi(components(schemas(Problem, ExecSession, ExecAck, ConsolePiece, ConsoleGap, ConsoleEnd)))]
 struct Extra;
 
 /// The document's head, before any route.

@@ -137,6 +137,9 @@ pub struct TimeLimits {
     /// How long a program's reply may be late after its own time limit, seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exec_slack_s: Option<Seconds>,
+    /// How long a program lives whose client's connection broke and may come back, seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec_grace_s: Option<Seconds>,
     /// How long an agent of `ark run` waits for its program, seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_stream_s: Option<Seconds>,

@@ -179,7 +179,8 @@ pub(super) fn program(
 ) -> Result<(Frame, Vec<u8>), Refusal> {
     let TaskCommand { argv, env, cwd, user, stdin, encoding } = command.clone();
     let env = env.into_iter().chain(which.variables()).collect();
-    let request = ExecRequest { argv, env, cwd, user, timeout_ms, tty: None, stdin, encoding };
+    let request =
+        ExecRequest { argv, env, cwd, user, timeout_ms, tty: None, stdin, encoding, resumable: false };
     prepare_exec(request, &BTreeMap::new())
 }
 

@@ -121,6 +121,7 @@ impl Place {
                 probe: Duration::from_secs(20),
                 first_stream: Duration::from_millis(700),
                 exec_slack: Duration::from_millis(300),
+                exec_grace: Duration::from_secs(3),
                 renewal: Duration::from_secs(5),
                 // Fakes beat ten times a second.
                 silence: Duration::from_secs(2),

@@ -24,6 +24,8 @@ mod openapi;
 mod pause;
 mod pool;
 mod pools;
+mod resume;
+mod resume_client;
 mod scheduling;
 mod services;
 mod settings;

@@ -14,24 +14,28 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::harness::{Client, Place, Stream, eventually, runs, started};
 
-struct Socket(WebSocketStream<Box<dyn Stream>>);
+pub(crate) struct Socket(pub(crate) WebSocketStream<Box<dyn Stream>>);
 
-async fn open(client: &Client, path: &str) -> Result<Socket, tungstenite::Error> {
-    let (socket, _) = client_async(format!("ws://ark{path}"), client.connect().await).await?;
+pub(crate) async fn open(client: &Client, path: &str) -> Result<Socket, tungstenite::Error> {
+    open_over(client.connect().await, path).await
+}
+
+pub(crate) async fn open_over(stream: Box<dyn Stream>, path: &str) -> Result<Socket, tungstenite::Error> {
+    let (socket, _) = client_async(format!("ws://ark{path}"), stream).await?;
     Ok(Socket(socket))
 }
 
 impl Socket {
-    async fn send(&mut self, frame: Frame) {
+    pub(crate) async fn send(&mut self, frame: Frame) {
         self.0.send(Message::Binary(frame.encode().into())).await.unwrap();
     }
 
-    async fn exec(&mut self, request: Value) {
+    pub(crate) async fn exec(&mut self, request: Value) {
         self.send(Frame::json(Kind::Exec, &request).unwrap()).await;
     }
 
     /// The next frame; none when the socket was closed.
-    async fn next(&mut self) -> Option<Frame> {
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
             match self.0.next().await?.unwrap() {
                 Message::Binary(bytes) => return Some(Frame::decode(&bytes).unwrap()),
@@ -41,14 +45,14 @@ impl Socket {
         }
     }
 
-    async fn expect(&mut self, kind: Kind) -> Frame {
+    pub(crate) async fn expect(&mut self, kind: Kind) -> Frame {
         let frame = self.next().await.unwrap();
         assert_eq!(frame.kind, kind, "{:?}", String::from_utf8_lossy(&frame.payload));
         frame
     }
 }
 
-async fn stream(client: &Client) -> Socket {
+pub(crate) async fn stream(client: &Client) -> Socket {
     open(client, "/v1/agents/a1/exec/stream").await.unwrap()
 }
 
@@ -216,6 +220,10 @@ async fn the_hosts_own_guestd_is_reached_without_a_handshake() {
     let mut config = place.config();
     config.host_shell = Some(shell);
     let ark = place.start_with(config).await;
+    let mut socket = open(&ark.client, "/v1/host/exec/stream").await.unwrap();
+    socket.exec(json!({ "argv": ["sh"], "resumable": true })).await;
+    let error: GuestError = socket.expect(Kind::Error).await.parse().unwrap();
+    assert!(error.message.contains("resumable is for programs in agents"), "{error}");
     let mut socket = open(&ark.client, "/v1/host/exec/stream").await.unwrap();
     socket.exec(json!({ "argv": ["sh"] })).await;
     socket.expect(Kind::Started).await;

@@ -47,7 +47,8 @@ fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, GuestError>
 impl Plan {
     /// Checks `request` and completes it from the users' files below `root`.
     pub(crate) fn new(request: ExecRequest, root: &Path) -> Result<Self, GuestError> {
-        let ExecRequest { argv, mut env, cwd, user, tty, stdin, timeout_ms: _, encoding: _ } = request;
+        let ExecRequest { argv, mut env, cwd, user, tty, stdin, timeout_ms: _, encoding: _, resumable: _ } =
+            request;
         let name =
             argv.first().filter(|n| !n.is_empty()).ok_or_else(|| bad("argv names no program"))?.clone();
         if argv.len() > MAX_ARGS || env.len() > MAX_ARGS {

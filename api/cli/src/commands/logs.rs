@@ -2,8 +2,8 @@
 
 use std::io;
 
-use ark_client::Client;
-use ark_types::console::KeptConsole;
+use ark_client::{Client, LogPiece};
+use ark_types::console::{KeptConsole, note};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
@@ -20,13 +20,27 @@ const MAX_LINE: usize = 64 << 10;
 pub(crate) async fn logs(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
     let client = context.client().await?;
     let Some(agent) = &args.agent else { return kept(context, &client).await };
-    let mut console = match client.logs(agent, args.follow, args.tail).await {
-        Ok(console) => console,
-        Err(error) => return Err(explain(&client, error).await),
-    };
     let mut out = Writer { lines: context.ui.json.then(Vec::new), stdout: tokio::io::stdout() };
-    while let Some(bytes) = console.next().await? {
-        out.write(&bytes).await.map_err(Failure::Output)?;
+    if args.follow {
+        let mut console = match client.follow_logs(agent, args.tail).await {
+            Ok(console) => console,
+            Err(error) => return Err(explain(&client, error).await),
+        };
+        while let Some(piece) = console.next().await? {
+            match piece {
+                LogPiece::Bytes(bytes) => out.write(&bytes).await,
+                LogPiece::LeftOut(bytes) => out.write(note(bytes).as_bytes()).await,
+            }
+            .map_err(Failure::Output)?;
+        }
+    } else {
+        let mut console = match client.logs(agent, args.tail).await {
+            Ok(console) => console,
+            Err(error) => return Err(explain(&client, error).await),
+        };
+        while let Some(bytes) = console.next().await? {
+            out.write(&bytes).await.map_err(Failure::Output)?;
+        }
     }
     out.finish().await.map_err(Failure::Output)
 }

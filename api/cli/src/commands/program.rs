@@ -32,7 +32,7 @@ struct Report<'a> {
 }
 
 /// Creates an agent, runs the program in it, and leaves the removal to arkd, which sees the stream's end even if this
-/// process is killed.
+/// process is killed (and then waits for its time of grace).
 pub(crate) async fn run(context: &Context, args: &RunArgs) -> Result<u8, Failure> {
     let mut request = create_request(&args.agent)?;
     let wiring = wiring(context, &args.program);
@@ -179,6 +179,7 @@ fn exec_request(command: &[String], args: &ProgramArgs, mut env: BTreeMap<String
         user: args.user.clone(),
         timeout_ms: args.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         tty: args.tty.then(terminal::size),
+        resumable: true,
         ..ExecRequest::default()
     }
 }

@@ -7,8 +7,8 @@ use ark_types::agent::CreateAgent;
 use ark_types::exec::{ExecEnd, ExecRequest, ExitStatus};
 use ark_types::guest::{ErrorCode, Frame, GuestError, Kind, SignalRequest, Started};
 use ark_types::problem::{Problem, ProblemKind};
-use axum::extract::Path as Segment;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path as Segment, RawQuery};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -80,6 +80,23 @@ async fn set_quota(Segment(name): Segment<String>, Json(quota): Json<Value>) -> 
     Json(owner_of(&name, &quota))
 }
 
+/// A console; followed, its stream ends early once, and a part of what follows is left out.
+async fn console(RawQuery(query): RawQuery) -> &'static str {
+    match query.as_deref() {
+        None => "line one\nline two\n",
+        Some("follow=true") => {
+            "id: 4\nevent: console\ndata: {\"offset\":0,\"data\":\"line\",\"encoding\":\"utf8\"}\n\n"
+        }
+        Some("follow=true&from=4") => {
+            "id: 9\nevent: console\ndata: {\"offset\":4,\"data\":\"IG9uZQo=\",\"encoding\":\"base64\"}\n\n: sign of life\n\n\
+             id: 29\nevent: left_out\ndata: {\"offset\":9,\"bytes\":20}\n\n\
+             id: 34\nevent: console\ndata: {\"offset\":29,\"data\":\"last\\n\",\"encoding\":\"utf8\"}\n\n\
+             id: 34\nevent: end\ndata: {\"offset\":34}\n\n"
+        }
+        Some(other) => panic!("{other}"),
+    }
+}
+
 fn routes() -> Router {
     let remove = |Segment(name): Segment<String>| async move {
         if name == "a1" {
@@ -94,7 +111,7 @@ fn routes() -> Router {
         .route("/v1/owners/{owner}", get(owner).put(set_quota).delete(|| async { StatusCode::NO_CONTENT }))
         .route("/v1/owners", get(|| async { Json(json!({ "owners": [owner_of("team", &json!({}))] })) }))
         .route("/v1/queue", get(|| async { Json(json!({ "capacity": 9, "waiting": [] })) }))
-        .route("/v1/agents/{agent}/logs", get(|| async { "line one\nline two\n" }))
+        .route("/v1/agents/{agent}/logs", get(console))
         .route(
             "/v1/agents/{agent}/exec/stream",
             get(|upgrade: WebSocketUpgrade| async { upgrade.on_upgrade(program) }),
@@ -158,6 +175,8 @@ fn lists_and_errors_come_for_people_and_for_machines() {
         host.run(&["logs", "--json", "a1"], "").1,
         "{\"line\":\"line one\"}\n{\"line\":\"line two\"}\n"
     );
+    let followed = "line one\n\n[console: 20 bytes left out here]\nlast\n";
+    assert_eq!(host.run(&["logs", "-f", "a1"], ""), (0, followed.into(), String::new()));
     let (code, _, err) = host.run(&["frobnicate", "--json"], "");
     assert_eq!((code, serde_json::from_str::<Problem>(&err).unwrap().kind), (125, ProblemKind::BadRequest));
     assert_eq!(host.run(&["run"], "").0, 125, "a program is needed");

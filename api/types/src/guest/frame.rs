@@ -64,6 +64,10 @@ kinds! {
     Resize = 0x17,
     /// Guest → host: [`crate::exec::ExecEnd`].
     Exited = 0x18,
+    /// `arkd` → client, never in a guest: [`crate::exec::ExecSession`].
+    Session = 0x19,
+    /// Between `arkd` and client, never in a guest: [`crate::exec::ExecAck`].
+    Ack = 0x1a,
     /// Host → guest: [`super::PathRequest`].
     FileRead = 0x20,
     /// Host → guest: [`super::FileWrite`].

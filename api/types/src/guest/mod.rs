@@ -20,7 +20,7 @@
 //! A connection carries one operation at a time. After an operation's last frame the host may name the next one within ten
 //! seconds; after an `Error` it may not, and from the `Ok` of a `Dial` on there are no frames any more: the connection is the program's. When the host's side closes before `Exited`, the guest kills the program's process group. A written file appears under
 //! its name only after `End`: an upload that breaks leaves nothing behind. The exec WebSocket of the REST API carries the
-//! same frames, one per binary message.
+//! same frames, one per binary message, and `Session` and `Ack` besides where it can be taken up again ([`crate::replay`]).
 //!
 //! Any program in the guest may connect to [`SERVICES_PORT`] of the host. What is said there is in [`crate::service`].
 

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::frozen::{Frozen, check_text, digest};
 use ark_types::agent::{Agent, AgentHeartbeat, AgentList, AgentState, CreateAgent, Origin};
 use ark_types::checkpoint::CheckpointPolicy;
-use ark_types::exec::{Encoding, ExecEnd, ExecReply, ExecRequest, ExitStatus, TtySize};
+use ark_types::exec::{Encoding, ExecAck, ExecEnd, ExecReply, ExecRequest, ExecSession, ExitStatus, TtySize};
 use ark_types::files::{FileKind, FileList, FileStat};
 use ark_types::guest::{
     ClockSet, DialRequest, ErrorCode, FileWrite, Frame, GuestError, Heartbeat, Hello, Kind, PathRequest,
@@ -240,7 +240,10 @@ fn exec() {
         tty: Some(TtySize { rows: 24, cols: 80 }),
         stdin: Some("aGk=".to_owned()),
         encoding: Encoding::Base64,
+        resumable: true,
     };
+    let session =
+        ExecSession { id: "0123456789abcdef0123456789abcdef".to_owned(), received: 3, grace_ms: 30_000 };
     let reply = |status: ExitStatus| ExecReply {
         status,
         exit_code: status.shell_code(),
@@ -252,6 +255,8 @@ fn exec() {
     Frozen::default()
         .with("least", &least)
         .with("most", &most)
+        .with("session", &session)
+        .with("ack", &ExecAck { received: 3 })
         .with("end", &ExecEnd { status: ExitStatus::Exited { code: 0 }, duration_us: 12_000 })
         .with("reply exited", &reply(ExitStatus::Exited { code: 3 }))
         .with("reply signaled", &reply(ExitStatus::Signaled { signal: 9 }))

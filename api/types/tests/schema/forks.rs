@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use crate::frozen::{Frozen, digest};
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::checkpoint::CheckpointPolicy;
-use ark_types::console::{KeptConsole, KeptConsoleList};
+use ark_types::console::{ConsoleEnd, ConsoleGap, ConsolePiece, KeptConsole, KeptConsoleList};
 use ark_types::eval::{EvalEnd, EvalException, EvalReply, EvalRequest, Language};
+use ark_types::exec::Encoding;
 use ark_types::healing::{AgentHealth, RestartPolicy};
 use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::label::{Labels, Owner};
@@ -308,7 +309,14 @@ fn consoles() {
         reason: "the guest's kernel panicked".to_owned(),
         bytes: 4096,
     };
-    Frozen::default().with("list", &KeptConsoleList { consoles: vec![kept] }).check("consoles");
+    let piece = |data: &str, encoding| ConsolePiece { offset: 7, data: data.to_owned(), encoding };
+    Frozen::default()
+        .with("list", &KeptConsoleList { consoles: vec![kept] })
+        .with("piece text", &piece("[    0.0] Linux\n", Encoding::Utf8))
+        .with("piece bytes", &piece("/w==", Encoding::Base64))
+        .with("gap", &ConsoleGap { offset: 262_144, bytes: 524_288 })
+        .with("end", &ConsoleEnd { offset: 4096 })
+        .check("consoles");
 }
 
 #[test]

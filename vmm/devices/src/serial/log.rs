@@ -19,6 +19,13 @@ const TAIL_BYTES: u64 = MAX_BYTES / 4;
 /// Longest piece of a line that is held back.
 const LINE: usize = 256;
 
+/// What the line that tells of the bytes left out begins with.
+const NOTE_BEGINS: &str = "\n[console: ";
+/// What it ends with.
+const NOTE_ENDS: &str = " bytes left out here]\n";
+/// Longest such line.
+const NOTE: usize = 64;
+
 /// Where the guest's output goes: a file, or nowhere.
 pub(super) struct Log {
     file: Option<File>,
@@ -38,7 +45,8 @@ impl Log {
     /// the file is full.
     pub(super) fn new(file: Option<File>) -> Self {
         let len = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
-        Self { file, len, left_out: 0, note: 0, line: Vec::with_capacity(LINE), failed: 0 }
+        let (left_out, note) = file.as_ref().and_then(read_note).unwrap_or_default();
+        Self { file, len, left_out, note, line: Vec::with_capacity(LINE), failed: 0 }
     }
 
     /// Takes one byte of output.
@@ -73,7 +81,7 @@ impl Log {
             let middle =
                 self.len.saturating_sub(HEAD_BYTES).saturating_sub(len(&tail)).saturating_sub(self.note);
             self.left_out = self.left_out.saturating_add(middle);
-            let note = format!("\n[console: {} bytes left out here]\n", self.left_out);
+            let note = format!("{NOTE_BEGINS}{}{NOTE_ENDS}", self.left_out);
             // Cut before it is written, so that a file opened for appending (where offsets are ignored) gets it right too.
             file.set_len(HEAD_BYTES)?;
             self.len = HEAD_BYTES;
@@ -87,6 +95,18 @@ impl Log {
         self.len = self.len.saturating_add(more);
         Ok(())
     }
+}
+
+/// How many bytes an earlier VMM left out of `file`, and the length of its line that says so.
+fn read_note(file: &File) -> Option<(u64, u64)> {
+    let mut text = [0; NOTE];
+    let count = file.read_at(&mut text, HEAD_BYTES).ok()?;
+    let rest = text.get(..count)?.strip_prefix(NOTE_BEGINS.as_bytes())?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (number, rest) = rest.split_at_checked(digits)?;
+    let left_out = std::str::from_utf8(number).ok()?.parse().ok()?;
+    let note = NOTE_BEGINS.len() + digits + NOTE_ENDS.len();
+    rest.starts_with(NOTE_ENDS.as_bytes()).then_some((left_out, u64::try_from(note).ok()?))
 }
 
 /// The last [`TAIL_BYTES`] of `file`; nothing when it cannot be read.
