@@ -17,6 +17,7 @@ mod pause;
 mod pools;
 mod refusals;
 mod rest;
+mod resume;
 mod services;
 mod snapshots;
 mod soak;
