@@ -182,7 +182,10 @@ impl Fate {
             Self::Left => ("cut_off", false),
             Self::Halted(_) => ("stopped", false),
             Self::Attempted(attempted) => match &**attempted {
-                Attempted::NoAgent(_) => ("no_agent", true),
+                Attempted::NoAgent(Refusal(problem)) => match Refused::of(problem.kind) {
+                    Refused::NoRoom => ("no_room", false),
+                    Refused::Never | Refused::Lost => ("no_agent", true),
+                },
                 Attempted::Ended(end, _) => (end.outcome.word(), end.outcome.is_failure()),
             },
         }
