@@ -33,8 +33,24 @@ pub(crate) async fn spawn(core: &Arc<Core>, request: CreateAgent) -> Result<Agen
 
 /// The agent that is asked for, forked or booted.
 async fn make(core: &Arc<Core>, request: CreateAgent) -> Result<Agent, Refusal> {
+    // Now or not at all: what has to be built first is not there now.
+    let waits = request.queue_timeout_ms != Some(0);
     Ok(match admit(core, &request).instrument(step("admission")).await? {
         Source::Image(image) => boot(core, request, image).await?,
+        Source::Template(name) if !waits => {
+            let found = templates::by_name_now(core, &name).await?;
+            fork_of(core, request, found).await?
+        }
+        Source::Default(image) if !waits => match templates::default_now(core, &image.manifest.name).await {
+            Ok(Some(found)) => fork_of(core, request, found).await?,
+            Ok(None) | Err(_) => {
+                let name = image.manifest.name.clone();
+                let agent = boot(core, request, image).await?;
+                // Only then, so that it takes nobody the room.
+                templates::begin_default(core, &name);
+                agent
+            }
+        },
         Source::Template(name) => {
             let found = templates::by_name(core, &name).await?;
             fork_of(core, request, found).await?

@@ -120,7 +120,8 @@ pub struct CreateAgent {
     /// Among those that wait for room the highest goes first; -100 to 100.
     #[serde(default, skip_serializing_if = "is_normal")]
     pub priority: i32,
-    /// How long to wait for room, milliseconds, at most 600000; 30000 when absent; 0 does not wait.
+    /// How long to wait for room, milliseconds, at most 600000; 30000 when absent; 0 does not wait, neither for room nor
+    /// for a template that has to be built first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_timeout_ms: Option<u64>,
     /// Agents of the same group are spread across hosts.

@@ -24,6 +24,7 @@ use ark_types::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
 use ark_types::image::ImageName;
 use ark_types::template::{CreateTemplate, DEFAULT_WARM_UP_MS, MAX_WARM_UP_MS, Template};
 use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
 
 pub use error::TemplateError;
 pub use shelf::Templates;
@@ -83,6 +84,34 @@ pub async fn default_for(core: &Arc<Core>, image: &ImageName) -> Result<Found, T
     detached(core, default_request(image)).await
 }
 
+/// As [`by_name`], for who does not wait: a template that has to be built first is begun.
+///
+/// # Errors
+/// [`TemplateError`]; [`TemplateError::Building`] of one that is not there yet.
+pub async fn by_name_now(core: &Arc<Core>, name: &AgentName) -> Result<Found, TemplateError> {
+    let request = core.templates.request(name)?;
+    match at_hand(core, &request).await? {
+        Some(found) => Ok(found),
+        None => {
+            drop(begin(core, request));
+            Err(TemplateError::Building(name.to_string()))
+        }
+    }
+}
+
+/// As [`default_for`], for who does not wait: none when it has to be built first.
+///
+/// # Errors
+/// [`TemplateError`].
+pub async fn default_now(core: &Arc<Core>, image: &ImageName) -> Result<Option<Found>, TemplateError> {
+    at_hand(core, &default_request(image)).await
+}
+
+/// Begins to build the template that `image` has by itself, unless it is there.
+pub fn begin_default(core: &Arc<Core>, image: &ImageName) {
+    drop(begin(core, default_request(image)));
+}
+
 /// Removes the template called `name`, its pool, and the warm agents that were kept of it.
 ///
 /// # Errors
@@ -111,19 +140,30 @@ async fn take_away(core: &Arc<Core>, name: &str) -> Result<(), TemplateError> {
 
 /// What is there and sound, else what is built; a build goes on without the caller.
 async fn detached(core: &Arc<Core>, request: CreateTemplate) -> Result<Found, TemplateError> {
-    let inputs = Inputs::of(core, &request).await?;
-    if let Some(found) = core.templates.on_shelf(&request.name, &inputs)? {
-        match found.hold.prove().await {
-            Err(error @ SnapshotError::Unusable { .. }) => {
-                tracing::error!(name = %request.name, %error, "a template is damaged; it is built again");
-                forget(core, core.templates.discard(found.hold.id())).await;
-            }
-            proved => return proved.map(|()| found).map_err(Into::into),
-        }
+    match at_hand(core, &request).await? {
+        Some(found) => Ok(found),
+        None => begin(core, request).await.unwrap_or(Err(TemplateError::Interrupted)),
     }
+}
+
+/// Obtains what `request` describes, to the end even when nobody waits for it.
+fn begin(core: &Arc<Core>, request: CreateTemplate) -> JoinHandle<Result<Found, TemplateError>> {
     let core = Arc::clone(core);
-    let building = tokio::spawn(async move { obtain(&core, &request).await });
-    building.await.unwrap_or(Err(TemplateError::Interrupted))
+    tokio::spawn(async move { obtain(&core, &request).await })
+}
+
+/// What is there and sound.
+async fn at_hand(core: &Arc<Core>, request: &CreateTemplate) -> Result<Option<Found>, TemplateError> {
+    let inputs = Inputs::of(core, request).await?;
+    let Some(found) = core.templates.on_shelf(&request.name, &inputs)? else { return Ok(None) };
+    match found.hold.prove().await {
+        Err(error @ SnapshotError::Unusable { .. }) => {
+            tracing::error!(name = %request.name, %error, "a template is damaged; it is built again");
+            forget(core, core.templates.discard(found.hold.id())).await;
+            Ok(None)
+        }
+        proved => proved.map(|()| Some(found)).map_err(Into::into),
+    }
 }
 
 /// What is there, else what is built.

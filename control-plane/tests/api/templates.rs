@@ -190,3 +190,27 @@ async fn a_damaged_template_is_built_again() {
     eventually("the damaged one is gone", async || !dir.exists()).await;
     ark.daemon.shut_down().await;
 }
+
+#[tokio::test]
+async fn who_does_not_wait_waits_for_no_template_either() {
+    let place = Place::new();
+    let ark = place.start().await;
+    let client = &ark.client;
+    // The image's own template is not there yet: the agent is booted, and the next one is a fork.
+    let agent = create(client, &json!({ "name": "a1", "image": "base", "queue_timeout_ms": 0 })).await;
+    assert_eq!(agent.origin, Origin::Boot);
+    eventually("the image's template is there", async || list(client).await.len() == 1).await;
+    let agent = create(client, &json!({ "name": "a2", "image": "base", "queue_timeout_ms": 0 })).await;
+    assert!(matches!(agent.origin, Origin::Template { .. }), "{agent:?}");
+
+    // A template that its kernel left behind has to be built again.
+    build(client, &json!({ "name": "warm", "image": "base", "memory_mib": 64, "warm": "x=1" })).await;
+    std::fs::write(ark_types::layout::Assets(place.path("assets")).kernel(), "another kernel").unwrap();
+    let now = json!({ "name": "b1", "template": "warm", "queue_timeout_ms": 0 });
+    let refused = client.post("/v1/agents", &now).await.problem(ProblemKind::InUse);
+    assert!(refused.detail.contains("being built"), "{refused:?}");
+    client.get("/v1/agents/b1").await.problem(ProblemKind::AgentNotFound);
+    let is_had = async || client.post("/v1/agents", &now).await.status() == StatusCode::CREATED;
+    eventually("it is built for the next one", is_had).await;
+    ark.daemon.shut_down().await;
+}
