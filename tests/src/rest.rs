@@ -42,6 +42,15 @@ impl Rest {
         (reply.json(), ms)
     }
 
+    /// One call that may be refused: the status, and the answer.
+    ///
+    /// # Panics
+    /// When `arkd` is gone.
+    pub fn ask(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let reply = self.0.call(method, path, body).expect("arkd answers");
+        (reply.status, reply.json())
+    }
+
     /// exec of `/bin/true` in `agent`, milliseconds.
     ///
     /// # Panics
