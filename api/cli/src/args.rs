@@ -28,7 +28,7 @@ pub(crate) use branches::{
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
-pub(crate) use tasks::{TaskAction, TaskArgs, TaskListArgs, TaskRunArgs};
+pub(crate) use tasks::{TaskAction, TaskArgs, TaskListArgs, TaskLogsArgs, TaskRunArgs};
 pub(crate) use upkeep::UpkeepArgs;
 
 /// Disposable microVM agents on machines you control.

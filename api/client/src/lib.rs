@@ -31,4 +31,4 @@ pub use events::{AgentQuery, EventQuery, EventStream};
 pub use exec::{ExecEvent, ExecInput, ExecOutput, ExecStream};
 pub use files::{ByteStream, Download};
 pub use rest::Client;
-pub use tasks::TaskQuery;
+pub use tasks::{TaskLogQuery, TaskQuery};

@@ -22,6 +22,19 @@ pub struct TaskQuery {
     pub labels: Option<String>,
 }
 
+/// Which output of a task; the default is standard output of the newest attempt that runs or whose output is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskLogQuery {
+    /// Which stream.
+    pub stream: OutputStream,
+    /// Number of the attempt, from 1.
+    pub attempt: Option<u32>,
+    /// Without so many bytes at its beginning.
+    pub from: u64,
+    /// Until the attempt has ended; one that has not begun is waited for.
+    pub follow: bool,
+}
+
 impl Client {
     /// `POST /v1/tasks`: the task is durable when this returns, or was there with the same key and body.
     ///
@@ -62,16 +75,25 @@ impl Client {
         self.get(&uri::query(&uri::task(task, ""), &[("wait_ms", wait.as_deref())])).await
     }
 
-    /// `GET /v1/tasks/{task}/logs`: what is kept of `stream`.
+    /// `GET /v1/tasks/{task}/logs`: what an attempt wrote, as `query`.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn task_log(&self, task: &str, stream: OutputStream) -> Result<ByteStream, Error> {
+    pub async fn task_log(&self, task: &str, query: TaskLogQuery) -> Result<ByteStream, Error> {
+        let TaskLogQuery { stream, attempt, from, follow } = query;
         let stream = match stream {
             OutputStream::Stdout => "stdout",
             OutputStream::Stderr => "stderr",
         };
-        let target = uri::task(task, &format!("/logs?stream={stream}"));
+        let attempt = attempt.map(|attempt| attempt.to_string());
+        let from = (from > 0).then(|| from.to_string());
+        let parameters = [
+            ("stream", Some(stream)),
+            ("attempt", attempt.as_deref()),
+            ("from", from.as_deref()),
+            ("follow", follow.then_some("true")),
+        ];
+        let target = uri::query(&uri::task(task, "/logs"), &parameters);
         let response = self.send(Method::GET, &target, &[], empty()).await?;
         Ok(ByteStream::new(self.endpoint(), response.into_body()))
     }

@@ -33,8 +33,10 @@ pub const TASK_TIME_MS: std::ops::RangeInclusive<u64> = 1..=31_536_000_000;
 pub const MAX_BACKOFF_MS: u64 = 86_400_000;
 /// Most bytes of a task's standard input.
 pub const MAX_STDIN: usize = 1 << 20;
-/// Most bytes that are kept of each output stream of a task; the first ones.
+/// Most bytes that are kept of each output stream of an attempt; the first ones.
 pub const MAX_KEPT_OUTPUT: usize = 1 << 20;
+/// Attempts of a task whose output is kept, the newest ones.
+pub const MAX_KEPT_ATTEMPTS: u32 = 16;
 /// Most bytes of each output stream in [`TaskResult`]; `GET /v1/tasks/{task}/logs` has all that is kept.
 pub const MAX_SHOWN_OUTPUT: usize = 64 << 10;
 /// Longest that a request waits for the end of a task, milliseconds.
@@ -251,6 +253,9 @@ pub struct TaskSpec {
     /// Time limit of the whole, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// W3C trace context that its attempts are part of: that of the request that made it, or one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Creation time, milliseconds since the Unix epoch.
     pub created_unix_ms: u64,
 }
@@ -362,6 +367,20 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
+    /// The word that is on the wire.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+            Self::CutOff => "cut_off",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// Whether it counts against `max_attempts`.
     #[must_use]
     pub const fn is_failure(self) -> bool {
@@ -390,7 +409,7 @@ pub struct AttemptEnd {
 }
 
 /// How much of an output is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeptOutput {
     /// Bytes of standard output.
     pub stdout_bytes: u64,
@@ -473,7 +492,7 @@ pub struct Task {
     /// When it ended, milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_unix_ms: Option<u64>,
-    /// What is kept of its output.
+    /// What is kept of the output of the last attempt that has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<KeptOutput>,
     /// What came of it; only in the reply about a single task.
@@ -486,6 +505,17 @@ impl Task {
     #[must_use]
     pub fn last_attempt(&self) -> u32 {
         self.attempts.last().map_or(0, |attempt| attempt.number)
+    }
+
+    /// What is kept of the output of its attempts, with their numbers, oldest first.
+    pub fn outputs(&self) -> impl DoubleEndedIterator<Item = (u32, KeptOutput)> {
+        self.attempts.iter().filter_map(|attempt| Some((attempt.number, attempt.end.as_ref()?.output?)))
+    }
+
+    /// Bytes that are kept of the output of its attempts.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.outputs().fold(0, |sum, (_, kept)| sum.saturating_add(kept.bytes()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use ark_types::agent::{
@@ -506,6 +507,7 @@ pub(super) fn begin(
         state,
         requests,
         body: Arc::clone(&body),
+        streamed: AtomicBool::new(false),
     };
     let owner = Owner {
         core: Arc::clone(core),
@@ -540,6 +542,7 @@ impl Handle {
             state: shared.state.clone(),
             requests: shared.requests.clone(),
             body: Arc::clone(&shared.body),
+            streamed: AtomicBool::new(false),
         }))
     }
 }

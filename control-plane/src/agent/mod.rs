@@ -42,10 +42,12 @@ mod stop;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ark_types::agent::{Agent, AgentName, AgentState};
 use ark_types::eval::{EvalReply, EvalRequest};
+use ark_types::healing::AgentHealth;
 use ark_types::layout::AgentDir;
 use ark_types::receipt::Receipt;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -88,6 +90,8 @@ struct Shared {
     state: watch::Receiver<Agent>,
     requests: mpsc::UnboundedSender<Request>,
     body: Arc<Body>,
+    /// Whether a streamed exec began in it.
+    streamed: AtomicBool,
 }
 
 const fn is_ended(state: AgentState) -> bool {
@@ -230,6 +234,21 @@ impl Handle {
         let _ = self.0.state.clone().wait_for(is_over).await;
     }
 
+    /// Waits until its guest hangs: it counts as unresponsive for all of `patience`. Never of one that ends.
+    pub(crate) async fn hangs(&self, patience: Duration) {
+        let is_silent = |agent: &Agent| matches!(agent.health, AgentHealth::Unresponsive { .. });
+        let mut state = self.0.state.clone();
+        while state.wait_for(is_silent).await.is_ok() {
+            match tokio::time::timeout(patience, state.wait_for(|agent| !is_silent(agent))).await {
+                Ok(Ok(_)) => {}
+                // Its owner is gone, and it with that.
+                Ok(Err(_)) => break,
+                Err(_) => return,
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Asks its owner to remove it, given `grace` to end in order, and does not wait.
     pub fn ask_removal(&self, grace: Duration) {
         // Without an owner it is removed already.
@@ -282,21 +301,27 @@ impl Handle {
         is_done.await.is_ok()
     }
 
-    /// Tells its owner that a streamed exec begins, and by the guard's end that it ended. None begins unless it is running.
+    /// Notes that a streamed exec begins, and by the guard's end that it ended. Its owner is told of the first one only: an agent
+    /// that goes with its client goes with the stream that it was made for. None begins unless it is running.
     #[must_use]
     pub fn streaming(&self) -> Option<Streaming> {
         self.guest().ok()?;
-        let _ = self.0.requests.send(Request::StreamBegan);
-        Some(Streaming(self.clone()))
+        let is_first = !self.0.streamed.swap(true, Ordering::AcqRel);
+        if is_first {
+            let _ = self.0.requests.send(Request::StreamBegan);
+        }
+        Some(Streaming(is_first.then(|| self.clone())))
     }
 }
 
-/// A streamed exec, while this lives.
+/// A streamed exec, while this lives; of the first one its agent.
 #[derive(Debug)]
-pub struct Streaming(Handle);
+pub struct Streaming(Option<Handle>);
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        let _ = self.0.0.requests.send(Request::StreamEnded);
+        if let Some(agent) = &self.0 {
+            let _ = agent.0.requests.send(Request::StreamEnded);
+        }
     }
 }

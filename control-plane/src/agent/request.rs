@@ -29,9 +29,9 @@ pub(super) enum Request {
     },
     /// `arkd` ends, and who can go on without it does.
     Leave,
-    /// A streamed exec began.
+    /// The first streamed exec began.
     StreamBegan,
-    /// A streamed exec ended.
+    /// The first streamed exec ended.
     StreamEnded,
     /// Publish a state that the VMM is in by now: running or paused.
     Enter {

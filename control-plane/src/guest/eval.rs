@@ -2,8 +2,9 @@
 
 use ark_types::eval::{EvalEnd, EvalRequest};
 use ark_types::guest::{Frame, Kind};
+use ark_types::task::OutputStream;
 
-use super::exec::{begin, keep};
+use super::exec::{Kept, Sink, begin};
 use super::{Address, FrameReader, GuestFailure};
 
 /// What an evaluation left behind.
@@ -24,21 +25,35 @@ pub struct Evaluated {
 /// # Errors
 /// [`GuestFailure`]; an exception of the code is none.
 pub async fn evaluate(address: &Address, request: &EvalRequest) -> Result<Evaluated, GuestFailure> {
-    let first = Frame::json(Kind::Eval, request)?.encode();
-    let mut connection = begin(address, &first).await?;
-    let evaluated = collect(&mut connection.reader).await?;
-    address.idle.keep(connection);
-    Ok(evaluated)
+    let mut output = Kept::default();
+    let end = evaluate_to(address, request, &mut output).await?;
+    let Kept { stdout, stderr, truncated } = output;
+    Ok(Evaluated { end, stdout, stderr, truncated })
 }
 
-async fn collect(reader: &mut FrameReader) -> Result<Evaluated, GuestFailure> {
-    let (mut stdout, mut stderr, mut truncated) = (Vec::new(), Vec::new(), false);
+/// As [`evaluate`], with the output going to `output`.
+///
+/// # Errors
+/// [`GuestFailure`]; an exception of the code is none.
+pub async fn evaluate_to(
+    address: &Address,
+    request: &EvalRequest,
+    output: &mut impl Sink,
+) -> Result<EvalEnd, GuestFailure> {
+    let first = Frame::json(Kind::Eval, request)?.encode();
+    let mut connection = begin(address, &first).await?;
+    let end = collect(&mut connection.reader, output).await?;
+    address.idle.keep(connection);
+    Ok(end)
+}
+
+async fn collect(reader: &mut FrameReader, output: &mut impl Sink) -> Result<EvalEnd, GuestFailure> {
     loop {
         let frame = reader.next().await?;
         match frame.kind() {
-            Kind::Stdout => truncated |= keep(&mut stdout, frame.payload()),
-            Kind::Stderr => truncated |= keep(&mut stderr, frame.payload()),
-            Kind::Evaluated => return Ok(Evaluated { end: frame.parse()?, stdout, stderr, truncated }),
+            Kind::Stdout => output.take(OutputStream::Stdout, frame.payload()).await,
+            Kind::Stderr => output.take(OutputStream::Stderr, frame.payload()).await,
+            Kind::Evaluated => return Ok(frame.parse()?),
             other => return Err(GuestFailure::Unexpected(other)),
         }
     }

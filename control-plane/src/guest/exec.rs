@@ -2,6 +2,7 @@
 
 use ark_types::exec::{ExecEnd, MAX_CAPTURE};
 use ark_types::guest::{Frame, Kind, MAX_PAYLOAD};
+use ark_types::task::OutputStream;
 
 use super::{Address, Connection, FrameReader, FrameWriter, GuestFailure};
 
@@ -18,11 +19,52 @@ pub struct Captured {
     pub truncated: bool,
 }
 
+/// What takes the output of a program or of code as it comes.
+pub trait Sink: Send {
+    /// Takes the next bytes of `stream`. Whoever writes them waits for that.
+    fn take(&mut self, stream: OutputStream, bytes: &[u8]) -> impl Future<Output = ()> + Send;
+}
+
+/// The first [`MAX_CAPTURE`] bytes of each stream.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+    /// Whether there was more.
+    pub(super) truncated: bool,
+}
+
+impl Sink for Kept {
+    async fn take(&mut self, stream: OutputStream, bytes: &[u8]) {
+        let kept = match stream {
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
+        };
+        self.truncated |= keep(kept, bytes);
+    }
+}
+
 /// Runs the program that `request` (an [`Kind::Exec`] frame) names at `address`, with `stdin` as its input.
 ///
 /// # Errors
 /// [`GuestFailure`].
 pub async fn capture(address: &Address, request: &Frame, stdin: &[u8]) -> Result<Captured, GuestFailure> {
+    let mut output = Kept::default();
+    let end = capture_to(address, request, stdin, &mut output).await?;
+    let Kept { stdout, stderr, truncated } = output;
+    Ok(Captured { end, stdout, stderr, truncated })
+}
+
+/// As [`capture`], with the output going to `output`.
+///
+/// # Errors
+/// [`GuestFailure`].
+pub async fn capture_to(
+    address: &Address,
+    request: &Frame,
+    stdin: &[u8],
+    output: &mut impl Sink,
+) -> Result<ExecEnd, GuestFailure> {
     debug_assert_eq!(request.kind, Kind::Exec);
     let mut first = request.encode();
     // Little or no input goes out with the request: one system call here, one wake-up in the VMM.
@@ -35,15 +77,15 @@ pub async fn capture(address: &Address, request: &Frame, stdin: &[u8]) -> Result
     }
     if with_request {
         let mut connection = begin(address, &first).await?;
-        let captured = collect(&mut connection.reader).await?;
+        let end = collect(&mut connection.reader, output).await?;
         address.idle.keep(connection);
-        return Ok(captured);
+        return Ok(end);
     }
     let Connection { mut reader, mut writer } = Connection::open(address, &first).await?;
-    let collect = collect(&mut reader);
+    let collect = collect(&mut reader, output);
     tokio::pin!(collect);
     tokio::select! {
-        captured = &mut collect => captured,
+        end = &mut collect => end,
         // A guest that takes no more input may still have said why, or how the program ended.
         _ = feed(&mut writer, stdin) => collect.await,
     }
@@ -65,22 +107,21 @@ async fn feed(writer: &mut FrameWriter, stdin: &[u8]) -> Result<(), GuestFailure
     writer.send(&Frame::empty(Kind::StdinClose)).await
 }
 
-async fn collect(reader: &mut FrameReader) -> Result<Captured, GuestFailure> {
-    let (mut stdout, mut stderr, mut truncated) = (Vec::new(), Vec::new(), false);
+async fn collect(reader: &mut FrameReader, output: &mut impl Sink) -> Result<ExecEnd, GuestFailure> {
     loop {
         let frame = reader.next().await?;
         match frame.kind() {
             Kind::Started => {}
-            Kind::Stdout => truncated |= keep(&mut stdout, frame.payload()),
-            Kind::Stderr => truncated |= keep(&mut stderr, frame.payload()),
-            Kind::Exited => return Ok(Captured { end: frame.parse()?, stdout, stderr, truncated }),
+            Kind::Stdout => output.take(OutputStream::Stdout, frame.payload()).await,
+            Kind::Stderr => output.take(OutputStream::Stderr, frame.payload()).await,
+            Kind::Exited => return Ok(frame.parse()?),
             other => return Err(GuestFailure::Unexpected(other)),
         }
     }
 }
 
 /// Adds `bytes` to `kept` as far as [`MAX_CAPTURE`] allows; whether some were dropped.
-pub(super) fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
+fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
     let room = MAX_CAPTURE.saturating_sub(kept.len());
     let fits = bytes.get(..room).unwrap_or(bytes);
     kept.extend_from_slice(fits);

@@ -19,8 +19,8 @@ use ark_types::plain::plain;
 
 pub(crate) use connection::dial;
 pub use connection::{Connection, FrameReader, FrameWriter};
-pub use eval::{Evaluated, evaluate};
-pub use exec::{Captured, capture};
+pub use eval::{Evaluated, evaluate, evaluate_to};
+pub use exec::{Captured, Sink, capture, capture_to};
 pub use files::{Download, MAX_ENTRIES, Upload, list, stat};
 pub use hello::{Event, Greeter};
 pub use idle::Idle;

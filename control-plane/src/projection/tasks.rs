@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use ark_types::event::{Event, Recorded};
 use ark_types::label::{Owner, Selector};
-use ark_types::task::{AttemptEnd, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState};
+use ark_types::task::{
+    AttemptEnd, MAX_KEPT_ATTEMPTS, MAX_TOLD_ATTEMPTS, Task, TaskAttempt, TaskKey, TaskSpec, TaskState,
+};
 
 use super::Place;
 
@@ -125,7 +127,7 @@ impl Tasks {
         happen(task, &recorded.event, recorded.at_unix_ms);
         if task.state.is_ended() {
             task.ended_unix_ms = Some(recorded.at_unix_ms);
-            let bytes = task.output.map_or(0, |output| output.bytes());
+            let bytes = task.kept_bytes();
             self.ended.insert((recorded.at_unix_ms, id.to_owned()), bytes);
             self.ended_bytes += bytes;
         }
@@ -138,7 +140,7 @@ impl Tasks {
             self.keys.insert((task.spec.owner.clone(), key.clone()), task.spec.id.clone());
         }
         if let Some(ended) = task.ended_unix_ms {
-            let bytes = task.output.map_or(0, |output| output.bytes());
+            let bytes = task.kept_bytes();
             self.ended.insert((ended, task.spec.id.clone()), bytes);
             self.ended_bytes += bytes;
         }
@@ -201,6 +203,10 @@ fn end_attempt(task: &mut Task, number: u32, end: &AttemptEnd, at_unix_ms: u64) 
     task.output = end.output.or(task.output);
     if let Some(attempt) = task.attempts.iter_mut().rev().find(|attempt| attempt.number == number) {
         (attempt.ended_unix_ms, attempt.end) = (Some(at_unix_ms), Some(end.clone()));
+    }
+    let is_old = |attempt: &&mut TaskAttempt| attempt.number.saturating_add(MAX_KEPT_ATTEMPTS) <= number;
+    for old in task.attempts.iter_mut().filter(is_old) {
+        old.end.iter_mut().for_each(|end| end.output = None);
     }
 }
 
@@ -270,8 +276,10 @@ mod tests {
         let tasks = told(events.clone());
         let task = tasks.get("0000000000000002").unwrap();
         assert_eq!((task.state, task.ended_unix_ms, task.failures), (TaskState::Succeeded, Some(243), 120));
-        assert_eq!(tasks.surplus(1, 3), Vec::<String>::new());
-        assert_eq!(tasks.surplus(1, 2), ["0000000000000002"]);
+        let kept: Vec<u32> = task.outputs().map(|(attempt, _)| attempt).collect();
+        assert_eq!(kept, (106..=121).collect::<Vec<_>>(), "the output of the newest 16");
+        assert_eq!(tasks.surplus(1, 48), Vec::<String>::new());
+        assert_eq!(tasks.surplus(1, 47), ["0000000000000002"]);
         events.push((2, event(2, 9, 0)));
         assert_eq!(told(events), Tasks::default(), "nothing is left of a task that was removed");
     }

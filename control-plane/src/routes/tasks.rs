@@ -1,22 +1,27 @@
 //! `/v1/tasks`: ask for work, look what became of it, cancel and remove it.
 
+use std::io;
 use std::time::Duration;
 
 use ark_types::label::{InvalidSelector, Owner};
 use ark_types::problem::ProblemKind;
 use ark_types::task::{CreateTask, MAX_TASKS, MAX_WAIT_MS, OutputStream, Task, TaskList, TaskState};
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse};
+use futures_util::stream;
 use serde::Deserialize;
+use tracing::Span;
 use utoipa::IntoParams;
 
 use super::Shared;
 use super::agents::{from_cursor, to_cursor};
 use crate::problems::Refusal;
 use crate::projection::{TaskFilter, task_place};
-use crate::tasks::{self, Created};
+use crate::tasks::{self, Created, Wanted};
+use crate::traces::lasting;
 
 /// How long a cancellation waits for the end of what is under way.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -35,9 +40,11 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 )]
 pub(super) async fn create_task(
     State(core): State<Shared>,
+    headers: HeaderMap,
     Json(request): Json<CreateTask>,
 ) -> Result<impl IntoResponse, Refusal> {
-    let (status, task) = match tasks::create(&core, request).await? {
+    let traceparent = lasting(&Span::current(), &headers);
+    let (status, task) = match tasks::create(&core, request, traceparent).await? {
         Created::New(task) => (StatusCode::CREATED, task),
         Created::Known(task) => (StatusCode::OK, task),
     };
@@ -120,7 +127,7 @@ pub(super) async fn inspect_task(
     Ok(Json(task))
 }
 
-/// Which output.
+/// Which part of the output.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
@@ -129,9 +136,18 @@ pub(super) struct Part {
     #[serde(default)]
     #[param(inline)]
     stream: OutputStream,
+    /// Number of the attempt, from 1; when absent, the newest that runs or whose output is kept.
+    attempt: Option<u32>,
+    /// Begin after so many bytes: who was cut off goes on where it was.
+    #[serde(default)]
+    from: u64,
+    /// Go on until the attempt has ended; one that has not begun is waited for until the task has ended.
+    #[serde(default)]
+    follow: bool,
 }
 
-/// What the last attempt that ended wrote, its first MiB.
+/// What an attempt wrote, the first MiB of each stream. It is kept of the newest 16 attempts, also of those that were cut off,
+/// timed out or stopped, until the task is removed.
 #[utoipa::path(
     get, path = "/tasks/{task}/logs", tag = "tasks",
     params(("task" = String, Path, description = "Id of the task"), Part),
@@ -140,10 +156,14 @@ pub(super) struct Part {
 pub(super) async fn task_logs(
     State(core): State<Shared>,
     Path(task): Path<String>,
-    Query(Part { stream }): Query<Part>,
+    Query(Part { stream, attempt, from, follow }): Query<Part>,
 ) -> Result<impl IntoResponse, Refusal> {
-    let log = tasks::log(&core, &task, stream).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], log))
+    let log = tasks::log(&core, &task, Wanted { attempt, stream, from, follow }).await?;
+    let body = stream::try_unfold(log, |mut log| async {
+        let chunk = log.next().await?;
+        Ok::<_, io::Error>(chunk.map(|chunk| (chunk, log)))
+    });
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(body)))
 }
 
 /// Ends a task that has not ended, with what it runs. It may have done part of its work.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ark_types::agent::CreateAgent;
-use ark_types::eval::{EvalReply, EvalRequest};
+use ark_types::eval::{EvalEnd, EvalReply, EvalRequest};
 use ark_types::event::{Event, Stream};
 use ark_types::exec::{ExecRequest, ExitStatus};
 use ark_types::guest::Frame;
@@ -16,16 +16,19 @@ use ark_types::scheduling::Spread;
 use ark_types::task::{
     AGENT_LABEL, ATTEMPT_VARIABLE, AttemptEnd, AttemptOutcome, CreateTask, ID_VARIABLE, TaskCommand, TaskEval,
 };
+use tracing::Instrument as _;
 
 use super::decide::is_refusal;
-use super::files::{Head, Output};
+use super::files::Head;
+use super::output::Inlet;
 use crate::agent::Handle;
 use crate::core::Core;
-use crate::guest::{Captured, capture};
+use crate::guest::{capture_to, evaluate_to};
 use crate::host::{millis, unix_ms};
 use crate::problems::Refusal;
 use crate::spawn::spawn;
 use crate::telemetry::Phase;
+use crate::traces::{VARIABLE, going_on, step};
 use crate::validate::{check_env, check_eval, prepare_exec};
 
 /// How long an attempt stands in the line for room; then another task may have its turn.
@@ -43,12 +46,20 @@ pub(super) struct Which<'a> {
     pub(super) task: &'a str,
     /// Number of the attempt.
     pub(super) attempt: u32,
+    /// W3C trace context that it is part of.
+    pub(super) trace: Option<&'a str>,
 }
 
 impl Which<'_> {
-    fn variables(self) -> [(String, String); 2] {
-        let number = self.attempt.to_string();
-        [(ID_VARIABLE.to_owned(), self.task.to_owned()), (ATTEMPT_VARIABLE.to_owned(), number)]
+    /// `own`, the environment that the task was asked for with, and what is told of the attempt.
+    fn environment(self, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut env = own.clone();
+        if let Some(trace) = self.trace {
+            env.entry(VARIABLE.to_owned()).or_insert_with(|| trace.to_owned());
+        }
+        env.insert(ID_VARIABLE.to_owned(), self.task.to_owned());
+        env.insert(ATTEMPT_VARIABLE.to_owned(), self.attempt.to_string());
+        env
     }
 }
 
@@ -76,17 +87,19 @@ impl Progress {
 pub(super) enum Attempted {
     /// There was no agent to make it in.
     NoAgent(Refusal),
-    /// It ended.
-    Ended(AttemptEnd, Option<Output>),
+    /// It ended, and what came of it where its program or code did.
+    Ended(AttemptEnd, Option<Head>),
 }
 
-/// Makes the attempt `which` of a task that was created then. Its agent stays in `progress`, for the caller to remove.
+/// Makes the attempt `which` of a task that was created then. Its agent stays in `progress`, for the caller to remove; what it
+/// writes goes to `inlet`.
 pub(super) async fn attempt(
     core: &Arc<Core>,
     request: &CreateTask,
     which: Which<'_>,
     created_unix_ms: u64,
     progress: &Progress,
+    mut inlet: Inlet,
 ) -> Attempted {
     let agent = match spawn(core, agent_for(request, which.task)).await {
         Ok(agent) => agent,
@@ -108,14 +121,29 @@ pub(super) async fn attempt(
     if which.attempt == 1 {
         core.telemetry.task_began(Duration::from_millis(unix_ms().saturating_sub(created_unix_ms)));
     }
-    let done = match (&request.command, &request.eval) {
-        (Some(command), _) => run(core, &handle, command, which, request.timeout_ms).await,
-        (None, Some(eval)) => evaluate(core, &handle, eval, which, request.timeout_ms).await,
-        // Checked when it was created.
-        (None, None) => Err(Refusal::new(ProblemKind::InvalidValue, "the task has nothing to do")),
+    let step = step(if request.eval.is_some() { "eval" } else { "exec" });
+    let trace = going_on(&step, which.trace);
+    let work = Work {
+        core,
+        agent: &handle,
+        which: Which { trace: trace.as_deref(), ..which },
+        timeout_ms: request.timeout_ms,
+    };
+    let doing = async {
+        match (&request.command, &request.eval) {
+            (Some(command), _) => work.run(command, &mut inlet).await,
+            (None, Some(eval)) => work.evaluate(eval, &mut inlet).await,
+            // Checked when it was created.
+            (None, None) => Err(Refusal::new(ProblemKind::InvalidValue, "the task has nothing to do")),
+        }
+    };
+    let done = tokio::select! {
+        done = doing.instrument(step) => done,
+        // Whom a moment's silence costs all that it did has as long again.
+        () = handle.hangs(core.config.timing.silence) => Err(hung(core)),
     };
     match done {
-        Ok((end, output)) => Attempted::Ended(end, Some(output)),
+        Ok((end, head)) => Attempted::Ended(end, Some(head)),
         Err(Refusal(problem)) => {
             let outcome = match problem.kind {
                 kind if is_refusal(kind) => AttemptOutcome::Refused,
@@ -126,6 +154,15 @@ pub(super) async fn attempt(
             Attempted::Ended(AttemptEnd { outcome, reason, exit_code: None, output: None }, None)
         }
     }
+}
+
+/// Nothing was heard of the guest for twice as long as it may be silent.
+fn hung(core: &Core) -> Refusal {
+    let silence = 2 * core.config.timing.silence.as_secs();
+    Refusal::new(
+        ProblemKind::AgentGone,
+        format!("the guest of its agent hangs: it was not heard for {silence} s"),
+    )
 }
 
 /// The end of an attempt whose agent is no more.
@@ -178,7 +215,7 @@ pub(super) fn program(
     timeout_ms: Option<u64>,
 ) -> Result<(Frame, Vec<u8>), Refusal> {
     let TaskCommand { argv, env, cwd, user, stdin, encoding } = command.clone();
-    let env = env.into_iter().chain(which.variables()).collect();
+    let env = which.environment(&env);
     let request = ExecRequest { argv, env, cwd, user, timeout_ms, tty: None, stdin, encoding };
     prepare_exec(request, &BTreeMap::new())
 }
@@ -194,9 +231,8 @@ pub(super) fn code(
     timeout_ms: Option<u64>,
 ) -> Result<[EvalRequest; 2], Refusal> {
     check_env(&eval.env)?;
-    let env: BTreeMap<String, String> = eval.env.clone().into_iter().chain(which.variables()).collect();
     // A JSON object of strings is a Python dictionary of the same strings.
-    let env = serde_json::to_string(&env).unwrap_or_default();
+    let env = serde_json::to_string(&which.environment(&eval.env)).unwrap_or_default();
     let set_up = EvalRequest {
         code: format!("__import__('os').environ.update({env})"),
         language: eval.language,
@@ -225,93 +261,89 @@ async fn in_time<T>(
     })
 }
 
-async fn run(
-    core: &Core,
-    agent: &Handle,
-    command: &TaskCommand,
-    which: Which<'_>,
+/// What is to be done in an agent.
+struct Work<'a> {
+    core: &'a Core,
+    agent: &'a Handle,
+    which: Which<'a>,
     timeout_ms: Option<u64>,
-) -> Result<(AttemptEnd, Output), Refusal> {
-    let (frame, stdin) = program(command, which, timeout_ms)?;
-    let address = agent.guest()?;
-    let began = Instant::now();
-    let running = async {
-        match capture(address, &frame, &stdin).await {
-            Ok(captured) => Ok(captured),
-            Err(failure) => Err(Refusal::from(agent.explain(failure).await)),
-        }
-    };
-    let Captured { end, stdout, stderr, truncated } = in_time(core, timeout_ms, running).await?;
-    core.telemetry.phase(Phase::Exec, began.elapsed());
-    let (outcome, reason) = match end.status {
-        ExitStatus::Exited { code: 0 } => (AttemptOutcome::Succeeded, None),
-        ExitStatus::Exited { code } => {
-            (AttemptOutcome::Failed, Some(format!("the program exited with code {code}")))
-        }
-        ExitStatus::Signaled { signal } => {
-            (AttemptOutcome::Failed, Some(format!("signal {signal} ended the program")))
-        }
-        ExitStatus::TimedOut => {
-            let ms = timeout_ms.unwrap_or_default();
-            (AttemptOutcome::TimedOut, Some(format!("the program ran longer than its {ms} ms")))
-        }
-    };
-    let exit_code = Some(end.status.shell_code());
-    let head = Head {
-        attempt: which.attempt,
-        exit_code,
-        duration_us: end.duration_us,
-        truncated,
-        ..Head::default()
-    };
-    Ok((AttemptEnd { outcome, reason, exit_code, output: None }, Output { head, stdout, stderr }))
 }
 
-async fn evaluate(
-    core: &Core,
-    agent: &Handle,
-    eval: &TaskEval,
-    which: Which<'_>,
-    timeout_ms: Option<u64>,
-) -> Result<(AttemptEnd, Output), Refusal> {
-    let [set_up, code] = code(eval, which, timeout_ms)?;
-    let ask = async |request: &EvalRequest| {
-        in_time(core, request.timeout_ms, async { Ok(agent.eval(request).await?) }).await
-    };
-    let misbehaves = |why: &str| {
-        let detail = format!("the interpreter did not take its environment: {why}");
-        Refusal::new(ProblemKind::GuestMisbehaved, detail)
-    };
-    match ask(&set_up).await {
-        Ok(EvalReply { exception: None, .. }) => {}
-        Ok(EvalReply { exception: Some(exception), .. }) => return Err(misbehaves(&exception.kind)),
-        // That was not the code's own time.
-        Err(Refusal(problem)) if problem.kind == ProblemKind::DeadlinePassed => {
-            return Err(misbehaves(&problem.detail));
-        }
-        Err(refusal) => return Err(refusal),
+impl Work<'_> {
+    async fn run(&self, command: &TaskCommand, inlet: &mut Inlet) -> Result<(AttemptEnd, Head), Refusal> {
+        let (frame, stdin) = program(command, self.which, self.timeout_ms)?;
+        let address = self.agent.guest()?;
+        let began = Instant::now();
+        let running = async {
+            match capture_to(address, &frame, &stdin, inlet).await {
+                Ok(end) => Ok(end),
+                Err(failure) => Err(Refusal::from(self.agent.explain(failure).await)),
+            }
+        };
+        let end = in_time(self.core, self.timeout_ms, running).await?;
+        self.core.telemetry.phase(Phase::Exec, began.elapsed());
+        let (outcome, reason) = match end.status {
+            ExitStatus::Exited { code: 0 } => (AttemptOutcome::Succeeded, None),
+            ExitStatus::Exited { code } => {
+                (AttemptOutcome::Failed, Some(format!("the program exited with code {code}")))
+            }
+            ExitStatus::Signaled { signal } => {
+                (AttemptOutcome::Failed, Some(format!("signal {signal} ended the program")))
+            }
+            ExitStatus::TimedOut => {
+                let ms = self.timeout_ms.unwrap_or_default();
+                (AttemptOutcome::TimedOut, Some(format!("the program ran longer than its {ms} ms")))
+            }
+        };
+        let exit_code = Some(end.status.shell_code());
+        let head = Head { exit_code, duration_us: end.duration_us, ..Head::default() };
+        Ok((AttemptEnd { outcome, reason, exit_code, output: None }, head))
     }
-    let began = Instant::now();
-    let EvalReply { stdout, stderr, value, exception, truncated, duration_us } = ask(&code).await?;
-    core.telemetry.phase(Phase::Eval, began.elapsed());
-    let (outcome, reason) = match &exception {
-        None => (AttemptOutcome::Succeeded, None),
-        // What it says is output, and may be a secret.
-        Some(exception) => {
-            (AttemptOutcome::Failed, Some(shortened(&format!("the code raised {}", exception.kind))))
+
+    async fn evaluate(&self, eval: &TaskEval, inlet: &mut Inlet) -> Result<(AttemptEnd, Head), Refusal> {
+        let [set_up, code] = code(eval, self.which, self.timeout_ms)?;
+        let misbehaves = |why: &str| {
+            let detail = format!("the interpreter did not take its environment: {why}");
+            Refusal::new(ProblemKind::GuestMisbehaved, detail)
+        };
+        let learning = async { Ok(self.agent.eval(&set_up).await?) };
+        match in_time(self.core, set_up.timeout_ms, learning).await {
+            Ok(EvalReply { exception: None, .. }) => {}
+            Ok(EvalReply { exception: Some(exception), .. }) => return Err(misbehaves(&exception.kind)),
+            // That was not the code's own time.
+            Err(Refusal(problem)) if problem.kind == ProblemKind::DeadlinePassed => {
+                return Err(misbehaves(&problem.detail));
+            }
+            Err(refusal) => return Err(refusal),
         }
-    };
-    let exit_code = Some(u8::from(exception.is_some()));
-    let head = Head { attempt: which.attempt, exit_code, value, exception, duration_us, truncated };
-    let output = Output { head, stdout: stdout.into_bytes(), stderr: stderr.into_bytes() };
-    Ok((AttemptEnd { outcome, reason, exit_code, output: None }, output))
+        let address = self.agent.guest()?;
+        let began = Instant::now();
+        let running = async {
+            match evaluate_to(address, &code, inlet).await {
+                Ok(end) => Ok(end),
+                Err(failure) => Err(Refusal::from(self.agent.explain(failure).await)),
+            }
+        };
+        let EvalEnd { value, exception, duration_us } = in_time(self.core, self.timeout_ms, running).await?;
+        self.core.telemetry.phase(Phase::Eval, began.elapsed());
+        let (outcome, reason) = match &exception {
+            None => (AttemptOutcome::Succeeded, None),
+            // What it says is output, and may be a secret.
+            Some(exception) => {
+                (AttemptOutcome::Failed, Some(shortened(&format!("the code raised {}", exception.kind))))
+            }
+        };
+        let exit_code = Some(u8::from(exception.is_some()));
+        let head = Head { exit_code, value, exception, duration_us };
+        Ok((AttemptEnd { outcome, reason, exit_code, output: None }, head))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const WHICH: Which<'static> = Which { task: "00", attempt: 3 };
+    const WHICH: Which<'static> = Which { task: "00", attempt: 3, trace: Some("00-1-2-00") };
 
     #[test]
     fn a_program_is_told_which_attempt_it_is_whatever_its_own_environment_says() {
@@ -331,6 +363,9 @@ mod tests {
             (Some("1"), Some("00"), Some("3"))
         );
         assert_eq!((stdin.as_slice(), request.timeout_ms), (&b"hi"[..], Some(7)));
+        assert_eq!(told("TRACEPARENT"), Some("00-1-2-00"));
+        let own = [(VARIABLE.to_owned(), "mine".to_owned())].into();
+        assert_eq!(WHICH.environment(&own).get(VARIABLE).map(String::as_str), Some("mine"));
         assert!(
             program(&TaskCommand::default(), WHICH, None).unwrap_err().0.detail.contains("argv is empty")
         );
@@ -341,7 +376,7 @@ mod tests {
         let env = BTreeMap::from([("A".to_owned(), "\"'\n\u{e9}".to_owned())]);
         let eval = TaskEval { code: "1/0".to_owned(), env, ..TaskEval::default() };
         let [set_up, code] = code(&eval, WHICH, None).unwrap();
-        let told = "{\"A\":\"\\\"'\\n\u{e9}\",\"ARK_TASK_ATTEMPT\":\"3\",\"ARK_TASK_ID\":\"00\"}";
+        let told = "{\"A\":\"\\\"'\\n\u{e9}\",\"ARK_TASK_ATTEMPT\":\"3\",\"ARK_TASK_ID\":\"00\",\"TRACEPARENT\":\"00-1-2-00\"}";
         assert_eq!(set_up.code, format!("__import__('os').environ.update({told})"));
         assert_eq!((code.code.as_str(), code.timeout_ms), ("1/0", None));
         let large = BTreeMap::from([("A".to_owned(), "x".repeat(1 << 17))]);

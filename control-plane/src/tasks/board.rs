@@ -34,6 +34,8 @@ enum Stage {
     Ready,
     Waiting(Duration),
     Running,
+    /// Somebody is at it, and no attempt is under way: it is just being made, or its end recorded.
+    Held,
 }
 
 /// What an owner has on the board.
@@ -64,12 +66,26 @@ pub(super) struct Board {
 impl Board {
     /// Takes in a task that is to be tried at `not_before` at the earliest.
     pub(super) fn insert(&mut self, id: &str, task: Open, not_before: Duration) {
+        let counts = (task.attempts, task.failures);
+        self.insert_held(id, task);
+        self.put_back(id, counts, not_before);
+    }
+
+    /// Takes in a task that is held until it is put back.
+    pub(super) fn insert_held(&mut self, id: &str, task: Open) {
         if let Some(deadline) = task.deadline {
             self.deadlines.insert((deadline, id.to_owned()));
         }
         self.owners.entry(task.owner.clone()).or_default().open += 1;
-        self.open.insert(id.to_owned(), (task, Stage::Waiting(not_before)));
-        self.waiting.insert((not_before, id.to_owned()));
+        self.open.insert(id.to_owned(), (task, Stage::Held));
+    }
+
+    /// Holds the task `id`, of which no attempt is under way: none is begun until it is put back.
+    pub(super) fn hold(&mut self, id: &str) {
+        self.leave(id);
+        if let Some((_, stage)) = self.open.get_mut(id) {
+            *stage = Stage::Held;
+        }
     }
 
     /// How many there are.
@@ -82,9 +98,9 @@ impl Board {
         self.running
     }
 
-    /// Whether an attempt of `id` is under way; none when there is no such task.
-    pub(super) fn is_running(&self, id: &str) -> Option<bool> {
-        self.open.get(id).map(|(_, stage)| *stage == Stage::Running)
+    /// Whether somebody is at the task `id`, who puts it back or takes it out; none when there is no such task.
+    pub(super) fn is_taken(&self, id: &str) -> Option<bool> {
+        self.open.get(id).map(|(_, stage)| matches!(stage, Stage::Running | Stage::Held))
     }
 
     /// Begins an attempt of the task whose turn it is; none when all wait for their time.
@@ -107,8 +123,8 @@ impl Board {
         Some((id, task.clone()))
     }
 
-    /// The attempt of `id` that is under way is over. It was number `attempts`, if it was one, `failures` count by now, and the
-    /// next one is to be made at `not_before` at the earliest.
+    /// Whoever is at `id` is done with it. The last attempt was number `attempts`, `failures` count by now, and the next one is to
+    /// be made at `not_before` at the earliest.
     pub(super) fn put_back(&mut self, id: &str, (attempts, failures): (u32, u32), not_before: Duration) {
         self.leave(id);
         let Some((task, stage)) = self.open.get_mut(id) else { return };
@@ -186,6 +202,7 @@ impl Board {
                 (share.running, self.running) = (share.running - 1, self.running - 1);
                 share.obstacle = None;
             }
+            Stage::Held => {}
         }
     }
 }
@@ -237,7 +254,7 @@ mod tests {
         assert_eq!((board.begin(SECOND), board.next_time(SECOND)), (None, Some(2 * SECOND)));
         assert_eq!(board.begin(2 * SECOND).unwrap().0, "1");
         assert_eq!(
-            (board.is_running("1"), board.is_running("2"), board.is_running("3")),
+            (board.is_taken("1"), board.is_taken("2"), board.is_taken("3")),
             (Some(true), Some(false), None)
         );
         assert_eq!(board.next_time(2 * SECOND), Some(3 * SECOND));
@@ -268,9 +285,9 @@ mod tests {
     proptest! {
         /// Whatever is done, nothing is begun twice at a time, forgotten, or begun once it was taken out.
         #[test]
-        fn every_task_is_in_one_place(doings in prop::collection::vec((0u8..5, 0u8..12, 0u64..9), 0..150)) {
+        fn every_task_is_in_one_place(doings in prop::collection::vec((0u8..7, 0u8..12, 0u64..9), 0..150)) {
             let mut board = Board::default();
-            let (mut open_ones, mut running) = (BTreeMap::new(), BTreeSet::new());
+            let (mut open_ones, mut running, mut held) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
             let mut now = Duration::ZERO;
             for (what, n, more) in doings {
                 // The clock only goes on; what is put on the board may have its time now or later.
@@ -287,23 +304,33 @@ mod tests {
                         prop_assert!(open_ones[&begun] <= now);
                         prop_assert!(running.insert(begun));
                     } else {
-                        let due = |(id, at): (&String, &Duration)| *at <= now && !running.contains(id);
+                        let due =
+                            |(id, at): (&String, &Duration)| *at <= now && !running.contains(id) && !held.contains(id);
                         prop_assert!(!open_ones.iter().any(due));
                     },
-                    2 if running.remove(&id) => {
+                    2 if running.remove(&id) || held.remove(&id) => {
                         board.put_back(&id, (1, 1), time);
                         open_ones.insert(id, time);
                     }
                     3 => {
                         prop_assert_eq!(board.remove(&id).is_some(), open_ones.remove(&id).is_some());
-                        running.remove(&id);
+                        (running.remove(&id), held.remove(&id));
+                    }
+                    4 if board.is_taken(&id) == Some(false) => {
+                        board.hold(&id);
+                        held.insert(id);
+                    }
+                    5 if !open_ones.contains_key(&id) => {
+                        board.insert_held(&id, open("b", 0, n.into()));
+                        open_ones.insert(id.clone(), time);
+                        held.insert(id);
                     }
                     _ => drop(board.overdue(now)),
                 }
                 prop_assert_eq!((board.len(), board.under_way()), (open_ones.len(), running.len()));
             }
             for id in open_ones.keys() {
-                prop_assert_eq!(board.is_running(id), Some(running.contains(id)));
+                prop_assert_eq!(board.is_taken(id), Some(running.contains(id) || held.contains(id)));
                 board.remove(id);
             }
             prop_assert!(board.owners.is_empty() && board.waiting.is_empty() && board.deadlines.is_empty());

@@ -17,6 +17,7 @@ use ark_types::task::{
 
 use super::attempt::{self, Which};
 use super::blocking;
+use super::runner::put_back;
 use crate::admission::check_size_here;
 use crate::core::Core;
 use crate::host::unix_ms;
@@ -25,7 +26,11 @@ use crate::problems::Refusal;
 use crate::store::{Append, AppendError};
 
 /// As long as what a guest is told of an attempt can be.
-const LARGEST: Which<'static> = Which { task: "0123456789abcdef", attempt: u32::MAX };
+const LARGEST: Which<'static> = Which {
+    task: "0123456789abcdef",
+    attempt: u32::MAX,
+    trace: Some("00-0123456789abcdef0123456789abcdef-0123456789abcdef-00"),
+};
 
 /// What a request for a task came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,12 +45,12 @@ fn invalid(detail: impl Into<String>) -> Refusal {
     Refusal::new(ProblemKind::InvalidValue, detail)
 }
 
-/// Makes the task that `request` asks for: it is durable when this returns, whether who asked is still there or not. One that the
+/// Makes the task that `request` asks for, whose attempts are part of the trace `traceparent`: it is durable when this returns, whether who asked is still there or not. One that the
 /// owner calls the same already is answered with.
 ///
 /// # Errors
 /// A [`Refusal`] that names the value, or why nothing can be kept; there is no task then.
-pub async fn create(core: &Arc<Core>, request: CreateTask) -> Result<Created, Refusal> {
+pub async fn create(core: &Arc<Core>, request: CreateTask, traceparent: String) -> Result<Created, Refusal> {
     let work = check(core, &request)?;
     core.ledger.ready()?;
     let core = Arc::clone(core);
@@ -57,7 +62,8 @@ pub async fn create(core: &Arc<Core>, request: CreateTask) -> Result<Created, Re
         if let Some(known) = known(&core, &request).await? {
             return Ok(Created::Known(known));
         }
-        make(&core, request, work).await.map(Created::New)
+        let spec = spec_of(&request, work, traceparent);
+        make(&core, request, spec.newborn()).await.map(Created::New)
     });
     let interrupted =
         |_| Refusal::new(ProblemKind::Internal, "the creation of the task was interrupted: try again");
@@ -94,46 +100,43 @@ async fn known(core: &Core, request: &CreateTask) -> Result<Option<Task>, Refusa
     Err(Refusal::new(ProblemKind::TaskKeyTaken, detail))
 }
 
-async fn make(core: &Arc<Core>, request: CreateTask, work: TaskWork) -> Result<Task, Refusal> {
-    let (open, most) = (core.tasks.lock().board.len(), core.tasks.limits.open);
-    if open >= most {
-        let detail = format!(
-            "{open} tasks have not ended, and no more may wait: try again later, or raise `tasks.open`"
-        );
-        return Err(Refusal::new(ProblemKind::QueueFull, detail));
-    }
-    let spec = spec_of(&request, work);
-    let (files, id) = (core.tasks.files.clone(), spec.id.clone());
-    if let Err(error) = blocking(move || files.write_request(&id, &request)).await {
-        discard(core, &spec.id).await;
+async fn make(core: &Arc<Core>, request: CreateTask, task: Task) -> Result<Task, Refusal> {
+    core.tasks.hold(&task)?;
+    let id = &task.spec.id;
+    let (files, name) = (core.tasks.files.clone(), id.clone());
+    if let Err(error) = blocking(move || files.write_request(&name, &request)).await {
+        discard(core, &task).await;
         return Err(unwritable(&error));
     }
-    if let Err(error) = idempotency::bind(core, Stream::task(&spec.id)).await {
-        discard(core, &spec.id).await;
+    if let Err(error) = idempotency::bind(core, Stream::task(id)).await {
+        discard(core, &task).await;
         return Err(error.into());
     }
-    let created = Append::new(Stream::task(&spec.id), Event::TaskCreated { task: spec.clone() }).at(0);
+    let created = Append::new(Stream::task(id), Event::TaskCreated { task: task.spec.clone() }).at(0);
     let appended = match core.log.append(created).await {
         Ok(appended) => appended,
         // What the log holds is not known then: the next start removes what belongs to nothing.
-        Err(AppendError::Closed) => return Err(AppendError::Closed.into()),
+        Err(AppendError::Closed) => {
+            core.tasks.let_go(id);
+            return Err(AppendError::Closed.into());
+        }
         Err(error) => {
-            discard(core, &spec.id).await;
+            discard(core, &task).await;
             return Err(error.into());
         }
     };
-    // Whoever asks with the same key finds it from here on.
+    // Whoever asks with the same key finds it from here on. Who cancelled it meanwhile is heeded.
     core.ledger.reached(appended.position).await;
-    let task = spec.newborn();
-    core.tasks.admit(&task);
+    put_back(core, id, |board, now| board.put_back(id, (0, 0), now)).await;
     Ok(task)
 }
 
 /// Removes what was written down of a task that is not to be.
-async fn discard(core: &Core, id: &str) {
-    let (files, removed) = (core.tasks.files.clone(), id.to_owned());
+async fn discard(core: &Core, task: &Task) {
+    core.tasks.let_go(&task.spec.id);
+    let (files, removed) = (core.tasks.files.clone(), task.clone());
     if let Err(error) = blocking(move || files.remove(&removed)).await {
-        tracing::warn!(id, %error, "the files of a task that is not to be cannot be removed");
+        tracing::warn!(id = task.spec.id, %error, "the files of a task that is not to be cannot be removed");
     }
 }
 
@@ -146,7 +149,7 @@ fn unwritable(error: &io::Error) -> Refusal {
     )
 }
 
-fn spec_of(request: &CreateTask, work: TaskWork) -> TaskSpec {
+fn spec_of(request: &CreateTask, work: TaskWork, traceparent: String) -> TaskSpec {
     TaskSpec {
         id: format!("{:016x}", rand::random::<u64>()),
         name: request.name.clone(),
@@ -160,6 +163,7 @@ fn spec_of(request: &CreateTask, work: TaskWork) -> TaskSpec {
         retry: request.retry,
         timeout_ms: request.timeout_ms,
         deadline_ms: request.deadline_ms,
+        traceparent: Some(traceparent),
         created_unix_ms: unix_ms(),
     }
 }

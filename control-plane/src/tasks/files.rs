@@ -1,21 +1,26 @@
 //! What of tasks is on disk beside the log: what may be a secret, and what is too large for it.
 //!
 //! ```text
-//!  StateDir/tasks/<id>.request   what is to be done, with arguments, environment and input; until the task has ended
-//!  StateDir/tasks/<id>.digest    SHA-256 over that, of a task with a key; until the task is removed
-//!  StateDir/tasks/<id>.output    what came of the last attempt: a line of JSON, then standard output, then standard error
+//!  StateDir/tasks/<id>.request      what is to be done, with arguments, environment and input; until the task has ended
+//!  StateDir/tasks/<id>.digest       SHA-256 over that, of a task with a key; until the task is removed
+//!  StateDir/tasks/<id>.<n>.stdout   what attempt n wrote to its standard output, as it came: its first MiB
+//!  StateDir/tasks/<id>.<n>.stderr   the same of its standard error
+//!  StateDir/tasks/<id>.<n>.end      what else came of attempt n, as JSON; of one whose end was seen
 //! ```
 //!
-//! Every file is the owner's alone, and whole and lasting when it is written. The request is there before the task is acknowledged.
-//! What belongs to no task goes when `arkd` starts: its creation was never acknowledged, or its removal was cut off.
+//! Every file is the owner's alone. The request is whole and lasting before the task is acknowledged, what an attempt wrote before
+//! its end is told; of an attempt that is cut off there is what it wrote until then. What attempts wrote is kept of the newest
+//! [`MAX_KEPT_ATTEMPTS`] of a task, until the task is removed. What belongs to no task goes when `arkd` starts: its creation was
+//! never acknowledged, or its removal was cut off.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _};
-use std::path::PathBuf;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use ark_types::eval::EvalException;
 use ark_types::task::{
-    CreateTask, KeptOutput, MAX_KEPT_OUTPUT, MAX_SHOWN_OUTPUT, OutputStream, Task, TaskResult,
+    CreateTask, KeptOutput, MAX_KEPT_ATTEMPTS, MAX_KEPT_OUTPUT, MAX_SHOWN_OUTPUT, OutputStream, Task,
+    TaskResult,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -26,27 +31,15 @@ use crate::snapshots::{remove_file, write_file};
 
 const REQUEST: &str = "request";
 const DIGEST: &str = "digest";
-const OUTPUT: &str = "output";
+const STDOUT: &str = "stdout";
+const STDERR: &str = "stderr";
+const END: &str = "end";
+/// What there may be of each attempt.
+const OF_ATTEMPT: [&str; 3] = [STDOUT, STDERR, END];
 
-/// Longest first line of an output that is read: values and exceptions have bounds far below.
-const MAX_HEAD: u64 = 1 << 20;
-
-/// What an attempt left behind.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Output {
-    /// What is told of it beside its streams.
-    pub(super) head: Head,
-    /// Standard output.
-    pub(super) stdout: Vec<u8>,
-    /// Standard error.
-    pub(super) stderr: Vec<u8>,
-}
-
-/// What is told of an attempt beside its streams.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// What came of an attempt beside what it wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
-    /// Number of the attempt.
-    pub(super) attempt: u32,
     /// Exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) exit_code: Option<u8>,
@@ -56,21 +49,9 @@ pub(super) struct Head {
     /// Exception of code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) exception: Option<EvalException>,
-    /// Run time in the guest, microseconds.
+    /// Run time in the guest, microseconds; 0 of what did not end by itself.
+    #[serde(default)]
     pub(super) duration_us: u64,
-    /// Whether there was more of either stream.
-    pub(super) truncated: bool,
-}
-
-/// The first line of an output.
-#[derive(Serialize, Deserialize)]
-struct FirstLine {
-    #[serde(flatten)]
-    head: Head,
-    /// Bytes of standard output.
-    stdout: u64,
-    /// Bytes of standard error.
-    stderr: u64,
 }
 
 /// The directory. Its methods block.
@@ -83,8 +64,31 @@ fn digest(request: &CreateTask) -> io::Result<String> {
     Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn length(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+/// What a stream's file is called.
+const fn word(stream: OutputStream) -> &'static str {
+    match stream {
+        OutputStream::Stdout => STDOUT,
+        OutputStream::Stderr => STDERR,
+    }
+}
+
+/// Whether the file called `name` belongs to one of `tasks` that still needs it.
+fn is_needed(name: &str, tasks: &Tasks) -> bool {
+    let mut parts = name.split('.');
+    let Some(task) = parts.next().and_then(|id| tasks.get(id)) else { return false };
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(REQUEST), None, None) => !task.state.is_ended(),
+        (Some(DIGEST), None, None) => true,
+        (Some(attempt), Some(what), None) if OF_ATTEMPT.contains(&what) => {
+            attempt.parse().is_ok_and(|attempt| is_kept(task, attempt))
+        }
+        _ => false,
+    }
+}
+
+/// Whether what `attempt` of `task` wrote is kept.
+pub(super) fn is_kept(task: &Task, attempt: u32) -> bool {
+    task.last_attempt().checked_sub(attempt).is_some_and(|since| since < MAX_KEPT_ATTEMPTS)
 }
 
 impl Files {
@@ -93,16 +97,10 @@ impl Files {
     pub(super) fn open(dir: PathBuf, tasks: &Tasks) -> io::Result<Self> {
         make_private_dir(&dir)?;
         for path in fs::read_dir(&dir)?.flatten().map(|entry| entry.path()) {
-            let part = |part: Option<&std::ffi::OsStr>| {
-                part.and_then(|part| part.to_str()).unwrap_or_default().to_owned()
-            };
-            let (id, what) = (part(path.file_stem()), part(path.extension()));
-            let is_needed = tasks.get(&id).is_some_and(|task| match what.as_str() {
-                REQUEST => !task.state.is_ended(),
-                DIGEST | OUTPUT => true,
-                _ => false,
-            });
-            if !is_needed && let Err(error) = fs::remove_file(&path) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if !is_needed(name, tasks)
+                && let Err(error) = fs::remove_file(&path)
+            {
                 tracing::warn!(path = %path.display(), %error, "a file of no task cannot be removed");
             }
         }
@@ -111,6 +109,15 @@ impl Files {
 
     fn path(&self, id: &str, what: &str) -> PathBuf {
         self.0.join(format!("{id}.{what}"))
+    }
+
+    fn path_of(&self, id: &str, attempt: u32, what: &str) -> PathBuf {
+        self.0.join(format!("{id}.{attempt}.{what}"))
+    }
+
+    /// Where what `attempt` of the task `id` writes to `stream` goes.
+    pub(super) fn output(&self, id: &str, attempt: u32, stream: OutputStream) -> PathBuf {
+        self.path_of(id, attempt, word(stream))
     }
 
     /// Keeps what the task `id` is to do, for good.
@@ -136,72 +143,84 @@ impl Files {
         remove_file(&self.path(id, REQUEST))
     }
 
-    /// Removes everything of the task `id`.
-    pub(super) fn remove(&self, id: &str) -> io::Result<()> {
-        [REQUEST, DIGEST, OUTPUT].iter().try_for_each(|what| remove_file(&self.path(id, what)))
+    /// Removes everything of `task`.
+    pub(super) fn remove(&self, task: &Task) -> io::Result<()> {
+        let id = &task.spec.id;
+        [REQUEST, DIGEST].iter().try_for_each(|what| remove_file(&self.path(id, what)))?;
+        let last = task.last_attempt();
+        (last.saturating_sub(MAX_KEPT_ATTEMPTS)..=last)
+            .try_for_each(|attempt| self.remove_attempt(id, attempt))
     }
 
-    /// Keeps `output`, in bounds, in place of that of an earlier attempt; how much of it.
-    pub(super) fn write_output(&self, id: &str, output: Output) -> io::Result<KeptOutput> {
-        let Output { mut head, mut stdout, mut stderr } = output;
-        for stream in [&mut stdout, &mut stderr] {
-            head.truncated |= stream.len() > MAX_KEPT_OUTPUT;
-            stream.truncate(MAX_KEPT_OUTPUT);
-        }
-        let truncated = head.truncated;
-        let (stdout_bytes, stderr_bytes) = (length(&stdout), length(&stderr));
-        let mut bytes = serde_json::to_vec(&FirstLine { head, stdout: stdout_bytes, stderr: stderr_bytes })?;
-        bytes.push(b'\n');
-        bytes.append(&mut stdout);
-        bytes.append(&mut stderr);
-        write_file(&self.path(id, OUTPUT), &bytes)?;
-        Ok(KeptOutput { stdout_bytes, stderr_bytes, truncated })
+    fn remove_attempt(&self, id: &str, attempt: u32) -> io::Result<()> {
+        OF_ATTEMPT.iter().try_for_each(|what| remove_file(&self.path_of(id, attempt, what)))
     }
 
-    /// What is kept of the task's last attempt; none when nothing is.
-    fn read_output(&self, id: &str) -> io::Result<Option<Output>> {
-        let mut reader = match File::open(self.path(id, OUTPUT)) {
-            Ok(file) => BufReader::new(file),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+    /// Keeps what came of `attempt` of the task `id`, for good; what it wrote is. The attempt that is one too many by that goes.
+    pub(super) fn conclude(&self, id: &str, attempt: u32, head: &Head) -> io::Result<()> {
+        write_file(&self.path_of(id, attempt, END), &serde_json::to_vec(head)?)?;
+        attempt.checked_sub(MAX_KEPT_ATTEMPTS).map_or(Ok(()), |old| self.remove_attempt(id, old))
+    }
+
+    /// How much there is of what `attempt` of the task `id` wrote; none when it wrote nothing.
+    pub(super) fn kept(&self, id: &str, attempt: u32) -> Option<KeptOutput> {
+        let length = |stream| fs::metadata(self.output(id, attempt, stream)).map_or(0, |file| file.len());
+        let (stdout_bytes, stderr_bytes) = (length(OutputStream::Stdout), length(OutputStream::Stderr));
+        let most = u64::try_from(MAX_KEPT_OUTPUT).unwrap_or(u64::MAX);
+        let truncated = stdout_bytes.max(stderr_bytes) >= most;
+        let kept = KeptOutput { stdout_bytes, stderr_bytes, truncated };
+        (kept.bytes() > 0).then_some(kept)
+    }
+
+    /// What `attempt` of the task `id` wrote to `stream`, `most` bytes of it after the first `from`; nothing at its end so far.
+    pub(super) fn read(
+        &self,
+        id: &str,
+        attempt: u32,
+        stream: OutputStream,
+        from: u64,
+        most: u64,
+    ) -> io::Result<Vec<u8>> {
+        read_part(&self.output(id, attempt, stream), from, most)
+    }
+
+    /// What came of the last attempt of `task` whose output is kept, shortened.
+    pub(super) fn result(&self, task: &Task) -> io::Result<Option<TaskResult>> {
+        let Some((attempt, kept)) = task.outputs().next_back() else { return Ok(None) };
+        let id = &task.spec.id;
+        let head: Head = match fs::read(self.path_of(id, attempt, END)) {
+            Ok(json) => serde_json::from_slice(&json)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Head::default(),
             Err(e) => return Err(e),
         };
-        let mut line = String::new();
-        (&mut reader).take(MAX_HEAD).read_line(&mut line)?;
-        let first: FirstLine = serde_json::from_str(&line)?;
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        (&mut reader).take(first.stdout).read_to_end(&mut stdout)?;
-        reader.take(first.stderr).read_to_end(&mut stderr)?;
-        Ok(Some(Output { head: first.head, stdout, stderr }))
-    }
-
-    /// What came of the task, shortened; none when nothing is kept.
-    pub(super) fn result(&self, task: &Task) -> io::Result<Option<TaskResult>> {
-        let Some(Output { head, stdout, stderr }) = self.read_output(&task.spec.id)? else { return Ok(None) };
-        let truncated = head.truncated || stdout.len().max(stderr.len()) > MAX_SHOWN_OUTPUT;
+        let most = u64::try_from(MAX_SHOWN_OUTPUT).unwrap_or(u64::MAX);
+        let shown = |stream| {
+            let bytes = self.read(id, attempt, stream, 0, most)?;
+            Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+        };
         Ok(Some(TaskResult {
-            attempt: head.attempt,
+            attempt,
             exit_code: head.exit_code,
-            stdout: shown(&stdout),
-            stderr: shown(&stderr),
-            truncated,
+            stdout: shown(OutputStream::Stdout)?,
+            stderr: shown(OutputStream::Stderr)?,
+            truncated: kept.truncated || kept.stdout_bytes.max(kept.stderr_bytes) > most,
             value: head.value,
             exception: head.exception,
             duration_us: head.duration_us,
         }))
     }
-
-    /// All that is kept of `stream`; nothing when nothing is.
-    pub(super) fn log(&self, id: &str, stream: OutputStream) -> io::Result<Vec<u8>> {
-        let output = self.read_output(id)?.unwrap_or_default();
-        Ok(match stream {
-            OutputStream::Stdout => output.stdout,
-            OutputStream::Stderr => output.stderr,
-        })
-    }
 }
 
-fn shown(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.get(..MAX_SHOWN_OUTPUT).unwrap_or(bytes)).into_owned()
+/// At most `most` bytes of the file at `path`, after its first `from`; nothing where there is none.
+fn read_part(path: &Path, from: u64, most: u64) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -213,9 +232,16 @@ mod tests {
 
     use super::*;
 
-    fn task(id: &str, state: TaskState) -> Task {
+    /// A task that has had so many attempts, the last of which has `kept` output.
+    fn task(id: &str, state: TaskState, attempts: u32, kept: Option<KeptOutput>) -> Task {
+        let end = kept.map(|kept| json!({ "outcome": "failed", "output": kept }));
+        let attempts = match attempts {
+            0 => vec![],
+            number => vec![json!({ "number": number, "started_unix_ms": 1, "end": end })],
+        };
         let json = json!({
             "id": id, "work": { "kind": "command", "program": "true" }, "created_unix_ms": 1, "state": state,
+            "attempts": attempts,
         });
         serde_json::from_value(json).unwrap()
     }
@@ -224,6 +250,13 @@ mod tests {
         let command =
             TaskCommand { argv: vec!["true".to_owned(), argument.to_owned()], ..TaskCommand::default() };
         CreateTask { command: Some(command), key: Some("k".parse().unwrap()), ..CreateTask::default() }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 
     #[test]
@@ -242,48 +275,45 @@ mod tests {
 
         for id in ["2", "3", "4"] {
             files.write_request(id, &request(id)).unwrap();
-            files.write_output(id, Output::default()).unwrap();
+            files.conclude(id, 1, &Head::default()).unwrap();
+            fs::write(files.output(id, 17, OutputStream::Stderr), "x").unwrap();
         }
         fs::write(place.join("2.request.new"), "half").unwrap();
-        let tasks = [task("2", TaskState::Running), task("3", TaskState::Succeeded)].into_iter().collect();
-        let files = Files::open(place.clone(), &tasks).unwrap();
-        let mut left: Vec<_> =
-            fs::read_dir(&place).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        left.sort();
-        assert_eq!(left, ["2.digest", "2.output", "2.request", "3.digest", "3.output"]);
-        files.remove("2").unwrap();
-        files.remove("3").unwrap();
-        assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
+        fs::write(place.join("2.x.stdout"), "no attempt").unwrap();
+        let tasks = [task("2", TaskState::Running, 17, None), task("3", TaskState::Succeeded, 17, None)];
+        let files = Files::open(place.clone(), &tasks.iter().cloned().collect()).unwrap();
+        let left = ["2.17.stderr", "2.digest", "2.request", "3.17.stderr", "3.digest"];
+        assert_eq!(names(&place), left, "the 16 newest attempts are 2 to 17");
+        tasks.iter().for_each(|task| files.remove(task).unwrap());
+        assert_eq!(names(&place), Vec::<String>::new());
     }
 
     #[test]
-    fn output_is_kept_in_bounds_and_shown_in_narrower_ones() {
+    fn what_attempts_wrote_is_read_by_its_offset_and_shown_in_narrow_bounds() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path().join("tasks"), &Tasks::default()).unwrap();
-        let task = task("1", TaskState::Succeeded);
-        assert_eq!(
-            (files.result(&task).unwrap(), files.log("1", OutputStream::Stdout).unwrap()),
-            (None, vec![])
-        );
-        let head = Head { attempt: 3, value: Some("4\n2".to_owned()), ..Head::default() };
-        let output = Output { head: head.clone(), stdout: b"out\n\xff".to_vec(), stderr: b"err".to_vec() };
-        let kept = files.write_output("1", output).unwrap();
-        assert_eq!((kept.stdout_bytes, kept.stderr_bytes, kept.truncated, kept.bytes()), (5, 3, false, 8));
-        let result = files.result(&task).unwrap().unwrap();
-        assert_eq!((result.attempt, result.value.as_deref(), result.truncated), (3, Some("4\n2"), false));
-        assert_eq!((result.stdout.as_str(), result.stderr.as_str()), ("out\n\u{fffd}", "err"));
+        let place = dir.path().join("tasks");
+        let files = Files::open(place.clone(), &Tasks::default()).unwrap();
+        assert_eq!(files.kept("1", 3), None);
+        assert_eq!(files.result(&task("1", TaskState::Running, 3, None)).unwrap(), None);
+        assert_eq!(files.read("1", 3, OutputStream::Stdout, 0, 9).unwrap(), b"");
 
-        let output =
-            Output { head: head.clone(), stdout: vec![b'x'; MAX_SHOWN_OUTPUT + 1], stderr: Vec::new() };
-        assert!(!files.write_output("1", output).unwrap().truncated, "all of it is kept");
+        let long = MAX_SHOWN_OUTPUT + 1;
+        fs::write(files.output("1", 3, OutputStream::Stdout), b"out\n\xff").unwrap();
+        fs::write(files.output("1", 3, OutputStream::Stderr), vec![b'x'; long]).unwrap();
+        let kept = files.kept("1", 3).unwrap();
+        assert_eq!((kept.stdout_bytes, kept.bytes(), kept.truncated), (5, 5 + long as u64, false));
+        let task = task("1", TaskState::Failed, 3, Some(kept));
+        let cut_off = files.result(&task).unwrap().unwrap();
+        assert_eq!((cut_off.attempt, cut_off.exit_code, cut_off.stdout.as_str()), (3, None, "out\n\u{fffd}"));
+        let head = Head { value: Some("4\n2".to_owned()), exit_code: Some(1), ..Head::default() };
+        files.conclude("1", 3, &head).unwrap();
         let result = files.result(&task).unwrap().unwrap();
-        assert_eq!((result.stdout.len(), result.truncated), (MAX_SHOWN_OUTPUT, true));
-        assert_eq!(files.log("1", OutputStream::Stdout).unwrap().len(), MAX_SHOWN_OUTPUT + 1);
-        let output = Output { head, stdout: Vec::new(), stderr: vec![b'x'; MAX_KEPT_OUTPUT + 9] };
-        assert_eq!(
-            files.write_output("1", output).unwrap().stderr_bytes,
-            u64::try_from(MAX_KEPT_OUTPUT).unwrap()
-        );
-        assert!(files.result(&task).unwrap().unwrap().truncated);
+        assert_eq!((result.value.as_deref(), result.exit_code), (Some("4\n2"), Some(1)));
+        assert_eq!((result.stderr.len(), result.truncated), (MAX_SHOWN_OUTPUT, true));
+        let part = |from, most| files.read("1", 3, OutputStream::Stdout, from, most).unwrap();
+        assert_eq!((part(1, 2), part(4, 9), part(9, 9)), (b"ut".to_vec(), b"\xff".to_vec(), vec![]));
+
+        files.conclude("1", 3 + MAX_KEPT_ATTEMPTS, &Head::default()).unwrap();
+        assert_eq!(names(&place), ["1.19.end"]);
     }
 }

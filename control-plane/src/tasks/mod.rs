@@ -18,6 +18,7 @@
 //! | `decide` | what becomes of a task when an attempt ends |
 //! | `create` | what is asked for, checked; keys |
 //! | `runner`, `attempt` | attempts under way; one of them |
+//! | `output` | what attempts write, kept as it comes; who follows it |
 //! | `files` | what is too secret or too large for the log |
 //!
 //! The number of an attempt is durable before its program is begun, so no two programs are told the same one. An `arkd` that dies
@@ -31,6 +32,7 @@ mod board;
 mod create;
 mod decide;
 mod files;
+mod output;
 mod runner;
 
 use std::collections::HashMap;
@@ -41,7 +43,7 @@ use std::time::Duration;
 use ark_types::event::{Event, Stream};
 use ark_types::plain::plain;
 use ark_types::problem::ProblemKind;
-use ark_types::task::{OutputStream, Task, TaskResult, TaskState};
+use ark_types::task::{Task, TaskResult, TaskState};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -50,14 +52,17 @@ use tokio_util::task::TaskTracker;
 use crate::config::TaskLimits;
 use crate::core::Core;
 use crate::host::unix_ms;
+use crate::idempotency;
 use crate::problems::Refusal;
 use crate::projection;
 use crate::store::Append;
 
 use board::{Board, Open};
 use files::Files;
+use output::Live;
 
 pub use create::{Created, create};
+pub use output::{Reader, Wanted, log};
 
 /// Locks that creations with keys share: each key has one, so that two creations with the same do not pass each other.
 const KEY_LOCKS: usize = 64;
@@ -74,11 +79,11 @@ enum Halt {
 /// What became of a wish to end a task.
 #[derive(Debug)]
 enum Halted {
-    /// It is not on the board: there is none, or it has ended.
+    /// It is not on the board: there is none, or it has ended, even if that is still to be recorded.
     Gone,
-    /// Whoever runs it knows, and ends it.
+    /// Whoever is at it knows, and ends it.
     Told,
-    /// It waited, and was taken off the board: who asked has to record its end.
+    /// It waited, and is held on the board: who asked has to record its end.
     Taken,
 }
 
@@ -102,8 +107,9 @@ pub struct Tasks {
 #[derive(Debug, Default)]
 struct Inner {
     board: Board,
-    /// How whoever runs a task is told that it is to end.
+    /// How whoever is at a task is told that it is to end.
     halts: HashMap<String, watch::Sender<Option<Halt>>>,
+    live: Live,
 }
 
 impl Tasks {
@@ -156,6 +162,42 @@ impl Tasks {
 
     /// Puts a task on the board that has not ended.
     fn admit(&self, task: &Task) {
+        let (open, not_before) = self.on_board(task);
+        self.lock().board.insert(&task.spec.id, open, not_before);
+        self.changed.notify_one();
+    }
+
+    /// Holds a place on the board for a task that is being made, before anybody can know of it.
+    ///
+    /// # Errors
+    /// When as many have not ended as may.
+    fn hold(&self, task: &Task) -> Result<(), Refusal> {
+        let (open, _) = self.on_board(task);
+        let (count, most) = {
+            let mut inner = self.lock();
+            let count = inner.board.len();
+            if count < self.limits.open {
+                inner.board.insert_held(&task.spec.id, open);
+                inner.halts.insert(task.spec.id.clone(), watch::Sender::new(None));
+                return Ok(());
+            }
+            (count, self.limits.open)
+        };
+        let detail = format!(
+            "{count} tasks have not ended, and no more than {most} may wait: try again later, or raise `tasks.open`"
+        );
+        Err(Refusal::new(ProblemKind::QueueFull, detail))
+    }
+
+    /// Takes the task `id` off the board.
+    fn let_go(&self, id: &str) {
+        let mut inner = self.lock();
+        inner.halts.remove(id);
+        inner.board.remove(id);
+    }
+
+    /// What the board knows of `task`, and when it may be tried at the earliest.
+    fn on_board(&self, task: &Task) -> (Open, Duration) {
         let (wait, left) = decide::times(task, unix_ms());
         let now = self.now();
         let open = Open {
@@ -166,13 +208,12 @@ impl Tasks {
             failures: task.failures,
             deadline: left.map(|left| now.saturating_add(left)),
         };
-        self.lock().board.insert(&task.spec.id, open, now.saturating_add(wait));
-        self.changed.notify_one();
+        (open, now.saturating_add(wait))
     }
 
     fn halt(&self, id: &str, why: Halt) -> Halted {
         let mut inner = self.lock();
-        match inner.board.is_running(id) {
+        match inner.board.is_taken(id) {
             None => Halted::Gone,
             Some(true) => {
                 if let Some(halt) = inner.halts.get(id) {
@@ -181,7 +222,7 @@ impl Tasks {
                 Halted::Told
             }
             Some(false) => {
-                inner.board.remove(id);
+                inner.board.hold(id);
                 Halted::Taken
             }
         }
@@ -251,26 +292,20 @@ pub async fn result(core: &Core, task: &Task) -> Result<Option<TaskResult>, Refu
     blocking(move || files.result(&copy)).await.map_err(|error| unreadable(&task.spec.id, &error))
 }
 
-/// What is kept of the output of the task `id`.
-///
-/// # Errors
-/// When there is no such task, or it cannot be read.
-pub async fn log(core: &Core, id: &str, stream: OutputStream) -> Result<Vec<u8>, Refusal> {
-    let Task { spec, .. } = find(core, id).await?;
-    let files = core.tasks.files.clone();
-    blocking(move || files.log(&spec.id, stream)).await.map_err(|error| unreadable(id, &error))
-}
-
-/// Ends the task `id`, and what it runs; it is recorded when this returns.
+/// Ends the task `id`, and what it runs; it is recorded when this returns, and goes on when who asked leaves.
 ///
 /// # Errors
 /// When there is none, it has ended, or its end cannot be recorded.
-pub async fn cancel(core: &Core, id: &str, limit: Duration) -> Result<Task, Refusal> {
+pub async fn cancel(core: &Arc<Core>, id: &str, limit: Duration) -> Result<Task, Refusal> {
     core.ledger.ready()?;
     match core.tasks.halt(id, Halt::Cancelled) {
-        Halted::Gone => {}
-        Halted::Told => drop(wait(core, id, limit).await?),
-        Halted::Taken => runner::finish(core, id, vec![Event::TaskCancelled {}]).await?,
+        // Of one that has ended it is over at once; else its end is owed to the log.
+        Halted::Gone | Halted::Told => drop(wait(core, id, limit).await?),
+        Halted::Taken => {
+            let (core, id) = (Arc::clone(core), id.to_owned());
+            let end = async move { runner::finish(&core, &id, vec![Event::TaskCancelled {}]).await };
+            idempotency::spawn(end).await.map_err(|_| interrupted())??;
+        }
     }
     let task = find(core, id).await?;
     match task.state {
@@ -287,11 +322,21 @@ pub async fn cancel(core: &Core, id: &str, limit: Duration) -> Result<Task, Refu
     }
 }
 
-/// Removes the task `id`, which has ended, and everything that is kept of it.
+/// Removes the task `id`, which has ended, and everything that is kept of it, whether or not who asked stays.
 ///
 /// # Errors
 /// When there is none, it has not ended, or its removal cannot be recorded.
-pub async fn remove(core: &Core, id: &str) -> Result<(), Refusal> {
+pub async fn remove(core: &Arc<Core>, id: &str) -> Result<(), Refusal> {
+    let (core, id) = (Arc::clone(core), id.to_owned());
+    let removal = idempotency::spawn(async move { take_away(&core, &id).await });
+    removal.await.map_err(|_| interrupted())?
+}
+
+fn interrupted() -> Refusal {
+    Refusal::new(ProblemKind::Internal, "what was asked of the task was interrupted: try again")
+}
+
+async fn take_away(core: &Core, id: &str) -> Result<(), Refusal> {
     let _turn = core.tasks.removing.lock().await;
     let task = find(core, id).await?;
     if !task.state.is_ended() {
@@ -301,10 +346,10 @@ pub async fn remove(core: &Core, id: &str) -> Result<(), Refusal> {
     }
     let appended = core.log.append(Append::new(Stream::task(id), Event::TaskRemoved {})).await?;
     core.ledger.reached(appended.position).await;
-    let (files, id) = (core.tasks.files.clone(), id.to_owned());
+    let files = core.tasks.files.clone();
     // The next start removes what is left.
-    if let Err(error) = blocking(move || files.remove(&id)).await {
-        tracing::warn!(id = task.spec.id, %error, "what is kept of a task that is removed cannot be removed");
+    if let Err(error) = blocking(move || files.remove(&task)).await {
+        tracing::warn!(id, %error, "what is kept of a task that is removed cannot be removed");
     }
     Ok(())
 }

@@ -9,15 +9,18 @@ use ark_types::plain::plain;
 use ark_types::task::{AttemptEnd, AttemptOutcome, CreateTask, Task, TaskState};
 use futures_util::future::join_all;
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use super::attempt::{Attempted, Progress, Which, attempt, lost, shortened};
 use super::board::{Board, Open};
 use super::decide::{Refused, Verdict, after};
-use super::files::Output;
+use super::files::Head;
+use super::output::{Spool, Written};
 use super::{Halt, Halted, blocking};
 use crate::core::Core;
 use crate::host::unix_ms;
 use crate::problems::Refusal;
+use crate::traces;
 
 /// How long a task waits that found no room, or no log to record its attempt in.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -28,13 +31,13 @@ pub(super) fn resume(core: &Arc<Core>) {
     let open: Vec<Task> = core.ledger.projection().tasks().iter().filter(is_open).cloned().collect();
     for task in open {
         if task.state == TaskState::Running {
+            let attempt = task.last_attempt();
             let end = AttemptEnd {
                 outcome: AttemptOutcome::CutOff,
                 reason: Some("arkd ended while the attempt was under way".to_owned()),
                 exit_code: None,
-                output: None,
+                output: core.tasks.files.kept(&task.spec.id, attempt),
             };
-            let attempt = task.last_attempt();
             let cut_off = Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None };
             // What the log does not take in now stays owed to it, before anything else of the task.
             drop(core.ledger.record(Stream::task(&task.spec.id), vec![cut_off]));
@@ -103,7 +106,7 @@ impl Halt {
 }
 
 /// Removes ended tasks that are more than are kept, those that ended first.
-async fn remove_surplus(core: &Core) {
+async fn remove_surplus(core: &Arc<Core>) {
     let limits = &core.tasks.limits;
     let surplus = core.ledger.projection().tasks().surplus(limits.keep, limits.keep_bytes);
     for id in surplus {
@@ -141,8 +144,11 @@ async fn drive(core: Arc<Core>, id: String, open: Open, mut halt: watch::Receive
             return;
         }
     };
-    let which = Which { task: &id, attempt: open.attempts + 1 };
+    let trace = core.ledger.projection().tasks().get(&id).and_then(|task| task.spec.traceparent.clone());
+    let which = Which { task: &id, attempt: open.attempts + 1, trace: trace.as_deref() };
     let progress = Progress::default();
+    let span = traces::attempt(&id, which.attempt, which.trace);
+    let (spool, inlet) = Spool::begin(&core, which);
     let halted = async {
         let told = halt.wait_for(Option::is_some).await.ok().and_then(|halt| *halt);
         match told {
@@ -151,16 +157,39 @@ async fn drive(core: Arc<Core>, id: String, open: Open, mut halt: watch::Receive
             None => std::future::pending().await,
         }
     };
+    let attempt =
+        attempt(&core, &request, which, open.created_unix_ms, &progress, inlet).instrument(span.clone());
     let fate = tokio::select! {
         biased;
         () = tasks.ending.cancelled() => Fate::Left,
         halt = halted => Fate::Halted(halt),
-        attempted = attempt(&core, &request, which, open.created_unix_ms, &progress) => Fate::Attempted(Box::new(attempted)),
+        attempted = attempt => Fate::Attempted(Box::new(attempted)),
     };
     if let Some(agent) = progress.agent() {
         agent.remove(Duration::ZERO).await;
     }
-    conclude(&core, &request, which, &open, &progress, fate).await;
+    let written = spool.end(&core, which).await;
+    let (outcome, is_failure) = fate.told();
+    traces::attempted(&span, outcome, is_failure);
+    drop(span);
+    conclude(&core, &request, which, &open, &progress, fate, written).await;
+}
+
+impl Fate {
+    /// What a trace is told of it, and whether something is wrong.
+    const fn told(&self) -> (&'static str, bool) {
+        match self {
+            Self::Left => ("cut_off", false),
+            Self::Halted(_) => ("stopped", false),
+            Self::Attempted(attempted) => match &**attempted {
+                Attempted::NoAgent(Refusal(problem)) => match Refused::of(problem.kind) {
+                    Refused::NoRoom => ("no_room", false),
+                    Refused::Never | Refused::Lost => ("no_agent", true),
+                },
+                Attempted::Ended(end, _) => (end.outcome.word(), end.outcome.is_failure()),
+            },
+        }
+    }
 }
 
 /// Records what `fate` means for the task, and lets go of it.
@@ -171,15 +200,16 @@ async fn conclude(
     open: &Open,
     progress: &Progress,
     fate: Fate,
+    written: Written,
 ) {
     let attempted = match fate {
         // The next arkd cuts it off and begins it again.
         Fate::Left => return,
-        Fate::Halted(halt) => return stop(core, which, progress, halt).await,
+        Fate::Halted(halt) => return stop(core, which, progress, halt, written).await,
         Fate::Attempted(attempted) => *attempted,
     };
-    let (end, output) = match attempted {
-        Attempted::Ended(end, output) => (end, output),
+    let (end, head) = match attempted {
+        Attempted::Ended(end, head) => (end, head),
         Attempted::NoAgent(Refusal(problem)) => match Refused::of(problem.kind) {
             Refused::NoRoom => {
                 tracing::debug!(id = which.task, why = problem.detail, "a task waits for room");
@@ -194,7 +224,7 @@ async fn conclude(
             Refused::Lost => (lost(&problem.detail), None),
         },
     };
-    let end = keep(core, which.task, end, output).await;
+    let end = keep(core, which, end, head, written).await;
     let failures = open.failures + u32::from(end.outcome.is_failure());
     let Verdict { events, again } = after(&request.retry, open.failures, which.attempt, end, unix_ms());
     let began = (!progress.is_told()).then_some(Event::TaskStarted { attempt: which.attempt, agent: None });
@@ -210,7 +240,7 @@ async fn conclude(
 }
 
 /// The attempt was given up.
-async fn stop(core: &Core, which: Which<'_>, progress: &Progress, halt: Halt) {
+async fn stop(core: &Core, which: Which<'_>, progress: &Progress, halt: Halt, written: Written) {
     let reason = match halt {
         Halt::Cancelled => "the task was cancelled",
         Halt::Late => "the task's deadline is over",
@@ -221,23 +251,32 @@ async fn stop(core: &Core, which: Which<'_>, progress: &Progress, halt: Halt) {
         exit_code: None,
         output: None,
     };
+    let end = keep(core, which, end, None, written).await;
     let attempt = which.attempt;
     let stopped =
         progress.is_told().then_some(Event::TaskAttemptFailed { attempt, end, retry_unix_ms: None });
     let _ = finish(core, which.task, stopped.into_iter().chain([halt.event()]).collect()).await;
 }
 
-/// Keeps the output of an attempt, and says so in its end. What is done is done, even where that cannot be kept.
-async fn keep(core: &Core, id: &str, mut end: AttemptEnd, output: Option<Output>) -> AttemptEnd {
-    let Some(output) = output else { return end };
-    let (files, task) = (core.tasks.files.clone(), id.to_owned());
-    match blocking(move || files.write_output(&task, output)).await {
-        Ok(kept) => end.output = Some(kept),
-        Err(error) => {
-            tracing::warn!(id, %error, "the output of a task cannot be kept");
-            let lost = format!("its output cannot be kept: {}", plain(&error));
-            end.reason = Some(end.reason.map_or_else(|| lost.clone(), |reason| format!("{reason}; {lost}")));
-        }
+/// Keeps what came of an attempt, and says so in its end. What is done is done, even where that cannot be kept.
+async fn keep(
+    core: &Core,
+    which: Which<'_>,
+    mut end: AttemptEnd,
+    head: Option<Head>,
+    written: Written,
+) -> AttemptEnd {
+    let Written { kept, error } = written;
+    if head.is_none() && kept.bytes() == 0 && error.is_none() {
+        return end;
+    }
+    let (files, task, attempt) = (core.tasks.files.clone(), which.task.to_owned(), which.attempt);
+    let concluded = blocking(move || files.conclude(&task, attempt, &head.unwrap_or_default())).await;
+    end.output = Some(kept);
+    if let Some(error) = error.or(concluded.err()) {
+        tracing::warn!(id = which.task, %error, "the output of a task cannot be kept");
+        let lost = format!("its output cannot be kept: {}", plain(&error));
+        end.reason = Some(end.reason.map_or_else(|| lost.clone(), |reason| format!("{reason}; {lost}")));
     }
     end
 }
@@ -256,7 +295,7 @@ async fn rest(core: &Core, id: &str, why: String) {
 }
 
 /// Has `put` put a task back on the board, unless somebody wanted it to end meanwhile.
-async fn put_back(core: &Core, id: &str, put: impl FnOnce(&mut Board, Duration)) {
+pub(super) async fn put_back(core: &Core, id: &str, put: impl FnOnce(&mut Board, Duration)) {
     let halted = {
         let mut inner = core.tasks.lock();
         let halted = inner.halts.remove(id).and_then(|halt| *halt.borrow());
@@ -283,11 +322,7 @@ pub(super) async fn finish(core: &Core, id: &str, events: Vec<Event>) -> Result<
         _ => TaskState::Failed,
     };
     let recorded = core.ledger.record(Stream::task(id), events).await;
-    {
-        let mut inner = core.tasks.lock();
-        inner.halts.remove(id);
-        inner.board.remove(id);
-    }
+    core.tasks.let_go(id);
     core.telemetry.task_ended(state);
     core.tasks.changed.notify_one();
     recorded?;

@@ -7,6 +7,8 @@
 //!                                        ├─ restore ── renewal               (or a fork is made)
 //!                                        ├─ boot                             (or a guest is booted)
 //!                                        └─ exec ─► TRACEPARENT in the program's environment
+//!  the same, kept with a task ─► attempt ─┬─ admission, queue, claim, …        (each attempt, also under a later `arkd`)
+//!                                         └─ exec ─► TRACEPARENT
 //! ```
 //!
 //! Off until the operator names a collector. Spans are `tracing`'s, of the target [`TARGET`], which no log shows; without a
@@ -43,8 +45,10 @@ pub use export::{Counts, counts};
 pub const TARGET: &str = "ark::trace";
 /// How long the collector may take to receive a batch.
 const EXPORT_LIMIT: Duration = Duration::from_secs(3);
-/// Header and, in capitals, environment variable of the W3C trace context.
+/// Header of the W3C trace context.
 const TRACEPARENT: &str = "traceparent";
+/// The environment variable.
+pub const VARIABLE: &str = "TRACEPARENT";
 
 /// What takes spans from the subscriber `S`.
 pub type Spans<S> = Box<dyn Layer<S> + Send + Sync>;
@@ -145,20 +149,70 @@ pub fn step_of(parent: &Span, name: &'static str) -> Span {
 /// that the client sent, if it is well-formed.
 #[must_use]
 pub fn traceparent(span: &Span, headers: &HeaderMap) -> Option<String> {
-    let propagator = TraceContextPropagator::new();
-    let ours = span.context();
-    let is_told = ours.span().span_context().is_sampled();
-    let context =
-        if is_told { ours } else { propagator.extract_with_context(&Context::new(), &Headers(headers)) };
+    told(span).or_else(|| {
+        let propagator = TraceContextPropagator::new();
+        written(&propagator.extract_with_context(&Context::new(), &Headers(headers)))
+    })
+}
+
+/// The trace context of `span`, if it is told to a collector.
+fn told(span: &Span) -> Option<String> {
+    let context = span.context();
+    let is_told = context.span().span_context().is_sampled();
+    is_told.then(|| written(&context)).flatten()
+}
+
+fn written(context: &Context) -> Option<String> {
     let mut parent = Parent(None);
-    propagator.inject_context(&context, &mut parent);
+    TraceContextPropagator::new().inject_context(context, &mut parent);
     parent.0
+}
+
+/// The trace context that a task keeps which a request of `span` asks for: as [`traceparent`], or that of a new trace which no
+/// collector is told of.
+#[must_use]
+pub fn lasting(span: &Span, headers: &HeaderMap) -> String {
+    traceparent(span, headers).unwrap_or_else(|| {
+        // Zero is no id.
+        let trace = rand::random::<u128>().max(1);
+        let parent = rand::random::<u64>().max(1);
+        format!("00-{trace:032x}-{parent:016x}-00")
+    })
+}
+
+/// The span of the attempt number `attempt` of a task, in the trace that the task keeps.
+#[must_use]
+pub fn attempt(task: &str, attempt: u32, traceparent: Option<&str>) -> Span {
+    let span = tracing::info_span!(
+        target: TARGET, parent: None, "attempt",
+        otel.name = "task attempt", ark.task.id = task, ark.task.attempt = i64::from(attempt), ark.task.outcome = Empty,
+        otel.status_code = Empty,
+    );
+    if !span.is_disabled() {
+        let _ = span.set_parent(TraceContextPropagator::new().extract(&Kept(traceparent)));
+    }
+    span
+}
+
+/// Notes how the attempt of `span` ended.
+pub fn attempted(span: &Span, outcome: &str, is_failure: bool) {
+    span.record("ark.task.outcome", outcome);
+    if is_failure {
+        span.record("otel.status_code", "ERROR");
+    }
+}
+
+/// The trace context that what a task runs is to go on with: that of `span`, if it is told to a collector, else the one that the
+/// task keeps.
+#[must_use]
+pub fn going_on(span: &Span, kept: Option<&str>) -> Option<String> {
+    told(span).or_else(|| kept.map(str::to_owned))
 }
 
 /// Has the program of `request` go on with the trace `traceparent`, unless its own environment says otherwise.
 pub fn pass_on(request: &mut ExecRequest, traceparent: Option<String>) {
     if let Some(value) = traceparent {
-        request.env.entry(TRACEPARENT.to_uppercase()).or_insert(value);
+        request.env.entry(VARIABLE.to_owned()).or_insert(value);
     }
 }
 
@@ -171,6 +225,19 @@ impl Extractor for Headers<'_> {
 
     fn keys(&self) -> Vec<&str> {
         self.0.keys().map(axum::http::HeaderName::as_str).collect()
+    }
+}
+
+/// The one value that a task keeps.
+struct Kept<'a>(Option<&'a str>);
+
+impl Extractor for Kept<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.filter(|_| key == TRACEPARENT)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec![TRACEPARENT]
     }
 }
 
@@ -203,5 +270,16 @@ mod tests {
             assert_eq!(traceparent(&span, &headers(wrong)), None, "{wrong:?}");
         }
         assert_eq!(traceparent(&span, &HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_task_keeps_its_clients_context_or_one_of_its_own() {
+        let sent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let span = request("POST", "/", &headers(sent));
+        assert_eq!(lasting(&span, &headers(sent)), sent);
+        let own = lasting(&span, &HeaderMap::new());
+        assert_eq!(traceparent(&span, &headers(&own)).as_deref(), Some(own.as_str()), "it is well-formed");
+        assert!(own.ends_with("-00") && own != lasting(&span, &HeaderMap::new()), "{own}");
+        assert_eq!(going_on(&span, Some(&own)), Some(own));
     }
 }

@@ -29,6 +29,7 @@ mod services;
 mod settings;
 mod snapshots;
 mod streams;
+mod task_attempts;
 mod tasks;
 mod templates;
 mod traces;

@@ -14,9 +14,9 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::harness::{Client, Place, Stream, eventually, runs, started};
 
-struct Socket(WebSocketStream<Box<dyn Stream>>);
+pub(crate) struct Socket(WebSocketStream<Box<dyn Stream>>);
 
-async fn open(client: &Client, path: &str) -> Result<Socket, tungstenite::Error> {
+pub(crate) async fn open(client: &Client, path: &str) -> Result<Socket, tungstenite::Error> {
     let (socket, _) = client_async(format!("ws://ark{path}"), client.connect().await).await?;
     Ok(Socket(socket))
 }
@@ -26,7 +26,7 @@ impl Socket {
         self.0.send(Message::Binary(frame.encode().into())).await.unwrap();
     }
 
-    async fn exec(&mut self, request: Value) {
+    pub(crate) async fn exec(&mut self, request: Value) {
         self.send(Frame::json(Kind::Exec, &request).unwrap()).await;
     }
 
@@ -41,7 +41,7 @@ impl Socket {
         }
     }
 
-    async fn expect(&mut self, kind: Kind) -> Frame {
+    pub(crate) async fn expect(&mut self, kind: Kind) -> Frame {
         let frame = self.next().await.unwrap();
         assert_eq!(frame.kind, kind, "{:?}", String::from_utf8_lossy(&frame.payload));
         frame
@@ -233,8 +233,15 @@ async fn an_agent_with_auto_remove_goes_with_its_first_stream_or_for_lack_of_one
 
     ark.client.post("/v1/agents", &body("base")).await;
     let mut socket = stream(&ark.client).await;
-    socket.exec(json!({ "argv": ["sh", "-c", "sleep 1; echo done"] })).await;
+    socket.exec(json!({ "argv": ["sh", "-c", "read go; echo done"] })).await;
     socket.expect(Kind::Started).await;
+    // Another one comes and goes.
+    let mut other = stream(&ark.client).await;
+    other.exec(json!({ "argv": ["true"] })).await;
+    other.expect(Kind::Started).await;
+    other.expect(Kind::Exited).await;
+    assert!(other.next().await.is_none());
+    socket.send(Frame::raw(Kind::Stdin, b"go\n".to_vec()).unwrap()).await;
     socket.expect(Kind::Stdout).await;
     socket.expect(Kind::Exited).await;
     eventually("it goes with its stream", gone).await;

@@ -20,13 +20,13 @@ use crate::events::Brittle;
 use crate::harness::{Ark, Client, Place, eventually, runs, signal, started};
 
 /// A task that runs `line` in a shell.
-fn shell(line: &str, more: &Value) -> Value {
+pub(crate) fn shell(line: &str, more: &Value) -> Value {
     let mut body = json!({ "image": "base", "memory_mib": 64, "command": { "argv": ["sh", "-c", line] } });
     body.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
     body
 }
 
-async fn create(client: &Client, body: &Value) -> Task {
+pub(crate) async fn create(client: &Client, body: &Value) -> Task {
     let reply = client.post("/v1/tasks", body).await;
     assert_eq!(reply.status(), StatusCode::CREATED, "{:?}", reply.body);
     let task: Task = reply.json();
@@ -34,12 +34,12 @@ async fn create(client: &Client, body: &Value) -> Task {
     task
 }
 
-async fn show(client: &Client, id: &str) -> Task {
+pub(crate) async fn show(client: &Client, id: &str) -> Task {
     client.get(&format!("/v1/tasks/{id}")).await.json()
 }
 
 /// The task when it has ended.
-async fn ended(client: &Client, task: &Task) -> Task {
+pub(crate) async fn ended(client: &Client, task: &Task) -> Task {
     for _ in 0..20 {
         let task: Task = client.get(&format!("/v1/tasks/{}?wait_ms=10000", task.spec.id)).await.json();
         if task.state.is_ended() {
@@ -49,18 +49,18 @@ async fn ended(client: &Client, task: &Task) -> Task {
     panic!("it does not end: {:?}", show(client, &task.spec.id).await);
 }
 
-async fn done(client: &Client, body: &Value) -> Task {
+pub(crate) async fn done(client: &Client, body: &Value) -> Task {
     let task = create(client, body).await;
     ended(client, &task).await
 }
 
-async fn running(client: &Client, task: &Task) -> Task {
+pub(crate) async fn running(client: &Client, task: &Task) -> Task {
     let is_running = async || show(client, &task.spec.id).await.state == TaskState::Running;
     eventually("it runs", is_running).await;
     show(client, &task.spec.id).await
 }
 
-async fn living(client: &Client) -> usize {
+pub(crate) async fn living(client: &Client) -> usize {
     client.get("/v1/agents").await.json::<AgentList>().agents.len()
 }
 
@@ -117,7 +117,7 @@ async fn a_task_runs_in_an_agent_of_its_own_and_keeps_what_came_of_it() {
     assert_eq!(task.attempts[0].agent.as_ref(), Some(&agent.id));
     let kept = |what: &str| place.path(&format!("state/tasks/{id}.{what}"));
     eventually("what it was to do is forgotten", async || !kept("request").exists()).await;
-    assert!(kept("output").exists());
+    assert!(kept("1.stdout").exists() && kept("1.stderr").exists());
 
     assert_eq!(client.delete(&format!("/v1/tasks/{id}")).await.status(), StatusCode::NO_CONTENT);
     client.get(&format!("/v1/tasks/{id}")).await.problem(ProblemKind::TaskNotFound);
@@ -379,7 +379,8 @@ async fn as_many_ended_tasks_are_kept_as_may_be_and_no_more_wait_than_may() {
     };
     eventually("the oldest are removed", async || kept().await == tasks[2..]).await;
     let files = || std::fs::read_dir(place.path("state/tasks")).unwrap().count();
-    eventually("and their output", async || files() == 2).await;
+    // Of each what it wrote, and how it ended.
+    eventually("and their output", async || files() == 4).await;
     let running = [0, 1].map(|_| shell("sleep 1000", &json!({})));
     for body in &running {
         create(client, body).await;
@@ -460,7 +461,7 @@ async fn without_room_for_the_log_no_task_is_acknowledged_or_begun_and_what_ende
     daemon.shut_down().await;
 }
 
-fn place_client(place: &Place) -> Client {
+pub(crate) fn place_client(place: &Place) -> Client {
     Client::unix(&place.run().api_socket())
 }
 

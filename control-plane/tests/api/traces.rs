@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::routing::post;
 use bytes::Bytes;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -117,6 +117,54 @@ async fn a_request_is_followed_from_its_client_into_the_guest() {
     assert_eq!(traceparent(&seen).unwrap(), format!("00-{TRACE}-{}-01", hex(&exec.span_id)));
 }
 
+/// The lines that a task's attempt wrote; none before it began.
+async fn lines(client: &Client, task: &str, attempt: u32) -> Vec<String> {
+    let log = client.get(&format!("/v1/tasks/{task}/logs?attempt={attempt}")).await;
+    if log.status() != StatusCode::OK {
+        return Vec::new();
+    }
+    String::from_utf8(log.body.to_vec()).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_tasks_attempts_go_on_with_the_trace_of_its_request_also_under_the_next_arkd() {
+    let place = Place::new();
+    let (endpoint, spans) = collector().await;
+    let (mut first, client) = traced(&place, &endpoint, "0.0").await;
+    let line = "echo $TRACEPARENT; [ $ARK_TASK_ATTEMPT -gt 1 ] || sleep 1000";
+    let body = json!({ "image": "base", "memory_mib": 64, "command": { "argv": ["sh", "-c", line] } });
+    let task = within_a_trace(&client, "/v1/tasks", &body).await;
+    let id = task["id"].as_str().unwrap();
+    eventually("the first attempt runs", async || !lines(&client, id, 1).await.is_empty()).await;
+    signal(first.child.id(), Signal::SIGKILL);
+    first.wait();
+    let (mut second, client) = traced(&place, &endpoint, "0.0").await;
+    let ended: Value = client.get(&format!("/v1/tasks/{id}?wait_ms=60000")).await.json();
+    assert_eq!(
+        (&ended["state"], ended["attempts"].as_array().unwrap().len()),
+        (&"succeeded".into(), 2),
+        "{ended}"
+    );
+    signal(second.child.id(), Signal::SIGTERM);
+    eventually("arkd ends", async || matches!(second.child.try_wait(), Ok(Some(_)))).await;
+
+    let spans = spans.lock().unwrap();
+    let attempt = spans.iter().find(|span| span.name == "task attempt").unwrap();
+    assert_eq!(hex(&attempt.trace_id), TRACE);
+    // That of the request, which has ended before the first arkd was killed or was lost with it.
+    assert_eq!(task["traceparent"], format!("00-{TRACE}-{}-01", hex(&attempt.parent_span_id)));
+    let attribute = |key: &str| {
+        let pair = attempt.attributes.iter().find(|pair| pair.key == key).unwrap();
+        format!("{:?}", pair.value)
+    };
+    assert!(attribute("ark.task.id").contains(id) && attribute("ark.task.attempt").contains("IntValue(2)"));
+    assert!(attribute("ark.task.outcome").contains("succeeded"));
+    let exec = spans.iter().find(|span| span.name == "exec").unwrap();
+    assert_eq!(exec.parent_span_id, attempt.span_id);
+    let told = format!("00-{TRACE}-{}-01", hex(&exec.span_id));
+    assert_eq!(ended["result"]["stdout"], format!("{told}\n"));
+}
+
 #[tokio::test]
 async fn a_collector_that_is_down_costs_spans_that_are_counted() {
     let place = Place::new();
@@ -146,5 +194,24 @@ async fn without_a_collector_a_clients_own_trace_is_passed_on_and_nothing_is_mad
     assert_eq!(traceparent(&within_a_trace(&client, "/v1/agents/a1/exec", &own).await).unwrap(), "mine");
     let reply: Value = client.exec("a1", &json!({ "argv": ["env"] })).await.json();
     assert_eq!(traceparent(&reply), None);
+
+    // A task keeps its client's, or has one of its own that all its attempts share.
+    let line = "echo $TRACEPARENT; [ $ARK_TASK_ATTEMPT -gt 1 ]";
+    let body = json!({
+        "image": "base", "memory_mib": 64, "command": { "argv": ["sh", "-c", line] },
+        "retry": { "max_attempts": 2, "backoff_ms": 0 },
+    });
+    let theirs = within_a_trace(&client, "/v1/tasks", &body).await;
+    assert_eq!(theirs["traceparent"], format!("00-{TRACE}-{CLIENT_SPAN}-01"));
+    let own: Value = client.post("/v1/tasks", &body).await.json();
+    for task in [theirs, own] {
+        let id = task["id"].as_str().unwrap();
+        client.get(&format!("/v1/tasks/{id}?wait_ms=60000")).await;
+        let kept = task["traceparent"].as_str().unwrap();
+        assert_eq!(kept.len(), 55, "{kept}");
+        for attempt in [1, 2] {
+            assert_eq!(lines(&client, id, attempt).await, [kept]);
+        }
+    }
     daemon.shut_down().await;
 }

@@ -32,11 +32,8 @@ pub(crate) enum TaskAction {
         /// Id
         task: String,
     },
-    /// Show what the last attempt of a task wrote
-    Logs {
-        /// Id
-        task: String,
-    },
+    /// Show what an attempt of a task wrote
+    Logs(TaskLogsArgs),
     /// End tasks that have not ended
     Cancel {
         /// Ids
@@ -127,6 +124,19 @@ pub(crate) struct TaskEvalArgs {
     pub(crate) task: TaskArgs,
     /// Code, or `-` to read it from standard input; after `--` it may begin with a dash
     pub(crate) code: String,
+}
+
+/// `ark task logs`.
+#[derive(Debug, Args)]
+pub(crate) struct TaskLogsArgs {
+    /// Id
+    pub(crate) task: String,
+    /// Number of the attempt, from 1 [default: the newest that runs or whose output is kept]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub(crate) attempt: Option<u32>,
+    /// Go on until the attempt has ended; without --attempt, from one to the next until the task has
+    #[arg(long, short)]
+    pub(crate) follow: bool,
 }
 
 /// `ark task ls`.

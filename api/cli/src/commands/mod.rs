@@ -17,6 +17,7 @@ mod scheduling;
 mod services;
 mod snapshots;
 mod stop;
+mod task_logs;
 mod tasks;
 mod templates;
 mod top;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write};
 use std::time::Duration;
 
-use ark_client::{Client, TaskQuery};
+use ark_client::{Client, TaskLogQuery, TaskQuery};
 use ark_types::eval::EvalException;
 use ark_types::exec::Encoding;
 use ark_types::label::{InvalidLabel, Labels};
@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::agents::REASON_WIDTH;
 use super::code;
 use super::program::interrupted;
-use crate::args::{TaskAction, TaskArgs, TaskListArgs, TaskRunArgs};
+use crate::args::{TaskAction, TaskArgs, TaskListArgs, TaskLogsArgs, TaskRunArgs};
 use crate::failure::{ARK_FAILED, Failure, TIMED_OUT, summed_up};
 use crate::host::Context;
 use crate::output::{Colour, Ui, age, micros, now_unix_ms, printable, size, span, table};
@@ -44,9 +44,13 @@ pub(crate) async fn perform(context: &Context, action: TaskAction) -> Result<u8,
             let task = context.client().await?.task(&task, Duration::ZERO).await?;
             context.ui.show(&task, |task| details(context.ui, task)).map(|()| 0)
         }
-        TaskAction::Logs { task } => {
+        TaskAction::Logs(TaskLogsArgs { task, attempt, follow }) => {
             let client = context.client().await?;
-            show_output(&client, &task).await.map(|()| 0)
+            if follow {
+                super::task_logs::follow(&client, &task, attempt).await.map(|()| 0)
+            } else {
+                show_output(&client, &task, attempt).await.map(|()| 0)
+            }
         }
         TaskAction::Cancel { tasks } => cancel(context, &tasks).await.map(|()| 0),
         TaskAction::Rm { tasks } => rm(context, &tasks).await.map(|()| 0),
@@ -129,7 +133,7 @@ async fn ask(context: &Context, args: &TaskArgs, request: CreateTask) -> Result<
     if context.ui.json {
         context.ui.show(&ended, |_| String::new())?;
     } else {
-        show_output(&client, &id).await?;
+        show_output(&client, &id, None).await?;
         if let Some(result) = &ended.result {
             show_value(result.value.as_deref(), result.exception.as_ref()).map_err(Failure::Output)?;
         }
@@ -165,9 +169,12 @@ fn exit_code(task: &Task) -> u8 {
 }
 
 /// Copies what is kept of both streams to ours.
-async fn show_output(client: &Client, id: &str) -> Result<(), Failure> {
-    let stdout = client.task_log(id, OutputStream::Stdout).await?.collect(MAX_KEPT_OUTPUT).await?;
-    let stderr = client.task_log(id, OutputStream::Stderr).await?.collect(MAX_KEPT_OUTPUT).await?;
+async fn show_output(client: &Client, id: &str, attempt: Option<u32>) -> Result<(), Failure> {
+    let all = async |stream| {
+        let query = TaskLogQuery { stream, attempt, ..TaskLogQuery::default() };
+        client.task_log(id, query).await?.collect(MAX_KEPT_OUTPUT).await
+    };
+    let (stdout, stderr) = (all(OutputStream::Stdout).await?, all(OutputStream::Stderr).await?);
     let mut out = io::stdout().lock();
     out.write_all(&stdout).and_then(|()| out.flush()).map_err(Failure::Output)?;
     // Nobody reads our standard error: that is no reason to fail.
@@ -275,6 +282,7 @@ fn details(ui: Ui, task: &Task) -> String {
     add("work", Some(work(task)));
     add("created", Some(format!("{} ago", age(spec.created_unix_ms))));
     add("failures", Some(format!("{} of {}", task.failures, spec.retry.max_attempts)));
+    add("trace", spec.traceparent.clone());
     add("timeout", spec.timeout_ms.map(span));
     add("deadline", spec.deadline_ms.map(|ms| format!("{} after its creation", span(ms))));
     add("next", task.retry_unix_ms.map(|at| format!("in {}", span(at.saturating_sub(now_unix_ms())))));

@@ -8,6 +8,7 @@ use axum::body::Bytes;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 type Asked = Arc<Mutex<Vec<String>>>;
@@ -151,4 +152,50 @@ fn tasks_are_listed_shown_cancelled_and_removed() {
     assert!(errors.contains("the task failed has ended"), "{errors}");
     let (code, out, _) = host.run(&["task", "rm", "a", "b", "--json"], "");
     assert_eq!((code, out.as_str()), (0, "{\"removed\":[\"a\",\"b\"]}\n"));
+}
+
+#[test]
+fn attempts_are_followed_one_after_the_other_and_taken_up_again_where_they_broke() {
+    let asked = Asked::default();
+    let notes = asked.clone();
+    let routes = Router::new().fallback(move |uri: Uri| async move {
+        let uri = uri.to_string();
+        notes.lock().unwrap().push(uri.clone());
+        let looks = notes.lock().unwrap().iter().filter(|uri| !uri.contains("/logs")).count();
+        let breaks = || {
+            let pieces = futures_util::stream::iter([Ok("on"), Err(std::io::Error::other("arkd is killed"))]);
+            // What was written before is on its way by then.
+            let pieces = pieces.then(|piece: std::io::Result<&str>| async {
+                if piece.is_err() {
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+                piece
+            });
+            axum::body::Body::from_stream(pieces).into_response()
+        };
+        match uri.split_once("/logs?stream=").map(|(_, query)| query) {
+            Some("stdout&attempt=1&follow=true") => breaks(),
+            Some("stdout&attempt=1&from=2&follow=true") => "e\n".into_response(),
+            Some("stdout&attempt=2&follow=true") => "two\n".into_response(),
+            Some("stderr&attempt=2&follow=true") => "err\n".into_response(),
+            Some(_) => "".into_response(),
+            None => {
+                let attempt = |number: usize| {
+                    let end = (looks > number).then(|| json!({ "outcome": "failed" }));
+                    json!({ "number": number, "started_unix_ms": 0, "end": end })
+                };
+                let mut task = task(if looks > 2 { "failed" } else { "running" });
+                let attempts: Vec<Value> = (1..=looks.min(2)).map(attempt).collect();
+                task["attempts"] = attempts.into();
+                Json(task).into_response()
+            }
+        }
+    });
+    let host = Host::start(routes);
+    let (code, out, errors) = host.run(&["task", "logs", "-f", "t"], "");
+    assert_eq!((code, out.as_str(), errors.as_str()), (0, "one\ntwo\n", "err\n"), "{asked:?}");
+    let (code, out, _) = host.run(&["task", "logs", "--attempt", "2", "--follow", "t"], "");
+    assert_eq!((code, out.as_str()), (0, "two\n"));
+    let (code, _, told) = host.run(&["task", "logs", "--attempt", "0", "t"], "");
+    assert!(code != 0 && told.contains("--attempt"), "{told}");
 }

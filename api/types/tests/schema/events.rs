@@ -56,6 +56,7 @@ fn task_spec() -> TaskSpec {
         retry: ark_types::task::Retry::default(),
         timeout_ms: Some(60_000),
         deadline_ms: None,
+        traceparent: None,
         created_unix_ms: 1_700_000_000_000,
     }
 }

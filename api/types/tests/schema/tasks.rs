@@ -61,6 +61,7 @@ fn ended() -> Task {
         retry: Retry::default(),
         timeout_ms: None,
         deadline_ms: None,
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         created_unix_ms: 1_700_000_000_000,
     };
     let end = |outcome, exit_code| AttemptEnd {
