@@ -12,7 +12,6 @@ mod cost;
 mod crowd;
 mod eval;
 mod exec;
-mod flush;
 mod guest;
 mod heal;
 mod history;
