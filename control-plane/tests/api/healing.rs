@@ -380,8 +380,7 @@ async fn the_next_arkd_knows_whom_the_last_one_missed_and_tells_that_it_is_heard
     // For longer than it takes to look.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(agent(client, "a1").await.health, missed.health, "it was not heard yet");
-    let changes =
-        async || kinds(client, &first).await.iter().filter(|kind| **kind == "agent.health_changed").count();
+    let changes = async || kinds(client, &first).await.iter().filter(|kind| **kind == "agent.health").count();
     assert_eq!(changes().await, 1);
     signal(first.vmm_pid.unwrap(), Signal::SIGCONT);
     eventually("it is heard", async || agent(client, "a1").await.health.is_healthy()).await;

@@ -119,7 +119,7 @@ async fn a_checkpoint_is_restored_in_a_prepared_vmm() {
     eventually("one is prepared", async || vmms(&place).len() == 1).await;
     let body = json!({
         "name": "a1", "image": "base", "memory_mib": 64, "restart": { "when": "always" },
-        "checkpoint": { "every_s": 5, "keep": 1 },
+        "checkpoint": { "every_s": 10, "keep": 1 },
     });
     let first: Agent = client.post("/v1/agents", &body).await.json();
     eventually("there is a checkpoint", async || !agent(client, "a1").await.checkpoints.is_empty()).await;
