@@ -20,11 +20,16 @@ const SPREAD_AT: usize = 10;
 /// Longest time until as many VMMs wait as are wanted.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Over REST: each client on a connection of its own.
-fn over_rest(world: &World, count: usize) -> Vec<f64> {
+/// Waits until the pool of `world` is as it was before anything was asked of it: making what it lacks takes processors.
+fn wait_for_pool(world: &World, count: usize) {
     eventually("VMMs wait", LIMIT, || world.vmms().len() == count);
     // What was prepared last settles.
     std::thread::sleep(Duration::from_millis(500));
+}
+
+/// Over REST: each client on a connection of its own.
+fn over_rest(world: &World, count: usize) -> Vec<f64> {
+    wait_for_pool(world, count);
     let start = Barrier::new(count);
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..count)
@@ -45,11 +50,12 @@ fn over_rest(world: &World, count: usize) -> Vec<f64> {
     })
 }
 
-/// By hand.
-fn alone(bench: &Bench, snapshot: &Path, count: usize) -> Vec<f64> {
+/// By hand, while the `arkd` of `world` has nothing to do.
+fn alone(bench: &Bench, world: &World, snapshot: &Path, count: usize) -> Vec<f64> {
     let prepared: Vec<_> = (0..count).map(|_| bench.prepare()).collect();
     Bench::let_prepare();
     std::thread::sleep(Duration::from_millis(20) * u32::try_from(count).expect("few"));
+    wait_for_pool(world, count);
     let start = Barrier::new(count);
     std::thread::scope(|scope| {
         let guests: Vec<_> = prepared
@@ -81,7 +87,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) {
         let (mut rest, mut engine) = (Vec::new(), Vec::new());
         for _ in 0..bench.samples(rounds) {
             rest.extend(over_rest(&world, count));
-            engine.extend(alone(bench, &snapshot, count));
+            engine.extend(alone(bench, &world, &snapshot, count));
         }
         let name = format!("create to first reply over REST, {count} at once");
         report.against(&name, "ms", &rest, ("engine alone", &engine), must);

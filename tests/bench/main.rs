@@ -12,6 +12,7 @@ mod cost;
 mod crowd;
 mod eval;
 mod exec;
+mod flush;
 mod guest;
 mod heal;
 mod history;

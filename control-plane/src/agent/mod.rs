@@ -262,7 +262,7 @@ impl Handle {
                 Err(_) => return,
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Asks its owner to remove it, given `grace` to end in order, and does not wait.

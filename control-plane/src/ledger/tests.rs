@@ -128,3 +128,38 @@ async fn what_began_and_ended_unheard_is_nothing_and_what_was_heard_of_ends() {
     ledger.record(stream(1), vec![Event::AgentResumed {}]).await.unwrap_err();
     ledger.settled(&stream(1)).unwrap();
 }
+
+#[tokio::test]
+async fn who_was_removed_before_the_snapshot_is_known_as_soon_as_somebody_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Moody::new(&dir, 1);
+    let compaction = Compaction { every: 3, ..Compaction::default() };
+    let id = |n: u64| format!("{n:016x}");
+    let ledger = Ledger::open(Arc::clone(&log) as Arc<dyn EventLog>, compaction).await.unwrap();
+    ledger.begin(stream(1), vec![created(1)]).await.unwrap();
+    ledger.record(stream(1), vec![Event::AgentRemoved {}]).await.unwrap();
+    ledger.begin(stream(2), vec![created(2)]).await.unwrap();
+    while log.snapshot().await.unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let whole = ledger.projection().clone();
+
+    let next = Ledger::open(Arc::clone(&log) as Arc<dyn EventLog>, compaction).await.unwrap();
+    assert!(next.projection().agents().get(&id(1)).is_none());
+    assert!(!next.is_removed(&id(2)).await, "who lives is found without history");
+    assert!(next.projection().agents().get(&id(1)).is_none());
+    assert!(next.is_removed(&id(1)).await);
+    assert!(!next.is_removed(&id(3)).await, "nobody knows the third");
+    assert_eq!(*next.projection(), whole);
+    // A snapshot that is made before anybody asked has lost nothing.
+    drop(next);
+    let next = Ledger::open(Arc::clone(&log) as Arc<dyn EventLog>, compaction).await.unwrap();
+    for boot_ms in 0..3 {
+        next.record(stream(2), vec![Event::AgentReady { boot_ms }]).await.unwrap();
+    }
+    while log.snapshot().await.unwrap().is_none_or(|snapshot| snapshot.position < 6) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let last = Ledger::open(Arc::clone(&log) as Arc<dyn EventLog>, compaction).await.unwrap();
+    assert!(last.is_removed(&id(1)).await);
+}

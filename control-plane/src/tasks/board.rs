@@ -314,7 +314,8 @@ mod tests {
                     }
                     3 => {
                         prop_assert_eq!(board.remove(&id).is_some(), open_ones.remove(&id).is_some());
-                        (running.remove(&id), held.remove(&id));
+                        running.remove(&id);
+                        held.remove(&id);
                     }
                     4 if board.is_taken(&id) == Some(false) => {
                         board.hold(&id);

@@ -57,7 +57,7 @@ pub(crate) async fn follow(client: &Client, id: &str, attempt: Option<u32>) -> R
     };
     let mut followed = Followed { client, task: id, attempt: first, stdout: 0, stderr: 0, away: None };
     loop {
-        let task = followed.to_its_end().await?;
+        let task = followed.follow_to_end().await?;
         if attempt.is_some() || task.state.is_ended() && followed.attempt >= task.last_attempt() {
             return Ok(());
         }
@@ -67,7 +67,7 @@ pub(crate) async fn follow(client: &Client, id: &str, attempt: Option<u32>) -> R
 
 impl Followed<'_> {
     /// Copies until the attempt has ended: the task as it is then.
-    async fn to_its_end(&mut self) -> Result<Task, Failure> {
+    async fn follow_to_end(&mut self) -> Result<Task, Failure> {
         loop {
             let round = match self.copy().await {
                 Ok(()) => self.client.task(self.task, Duration::ZERO).await.map_err(Broken::Client),
