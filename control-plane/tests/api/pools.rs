@@ -283,7 +283,8 @@ async fn a_template_that_is_built_again_has_standbys_of_the_new_one() {
     has(client, 1).await;
     // As is one that its next use builds again.
     std::fs::write(place.config().assets.kernel(), "yet another kernel").unwrap();
-    create(client, "a2").await;
+    let waits = client.post("/v1/agents", &json!({ "name": "a2", "template": "t1" })).await;
+    assert_eq!(waits.status(), StatusCode::CREATED, "{:?}", waits.body);
     assert_eq!(pool(client).await.misses, 1);
     has(client, 1).await;
     create(client, "a3").await;

@@ -1,5 +1,6 @@
 //! Programs whose WebSocket breaks and is taken up again: what arrives, who may, and for how long.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use ark_types::exec::{CLOSE_TAKEN_UP, ExecAck, ExecEnd, ExecSession, ExitStatus}
 use ark_types::guest::{ErrorCode, Frame, GuestError, Kind, MAX_PAYLOAD, Started};
 use ark_types::problem::{Problem, ProblemKind};
 use ark_types::replay::{ACK_EVERY, Replay, WINDOW, cost};
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::StatusCode;
 use nix::sys::signal::Signal;
@@ -120,45 +122,80 @@ impl Patient {
         }
     }
 
-    /// Goes on until the end or the connection's.
+    /// Goes on until the end or the connection's, both ways at once: who writes all it has before it reads may never come to that.
     async fn converse(&mut self, mut socket: Socket) -> Option<()> {
         let session: ExecSession = frame(socket.0.next().await?.ok()?)?.parse().unwrap();
         self.input.acknowledge(session.received).unwrap();
         (self.next, self.untold) = (session.received, 0);
+        let (mut sink, mut source) = socket.0.split();
+        let mut is_unsent = false;
         loop {
-            while self.input.has_room()
-                && let Some(frame) = self.source.next()
-            {
-                self.input.push(frame.encode().into());
-            }
-            while let Some(frame) = self.input.get(self.next) {
-                socket.0.send(Message::Binary(frame.clone())).await.ok()?;
-                self.next += 1;
-            }
-            if self.untold >= ACK_EVERY {
-                self.untold = 0;
-                let ack = Frame::json(Kind::Ack, &ExecAck { received: self.received }).unwrap();
-                socket.0.send(Message::Binary(ack.encode().into())).await.ok()?;
-            }
-            let Some(frame) = frame(socket.0.next().await?.ok()?) else { continue };
-            match frame.kind {
-                Kind::Ack => {
-                    self.input.acknowledge(frame.parse::<ExecAck>().unwrap().received).unwrap();
-                    continue;
+            let said = self.say();
+            tokio::select! {
+                biased;
+                message = source.next() => {
+                    if let Some(frame) = frame(message?.ok()?) && self.hear(&frame) {
+                        let _ = sink.close().await;
+                        return Some(());
+                    }
                 }
-                Kind::Started => {}
-                Kind::Stdout => self.stdout.extend_from_slice(&frame.payload),
-                Kind::Stderr => self.stderr.extend_from_slice(&frame.payload),
-                Kind::Exited => {
-                    self.end = Some(frame.parse().unwrap());
-                    let _ = socket.0.close(None).await;
-                    return Some(());
+                ready = poll_fn(|cx| match &said {
+                    Some(_) => sink.poll_ready_unpin(cx),
+                    None => sink.poll_flush_unpin(cx),
+                }), if said.is_some() || is_unsent => {
+                    ready.ok()?;
+                    is_unsent = said.is_some();
+                    if let Some(said) = said {
+                        sink.start_send_unpin(Message::Binary(said)).ok()?;
+                        self.said();
+                    }
                 }
-                other => panic!("{other:?}: {:?}", String::from_utf8_lossy(&frame.payload)),
             }
-            self.received += 1;
-            self.untold += cost(frame.encode().len());
         }
+    }
+
+    /// What is to be sent next, if there is anything.
+    fn say(&mut self) -> Option<Bytes> {
+        if self.untold >= ACK_EVERY {
+            let ack = Frame::json(Kind::Ack, &ExecAck { received: self.received }).unwrap();
+            return Some(ack.encode().into());
+        }
+        while self.input.has_room()
+            && let Some(frame) = self.source.next()
+        {
+            self.input.push(frame.encode().into());
+        }
+        self.input.get(self.next).cloned()
+    }
+
+    /// What [`Self::say`] said is on its way.
+    fn said(&mut self) {
+        if self.untold >= ACK_EVERY {
+            self.untold = 0;
+        } else {
+            self.next += 1;
+        }
+    }
+
+    /// Whether `frame` is the last one.
+    fn hear(&mut self, frame: &Frame) -> bool {
+        match frame.kind {
+            Kind::Ack => {
+                self.input.acknowledge(frame.parse::<ExecAck>().unwrap().received).unwrap();
+                return false;
+            }
+            Kind::Started => {}
+            Kind::Stdout => self.stdout.extend_from_slice(&frame.payload),
+            Kind::Stderr => self.stderr.extend_from_slice(&frame.payload),
+            Kind::Exited => {
+                self.end = Some(frame.parse().unwrap());
+                return true;
+            }
+            other => panic!("{other:?}: {:?}", String::from_utf8_lossy(&frame.payload)),
+        }
+        self.received += 1;
+        self.untold += cost(frame.encode().len());
+        false
     }
 }
 
