@@ -43,5 +43,7 @@ pub const HELLO_PORT: u32 = 1024;
 pub const CONTROL_PORT: u32 = 1025;
 /// Host port (CID 2) where programs of the guest find services.
 pub const SERVICES_PORT: u32 = 1026;
+/// Guest port where an inference VM speaks MCP: one JSON-RPC message a line.
+pub const INFERENCE_PORT: u32 = 1030;
 /// Time between heartbeats, milliseconds. Hundreds of idle agents share a host: each wakes it this often.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 5000;
