@@ -232,8 +232,10 @@ async fn bad_parameters_are_refused_with_a_reason() {
         ("chat", json!({"messages": [{"role": "king", "content": "x"}]})),
         ("no_such_tool", json!({})),
     ] {
-        let (code, _, message) = peer.bad(tool, arguments.clone()).await;
-        assert_eq!(code, -32602, "{tool} {arguments}: {message}");
+        // What does not match a tool's schema is the SDK's to refuse: an error of the tool, or of the protocol.
+        let answer = peer.tool(tool, arguments).await;
+        let refused = answer["error"]["code"] == -32602 || answer["result"]["isError"] == true;
+        assert!(refused, "{tool}: {answer}");
     }
     assert_eq!(peer.ask("no/such/method", json!({})).await["error"]["code"], -32601);
     // It still works.

@@ -19,8 +19,9 @@ pub(crate) fn model() -> PathBuf {
     .join("model.gguf")
 }
 
+/// One thread: those of an engine wait for each other in loops, and tests run many engines at once.
 pub(crate) fn config() -> Config {
-    Config { context: 512, sessions: 8, batch: 64, threads: 2, queue: 64 }
+    Config { context: 512, sessions: 8, batch: 64, threads: 1, queue: 64 }
 }
 
 pub(crate) fn engine(config: Config) -> Engine {
