@@ -21,7 +21,11 @@ STEP   := tests/step.sh
 
 PROGRAMS := ark arkd ark-vmm ark-guestd
 
-.PHONY: run test soak bench stop clean install deps programs kernel images machine all lint unit api-fuzz vm-tests machine-tests help
+# ark-inference brings llama.cpp, minutes of C++: it has steps of its own, and release code only.
+LIGHT    := --workspace --exclude ark-inference
+
+.PHONY: run test soak bench stop clean install deps programs inference kernel images machine all lint unit inference-tests api-fuzz \
+  vm-tests machine-tests help
 
 run: all
 	@echo
@@ -86,31 +90,46 @@ deps:
 
 # Static release binaries. A file is replaced only when it changed, so that what is made from it stays cached.
 programs: deps
-	@$(STEP) "Rust programs" $(CARGO) build --release --workspace --locked $(PROGRAMS:%=--bin %)
+	@$(STEP) "Rust programs" $(CARGO) build --release $(LIGHT) --locked $(PROGRAMS:%=--bin %)
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do \
 	  cmp -s $(TARGET)/release/$$p $(BIN)/$$p || { cp $(TARGET)/release/$$p $(BIN)/.$$p.new && mv $(BIN)/.$$p.new $(BIN)/$$p; }; \
 	done
 
+inference: deps
+	@$(STEP) "inference server" agents/inference/build.sh
+
 kernel: deps
 	@$(STEP) "guest kernel" guest-kernel/build.sh
 
-images: deps programs
-	@$(STEP) "guest images" sh -c 'guest-images/image.sh base && guest-images/image.sh python && guest-images/guestd-cpio.sh'
+images: deps programs inference
+	@$(STEP) "guest images" sh -c 'guest-images/image.sh base && guest-images/image.sh python && guest-images/image.sh inference && guest-images/guestd-cpio.sh'
 
 machine: kernel images
 	@$(STEP) "emulated host" guest-images/machine/build.sh
 
-test: all lint unit api-fuzz vm-tests machine-tests
+test: all lint unit inference-tests api-fuzz vm-tests machine-tests
 	@echo "make test: everything passed"
 
 lint: deps
 	@$(STEP) "rustfmt" $(CARGO) fmt --all --check
-	@$(STEP) "clippy" $(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(STEP) "clippy" $(CARGO) clippy $(LIGHT) --all-targets --locked -- -D warnings
 
 # Unit, property, snapshot and style tests: no VM.
 unit: deps
-	@$(STEP) "unit tests" $(CARGO) test --workspace --locked
+	@$(STEP) "unit tests" $(CARGO) test $(LIGHT) --locked
+
+# The inference server over a model of random weights: batching, caches, hostile callers. llama.cpp is what `make inference` has built.
+MCP := $(BUILD)/.cache/mcp
+inference-tests: SECTIONS += test
+inference-tests: deps $(MCP)/.made
+	@$(STEP) "inference clippy" $(CARGO) clippy --release -p ark-inference --all-targets --locked -- -D warnings
+	@$(STEP) "inference tests" env ARK_MCP_PYTHON=$(MCP)/bin/python $(CARGO) test --release -p ark-inference --locked -- --include-ignored
+
+$(MCP)/.made: agents/inference/tests/requirements.txt | deps
+	@$(STEP) "MCP SDK for Python" sh -c 'python3 -m venv --clear $(MCP) && \
+	  $(MCP)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<'
+	@touch $@
 
 # The REST API against its OpenAPI document, by a fuzzer that reads it, over VMMs that are fakes: no VM.
 SCHEMATHESIS := $(BUILD)/.cache/schemathesis
@@ -129,7 +148,7 @@ vm-tests: all
 	@$(STEP) "whole-VM tests" tests/on-kvm.sh vm
 
 machine-tests: all
-	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) $(CARGO) test --workspace --locked --test machine -- --test-threads 1
+	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) $(CARGO) test $(LIGHT) --locked --test machine -- --test-threads 1
 
 # arkd killed at many points of a mixed load, against a stand-in for the VMM and on real VMs, and many rounds of fork, exec and
 # delete. Every failure names its seed.

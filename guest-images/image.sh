@@ -2,7 +2,8 @@
 # Builds one read-only image: image.sh RECIPE
 #
 # guest-images/RECIPE/recipe.sh says what is inside: `description`, `packages` (Debian, with all they depend on), `without`
-# (of those, what the image can do without) and `compose ROOT`, which finishes the tree. Packages are unpacked, not installed: no
+# (of those, what the image can do without), `programs` (ours, of build/bin, that compose puts into it) and `compose ROOT`, which
+# finishes the tree. Packages are unpacked, not installed: no
 # maintainer script runs, so neither root nor a chroot is needed, and the result depends on the package files alone.
 # Output: build/images/RECIPE.erofs and its manifest build/images/RECIPE.json.
 # shellcheck source=lib.sh
@@ -14,8 +15,12 @@ recipe=$repo/guest-images/$name
 need mkfs.erofs erofs-utils
 need fakeroot fakeroot
 need dpkg-deb dpkg
+programs=()
 # shellcheck source=base/recipe.sh
 . "$recipe/recipe.sh"
+for program in "${programs[@]}"; do
+    [ -x "$build/bin/$program" ] || die "build/bin/$program is missing, which image $name contains. Build it with: make ${program#ark-}"
+done
 # shellcheck source=tree.sh
 . "$repo/guest-images/tree.sh"
 
@@ -39,7 +44,7 @@ build_image() {
 
 # A UUID that follows from the content, in the form of version 8 (RFC 9562, 5.8: custom).
 image_uuid() {
-    { cat "$recipe"/* && printf '%s' "$1"; } | sha256sum |
+    { cat "$recipe"/* "${programs[@]/#/$build/bin/}" && printf '%s' "$1"; } | sha256sum |
         sed -E 's/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/\1-\2-8\3-8\4-\5/'
 }
 
@@ -53,5 +58,5 @@ manifest() {
 
 specs=$(resolve "${packages[@]}")
 for spec in "${without[@]}"; do specs=$(grep -v "^$spec=" <<<"$specs"); done
-key=$(key_of "$recipe"/* "$repo"/guest-images/{lib,image,tree}.sh <<<"$specs")
+key=$(key_of "$recipe"/* "${programs[@]/#/$build/bin/}" "$repo"/guest-images/{lib,image,tree}.sh <<<"$specs")
 step "image-$name" "image $name" "$key" "$mib" build_image "$build/images/$name.erofs" "$build/images/$name.json"

@@ -14,7 +14,7 @@ case $what in
     bench) build=(build --release --bin ark-bench) name=ark-bench ;;
     *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
 esac
-binary=$("${CARGO:-cargo}" "${build[@]}" --workspace --locked --message-format=json |
+binary=$("${CARGO:-cargo}" "${build[@]}" --workspace --exclude ark-inference --locked --message-format=json |
     sed -En "s#.*\"executable\":\"([^\"]*/$name)\".*#\1#p")
 [ -x "$binary" ] || { echo "on-kvm.sh: cargo built no program for '$what'" >&2; exit 1; }
 

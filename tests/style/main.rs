@@ -15,6 +15,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ark-client", &["ark-types"]),
     ("ark-cli", &["ark-client", "ark-types"]),
     ("ark-link", &["ark-types"]),
+    ("ark-gguf", &[]),
+    ("ark-inference", &["ark-gguf", "ark-link", "ark-types"]),
     ("ark-guestd", &["ark-link", "ark-types"]),
     ("ark-chaos", &["ark-types"]),
     ("ark-tests", &["ark-chaos", "ark-types", "arkd"]),

@@ -52,5 +52,7 @@ pub const CONTROL_PORT: u32 = 1025;
 pub const SERVICES_PORT: u32 = 1026;
 /// Most bytes of a kept program's output that the guest holds.
 pub const MAX_KEPT_OUTPUT: usize = 64 << 10;
+/// Guest port where an inference VM speaks MCP: one JSON-RPC message a line.
+pub const INFERENCE_PORT: u32 = 1030;
 /// Time between heartbeats, milliseconds. Hundreds of idle agents share a host: each wakes it this often.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 5000;

@@ -1,0 +1,174 @@
+//! The wire: one JSON-RPC message a line, over any stream.
+//!
+//! Unlike the SDK's own transport for streams, a line that cannot be read is answered (parse error, invalid request) instead of
+//! dropped, so that no caller waits for an answer that never comes.
+
+use std::io;
+use std::sync::Arc;
+
+use rmcp::RoleServer;
+use rmcp::model::{ErrorCode, ErrorData, RequestId};
+use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
+use rmcp::transport::Transport;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Longest line, in bytes: more than the longest text that any tool takes, escaped.
+pub const MAX_LINE: usize = 16 << 20;
+/// Lines that wait to be written before those who have more to say are held up.
+const WAITING_LINES: usize = 64;
+
+/// A stream of messages.
+pub(super) struct Lines<R> {
+    read: BufReader<R>,
+    line: Vec<u8>,
+    /// Inside a line that is too long.
+    skipping: bool,
+    /// `None` once closed.
+    write: Arc<Mutex<Option<mpsc::Sender<Vec<u8>>>>>,
+    writer: Option<tokio::task::JoinHandle<()>>,
+    /// Cancelled when the peer has closed its side.
+    gone: CancellationToken,
+}
+
+enum Line {
+    Whole,
+    TooLong,
+    End,
+}
+
+impl<R: AsyncRead + Send + Unpin> Lines<R> {
+    /// Messages of `read`, answered on `write`; `gone` is cancelled when `read` ends.
+    pub(super) fn new(
+        read: R,
+        mut write: impl AsyncWrite + Send + Unpin + 'static,
+        gone: CancellationToken,
+    ) -> Self {
+        let (sender, mut lines) = mpsc::channel::<Vec<u8>>(WAITING_LINES);
+        let broken = gone.clone();
+        let writer = tokio::spawn(async move {
+            while let Some(line) = lines.recv().await {
+                let flush = lines.is_empty();
+                if write.write_all(&line).await.is_err() || (flush && write.flush().await.is_err()) {
+                    broken.cancel();
+                    return;
+                }
+            }
+            // A peer that is gone does not care how the stream ends.
+            let _ = write.shutdown().await;
+        });
+        Self {
+            read: BufReader::with_capacity(64 << 10, read),
+            line: Vec::new(),
+            skipping: false,
+            write: Arc::new(Mutex::new(Some(sender))),
+            writer: Some(writer),
+            gone,
+        }
+    }
+
+    /// The next line, in `self.line`. What was read stays there when this is dropped half way.
+    async fn next_line(&mut self) -> io::Result<Line> {
+        loop {
+            let bytes = self.read.fill_buf().await?;
+            if bytes.is_empty() {
+                return Ok(Line::End);
+            }
+            let end = bytes.iter().position(|b| *b == b'\n');
+            let part = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+            let taken = part.len() + usize::from(end.is_some());
+            if self.line.len() + part.len() > MAX_LINE {
+                self.skipping = true;
+                self.line = Vec::new();
+            }
+            if !self.skipping {
+                self.line.extend_from_slice(part);
+            }
+            self.read.consume(taken);
+            if end.is_some() {
+                return Ok(if std::mem::take(&mut self.skipping) { Line::TooLong } else { Line::Whole });
+            }
+        }
+    }
+
+    /// Answers what is no request. A peer that does not read its answers gets no more of them.
+    async fn refuse(&mut self, error: ErrorData, id: Option<RequestId>) {
+        if let Some(sender) = self.write.lock().await.as_ref() {
+            let _ = sender.try_send(encode(&TxJsonRpcMessage::<RoleServer>::error(error, id)));
+        }
+    }
+}
+
+fn encode(message: &TxJsonRpcMessage<RoleServer>) -> Vec<u8> {
+    // Messages are made of maps with string keys and numbers, which always have a JSON form.
+    let mut line = serde_json::to_vec(message).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// What to answer to a line that is no message; `None` for a notification, which is never answered.
+fn refusal(line: &[u8], error: &serde_json::Error) -> Option<(ErrorData, Option<RequestId>)> {
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(line) else {
+        let text = format!("this line is not JSON in UTF-8 ({error}); send one JSON-RPC message a line");
+        return Some((ErrorData::new(ErrorCode::PARSE_ERROR, text, None), None));
+    };
+    let id = value.get("id").and_then(|id| serde_json::from_value(id.clone()).ok());
+    if id.is_none() && value.get("method").is_some() && value.get("id").is_none() {
+        return None;
+    }
+    Some((ErrorData::new(ErrorCode::INVALID_REQUEST, "this is JSON, but no JSON-RPC 2.0 message", None), id))
+}
+
+impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
+    type Error = io::Error;
+
+    fn send(
+        &mut self,
+        item: TxJsonRpcMessage<RoleServer>,
+    ) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        let write = Arc::clone(&self.write);
+        async move {
+            let sender = write.lock().await.clone().ok_or(io::ErrorKind::NotConnected)?;
+            sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleServer>> {
+        loop {
+            match self.next_line().await {
+                Ok(Line::Whole) => {}
+                Ok(Line::TooLong) => {
+                    let text = format!("this line has more than {MAX_LINE} bytes, which no call needs");
+                    self.refuse(ErrorData::new(ErrorCode::INVALID_REQUEST, text, None), None).await;
+                    continue;
+                }
+                Ok(Line::End) | Err(_) => {
+                    self.gone.cancel();
+                    return None;
+                }
+            }
+            let line = std::mem::take(&mut self.line);
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(message) => return Some(message),
+                Err(error) => {
+                    if let Some((error, id)) = refusal(&line, &error) {
+                        self.refuse(error, id).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        drop(self.write.lock().await.take());
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.await;
+        }
+        Ok(())
+    }
+}
