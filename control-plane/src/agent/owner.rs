@@ -112,7 +112,7 @@ impl Owner {
             _ = ended(&mut life.vmm) => return,
         }
         if ready.send(Ok(())).is_err() {
-            return;
+            return life.kill().await;
         }
         let patience = self.core.config.timing.silence;
         self.healing.heard();
@@ -138,7 +138,8 @@ impl Owner {
                         drop(to.send(StoodBy { life, renewals: self.body.renewals() }));
                         return;
                     }
-                    Some(Request::Remove { .. } | Request::Leave) | None => return,
+                    // Who asked for it waits until the VMM is gone.
+                    Some(Request::Remove { .. } | Request::Leave) | None => return life.kill().await,
                     // Nobody has a handle to ask for more.
                     Some(_) => {}
                 },
