@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ark_types::exec::{ExecEnd, ExecRequest};
-use ark_types::guest::{CONTROL_PORT, Decoder, Frame, Kind};
+use ark_types::guest::{CONTROL_PORT, Decoder, Frame, Kind, Renew};
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -53,6 +53,31 @@ impl Address {
         let (output, end) = self.try_exec(argv).unwrap_or_else(|e| panic!("{argv:?}: {e}"));
         assert_eq!(end.status.shell_code(), 0, "{argv:?} failed in the guest: {output}");
         output
+    }
+
+    /// Has a restored guest become somebody else, as `order` says.
+    ///
+    /// Panics when it does not: a benchmark of half a claim has no figure.
+    pub(crate) fn renew(&self, order: &Renew) {
+        let mut stream = self.connect(CONTROL_PORT).expect("the guest takes connections");
+        let frame = Frame::json(Kind::Renew, order).expect("JSON");
+        stream.write_all(&frame.encode()).expect("the guest reads");
+        let mut decoder = Decoder::new();
+        let mut buffer = vec![0; 64 << 10];
+        let answer = loop {
+            if let Some(frame) = decoder.next().expect("a frame") {
+                break frame;
+            }
+            let n = stream.read(&mut buffer).expect("the guest answers");
+            assert!(n > 0, "the guest hung up");
+            decoder.feed(&buffer[..n]);
+        };
+        assert!(
+            answer.kind == Kind::Renewed,
+            "{:?}: {}",
+            answer.kind,
+            String::from_utf8_lossy(&answer.payload)
+        );
     }
 
     /// Runs `argv` in the guest: what it printed and how it ended, or why that cannot be known.
