@@ -14,6 +14,7 @@ use ark_types::agent::{AgentName, AgentState};
 use ark_types::event::Stream;
 use ark_types::image::ImageName;
 use ark_types::label::{InvalidLabel, Labels, Selector};
+use ark_types::permission::Permission;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -218,6 +219,9 @@ pub(crate) struct AgentArgs {
     /// Remove it when nothing was asked of it for so long while it ran (90s, 10m)
     #[arg(long, value_parser = parse::lifetime, value_name = "TIME")]
     pub(crate) idle_timeout: Option<u64>,
+    /// What it may use of the platform: inference, or inference=MODEL for one model alone
+    #[arg(long, value_name = "PERMISSION")]
+    pub(crate) allow: Vec<Permission>,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
     #[command(flatten)]

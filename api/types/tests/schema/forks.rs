@@ -168,6 +168,7 @@ fn forks() {
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        allow: Vec::new(),
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
