@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod branches;
+mod chat;
 mod pools;
 mod scheduling;
 mod services;
@@ -26,6 +27,7 @@ pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, SnapshotsArgs,
     TemplateAction,
 };
+pub(crate) use chat::ChatArgs;
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
@@ -92,6 +94,8 @@ pub(crate) enum Verb {
     Exec(ExecArgs),
     /// Run code in the interpreter that an agent keeps warm
     Eval(EvalArgs),
+    /// Ask a model something
+    Chat(ChatArgs),
     /// Branch a running agent: forks of it begin where it stands, and it goes on
     Fork(ForkArgs),
     /// Let agents stand still, their memory on disk

@@ -45,9 +45,7 @@ impl FromStr for Permission {
         let invalid = || InvalidPermission(text.chars().take(100).collect());
         let (what, model) = text.split_once('=').map_or((text, None), |(what, model)| (what, Some(model)));
         match what {
-            "inference" => {
-                Ok(Self::Inference(model.map(str::parse).transpose().map_err(|_| invalid())?))
-            }
+            "inference" => Ok(Self::Inference(model.map(str::parse).transpose().map_err(|_| invalid())?)),
             _ => Err(invalid()),
         }
     }
@@ -88,7 +86,9 @@ mod tests {
 
     #[test]
     fn what_is_no_permission_is_refused_with_what_there_is() {
-        for text in ["", "all", "inference=", "inference=A", "inference=a=b", "Inference", " inference", "network"] {
+        for text in
+            ["", "all", "inference=", "inference=A", "inference=a=b", "Inference", " inference", "network"]
+        {
             let why = text.parse::<Permission>().unwrap_err().to_string();
             assert!(why.contains("inference=MODEL"), "{why}");
         }

@@ -84,9 +84,7 @@ impl Life {
         // Anything but its absence is told by what follows.
         let _ = std::fs::remove_file(dir.host_port(HELLO_PORT));
         match listen(dir, &seat) {
-            Ok((greeter, ports)) => {
-                Ok(Self { vmm: None, greeter, ports, restored: None, home, seat })
-            }
+            Ok((greeter, ports)) => Ok(Self { vmm: None, greeter, ports, restored: None, home, seat }),
             Err(source) => {
                 home.leave();
                 Err(directory(dir, source))

@@ -71,7 +71,9 @@ fn admit(core: &Weak<Core>, id: &str) -> Result<(Arc<Core>, Handle, Caller), Str
     let (models, owner) = agent.look(|agent| (allowed(agent), agent.owner.clone()));
     let models = models.ok_or_else(|| {
         let name = agent.name();
-        format!("the agent {name} may not use inference: allow it when the agent is made, with --allow inference")
+        format!(
+            "the agent {name} may not use inference: allow it when the agent is made, with --allow inference"
+        )
     })?;
     let caller = Caller::agent(id.to_owned(), owner, models);
     Ok((core, agent, caller))
@@ -149,7 +151,11 @@ mod tests {
             allowing(&["inference=a", "inference=b"]),
             Some(Allowed::Only(vec!["a".to_owned(), "b".to_owned()]))
         );
-        assert_eq!(allowing(&["inference=a", "inference"]), Some(Allowed::All), "every model is that one, too");
+        assert_eq!(
+            allowing(&["inference=a", "inference"]),
+            Some(Allowed::All),
+            "every model is that one, too"
+        );
     }
 
     async fn refused(sent: &[u8]) -> Value {

@@ -39,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(300);
 /// Bytes that are passed on at a time.
 const BUFFER: usize = 8 << 10;
+
 /// Listens for the agent `id`, whose directory is `dir`, in place of who did before; call it before the VMM starts.
 ///
 /// # Errors

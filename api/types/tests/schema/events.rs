@@ -252,7 +252,7 @@ fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
             .contains(&key.as_str())
     });
     let older: AgentSpec = serde_json::from_value(older).unwrap();
-    assert_eq!((older.owner, older.labels), (Owner::default(), Labels::default()));
+    assert_eq!((older.owner, older.allow, older.labels), (Owner::default(), Vec::new(), Labels::default()));
     assert_eq!((older.checkpoint, older.health_check), (None, None));
     assert_eq!((older.restart, older.ttl_s, older.idle_timeout_s), (RestartPolicy::Never, None, None));
 }
