@@ -125,13 +125,11 @@ class _Session:
 
     def __init__(self):
         self.next = 0
+        self.socket = socket.socket(socket.AF_UNIX if isinstance(ADDRESS, str) else socket.AF_VSOCK, socket.SOCK_STREAM)
         try:
-            if isinstance(ADDRESS, str):
-                self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            else:
-                self.socket = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
             self.socket.connect(ADDRESS)
         except OSError as error:
+            self.socket.close()
             raise Unavailable(f"the host does not answer at {ADDRESS}: {error}; inference is for agents of a host that has it") from error
         self.lines = self.socket.makefile("rb")
 
