@@ -19,7 +19,7 @@ CARGO ?= $(shell command -v cargo || ls /root/.cargo/bin/cargo "/home/$$SUDO_USE
 export CARGO
 STEP   := tests/step.sh
 
-PROGRAMS := ark arkd ark-vmm ark-guestd
+PROGRAMS := ark arkd ark-vmm ark-guestd ark-ai
 
 # ark-inference brings llama.cpp, minutes of C++: it has steps of its own, and release code only.
 LIGHT    := --workspace --exclude ark-inference

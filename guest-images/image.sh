@@ -18,8 +18,9 @@ need dpkg-deb dpkg
 programs=()
 # shellcheck source=base/recipe.sh
 . "$recipe/recipe.sh"
+mapfile -t sources < <(find "$recipe" -type f -not -path '*/__pycache__/*' | sort)
 for program in "${programs[@]}"; do
-    [ -x "$build/bin/$program" ] || die "build/bin/$program is missing, which image $name contains. Build it with: make ${program#ark-}"
+    [ -x "$build/bin/$program" ] || die "build/bin/$program is missing, which image $name contains. Build it with make programs (ark-inference: make inference)"
 done
 # shellcheck source=tree.sh
 . "$repo/guest-images/tree.sh"
@@ -44,7 +45,7 @@ build_image() {
 
 # A UUID that follows from the content, in the form of version 8 (RFC 9562, 5.8: custom).
 image_uuid() {
-    { cat "$recipe"/* "${programs[@]/#/$build/bin/}" && printf '%s' "$1"; } | sha256sum |
+    { cat "${sources[@]}" "${programs[@]/#/$build/bin/}" && printf '%s' "$1"; } | sha256sum |
         sed -E 's/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/\1-\2-8\3-8\4-\5/'
 }
 
@@ -58,5 +59,5 @@ manifest() {
 
 specs=$(resolve "${packages[@]}")
 for spec in "${without[@]}"; do specs=$(grep -v "^$spec=" <<<"$specs"); done
-key=$(key_of "$recipe"/* "${programs[@]/#/$build/bin/}" "$repo"/guest-images/{lib,image,tree}.sh <<<"$specs")
+key=$(key_of "${sources[@]}" "${programs[@]/#/$build/bin/}" "$repo"/guest-images/{lib,image,tree}.sh <<<"$specs")
 step "image-$name" "image $name" "$key" "$mib" build_image "$build/images/$name.erofs" "$build/images/$name.json"

@@ -14,7 +14,7 @@ use crate::images::{Image, ImageError};
 use crate::problems::Refusal;
 use crate::scheduler::{Ask, Grant};
 use crate::upkeep;
-use crate::validate::check_env;
+use crate::validate::{check_allow, check_env};
 
 /// Why an agent is refused.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,7 @@ impl From<AdmissionError> for Refusal {
 pub async fn admit(core: &Core, request: &CreateAgent) -> Result<Source, Refusal> {
     core.ledger.ready()?;
     check_env(&request.env)?;
+    check_allow(&request.allow)?;
     check_wishes(request)?;
     let given = |what| {
         let detail = format!("{what} cannot be chosen for a fork: processors and memory are the template's");

@@ -25,6 +25,7 @@
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`services`] | names with replicas behind them: healing, updates, and who takes a call |
+//! | `ports` | where an agent's programs reach the host: services, and inference if it is allowed |
 //! | [`execs`] | programs with a WebSocket, and how a broken one is taken up again |
 //! | [`upkeep`], [`validate`] | bounds of what clients send |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
@@ -56,11 +57,13 @@ pub mod guest;
 pub mod host;
 pub mod idempotency;
 pub mod images;
+mod inference;
 pub mod ledger;
 pub mod logs;
 pub mod names;
 pub mod notify;
 pub mod pool;
+mod ports;
 pub mod problems;
 pub mod projection;
 pub mod reconcile;

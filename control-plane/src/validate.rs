@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ark_types::eval::{EvalRequest, MAX_CODE};
 use ark_types::exec::{Encoding, ExecRequest, MAX_ARGS};
 use ark_types::guest::{Frame, FrameError, Kind};
+use ark_types::permission::{MAX_PERMISSIONS, Permission};
 use ark_types::problem::ProblemKind;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -42,6 +43,20 @@ pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
         }
         no_nul("the name of an environment variable", name)?;
         no_nul(&format!("the environment variable {name}"), value)?;
+    }
+    Ok(())
+}
+
+/// Checks what an agent is to be allowed.
+///
+/// # Errors
+/// A [`Refusal`] when that is too much of a list.
+pub fn check_allow(allow: &[Permission]) -> Result<(), Refusal> {
+    if allow.len() > MAX_PERMISSIONS {
+        return Err(invalid(format!(
+            "{} permissions are too many: at most {MAX_PERMISSIONS}; `inference` stands for every model",
+            allow.len()
+        )));
     }
     Ok(())
 }

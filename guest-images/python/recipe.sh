@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034 # read by image.sh
-# CPython with its standard library, pip and numpy, over busybox and bash.
+# CPython with its standard library, pip, numpy and the module ark, over busybox and bash.
 description='CPython 3.11 with its standard library, pip and numpy'
 mib=700
 packages=(busybox-static bash libc-bin python3 python3-pip python3-numpy)
@@ -10,10 +10,15 @@ without=(
     ca-certificates libnsl2 libtirpc3 libtirpc-common libgssapi-krb5-2 libkrb5-3 libkrb5support0 libk5crypto3 libkeyutils1
     libcom-err2 python3-wheel
 )
+programs=(ark-ai)
 
 compose() {
     local root=$1 lib=$1/usr/lib/python3.11 dist=$1/usr/lib/python3/dist-packages arch=usr/lib/x86_64-linux-gnu python
     busybox_links "$root"
+    # shellcheck disable=SC2154 # lib.sh's
+    install -m 755 "$build/bin/ark-ai" "$root/usr/bin/ark-ai"
+    # The module that an agent's programs have models say something with.
+    install -D -m 644 -t "$dist/ark" "${BASH_SOURCE[0]%/*}"/ark/*.py
     ln -sf python3 "$root/usr/bin/python"
     # What the packages' alternatives would point at.
     ln -sf blas/libblas.so.3 "$root/$arch/libblas.so.3"

@@ -50,6 +50,7 @@ fn life(number: usize) -> impl Iterator<Item = Append> {
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
+        allow: Vec::new(),
         checkpoint: None,
         health_check: None,
         created_unix_ms: 1_700_000_000_000 + number as u64,

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ark-cli", &["ark-client", "ark-types"]),
     ("ark-link", &["ark-types"]),
     ("ark-gguf", &[]),
+    ("ark-ai", &["ark-link", "ark-types"]),
     ("ark-inference", &["ark-gguf", "ark-link", "ark-types"]),
     ("ark-guestd", &["ark-link", "ark-types"]),
     ("ark-chaos", &["ark-types"]),

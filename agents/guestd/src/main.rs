@@ -25,6 +25,7 @@ use std::thread;
 use ark_link::{Address, Listener, Stream};
 
 mod boot;
+mod bridge;
 mod children;
 mod connect;
 mod dial;
@@ -32,6 +33,7 @@ mod eval;
 mod exec;
 mod failure;
 mod files;
+mod gateway;
 mod keep;
 mod poll;
 mod renew;

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod branches;
+mod chat;
 mod pools;
 mod scheduling;
 mod services;
@@ -14,6 +15,7 @@ use ark_types::agent::{AgentName, AgentState};
 use ark_types::event::Stream;
 use ark_types::image::ImageName;
 use ark_types::label::{InvalidLabel, Labels, Selector};
+use ark_types::permission::Permission;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -25,6 +27,7 @@ pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, SnapshotsArgs,
     TemplateAction,
 };
+pub(crate) use chat::ChatArgs;
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
@@ -91,6 +94,8 @@ pub(crate) enum Verb {
     Exec(ExecArgs),
     /// Run code in the interpreter that an agent keeps warm
     Eval(EvalArgs),
+    /// Ask a model something
+    Chat(ChatArgs),
     /// Branch a running agent: forks of it begin where it stands, and it goes on
     Fork(ForkArgs),
     /// Let agents stand still, their memory on disk
@@ -218,6 +223,9 @@ pub(crate) struct AgentArgs {
     /// Remove it when nothing was asked of it for so long while it ran (90s, 10m)
     #[arg(long, value_parser = parse::lifetime, value_name = "TIME")]
     pub(crate) idle_timeout: Option<u64>,
+    /// What it may use of the platform: inference, or inference=MODEL for one model alone
+    #[arg(long, value_name = "PERMISSION")]
+    pub(crate) allow: Vec<Permission>,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
     #[command(flatten)]

@@ -12,6 +12,7 @@
 //! ```
 
 mod branches;
+mod chat;
 mod connect;
 mod error;
 mod events;
@@ -26,6 +27,7 @@ mod services;
 mod tasks;
 mod uri;
 
+pub use chat::ChatStream;
 pub use connect::Endpoint;
 pub use error::Error;
 pub use events::{AgentQuery, EventQuery, EventStream};

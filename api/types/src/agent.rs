@@ -12,6 +12,7 @@ use crate::healing::{AgentHealth, Continuity, RestartPolicy};
 use crate::health_check::HealthCheck;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
+use crate::permission::Permission;
 use crate::scheduling::Spread;
 use crate::vmm::{ExitRecord, SnapshotId};
 
@@ -117,6 +118,9 @@ pub struct CreateAgent {
     /// Who it belongs to: quotas and fairness go by owners.
     #[serde(default, skip_serializing_if = "Owner::is_default")]
     pub owner: Owner,
+    /// What it may use of the platform; nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Permission>,
     /// Among those that wait for room the highest goes first; -100 to 100.
     #[serde(default, skip_serializing_if = "is_normal")]
     pub priority: i32,
@@ -195,6 +199,9 @@ pub struct Agent {
     /// Who it belongs to.
     #[serde(default)]
     pub owner: Owner,
+    /// What it may use of the platform; nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Permission>,
     /// Labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,

@@ -55,6 +55,8 @@ problem_kinds! {
     BadRequest = "/problems/bad-request", 400, "The request could not be understood";
     /// No bearer token, or a wrong one.
     Unauthorized = "/problems/unauthorized", 401, "A valid bearer token is needed";
+    /// The agent is not allowed to use what it asks for.
+    NotAllowed = "/problems/not-allowed", 403, "The agent is not allowed to do this";
     /// No such route.
     NoRoute = "/problems/no-route", 404, "There is nothing at this address";
     /// No agent of that name or id.

@@ -23,6 +23,7 @@ use crate::healing::{AgentHealth, RestartPolicy};
 use crate::health_check::HealthCheck;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
+use crate::permission::Permission;
 
 /// Label of a replica: the service that it is one of.
 pub const SERVICE_LABEL: &str = "ark.service";
@@ -132,6 +133,9 @@ pub struct ServiceSpec {
     /// Who it belongs to, and its replicas with it.
     #[serde(default, skip_serializing_if = "Owner::is_default")]
     pub owner: Owner,
+    /// What its replicas may use of the platform; nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Permission>,
     /// TCP port at 127.0.0.1 of every replica where its program listens: other agents of the owner are connected with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,

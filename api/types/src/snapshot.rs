@@ -8,6 +8,7 @@ use crate::checkpoint::CheckpointPolicy;
 use crate::healing::RestartPolicy;
 use crate::health_check::HealthCheck;
 use crate::image::ImageName;
+use crate::permission::Permission;
 
 /// Most forks that one request can ask for.
 pub const MAX_FORKS: u32 = 256;
@@ -86,6 +87,9 @@ pub struct RestoreSnapshot {
     /// Name of the new agent; `arkd` makes one up when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<AgentName>,
+    /// What it may use of the platform, whatever the agent might that the snapshot is of; nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Permission>,
     /// Whether it begins anew when its VMM ends, whatever the agent did that the snapshot is of; `never` when absent.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
     pub restart: RestartPolicy,
@@ -112,6 +116,9 @@ pub struct ForkAgent {
     /// How many forks, 1 to 256. They are called `<agent>-1`, `<agent>-2` and so on; numbers in use are passed over.
     #[serde(default = "one")]
     pub count: u32,
+    /// What each may use of the platform, whatever the agent may; nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Permission>,
     /// Whether each begins anew when its VMM ends, whatever the agent does; `never` when absent.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
     pub restart: RestartPolicy,
@@ -126,7 +133,13 @@ pub struct ForkAgent {
 impl Default for ForkAgent {
     /// One fork, without further wishes.
     fn default() -> Self {
-        Self { count: one(), restart: RestartPolicy::Never, checkpoint: None, health_check: None }
+        Self {
+            count: one(),
+            allow: Vec::new(),
+            restart: RestartPolicy::Never,
+            checkpoint: None,
+            health_check: None,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::eval::{EvalException, Language};
 use crate::exec::Encoding;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
+use crate::permission::Permission;
 
 /// Environment variable that holds the id of the task.
 pub const ID_VARIABLE: &str = "ARK_TASK_ID";
@@ -100,6 +101,9 @@ pub struct CreateTask {
     /// Who it belongs to: quotas and fairness go by owners.
     #[serde(default, skip_serializing_if = "Owner::is_default")]
     pub owner: Owner,
+    /// What its agents may use of the platform; nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Permission>,
     /// Labels, to select tasks by.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,

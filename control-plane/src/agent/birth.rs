@@ -15,6 +15,7 @@ use ark_types::guest::CONTROL_PORT;
 use ark_types::healing::{AgentHealth, RestartPolicy};
 use ark_types::health_check::HealthCheck;
 use ark_types::label::Labels;
+use ark_types::permission::Permission;
 use ark_types::scheduling::Resources;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span};
@@ -67,6 +68,8 @@ pub struct Wishes {
     pub labels: Labels,
     /// Who it belongs to.
     pub owner: ark_types::label::Owner,
+    /// What it may use of the platform. That of the snapshot's agent is not inherited: it was given to that one alone.
+    pub allow: Vec<Permission>,
     /// What becomes of it when it ends, or when nobody uses it.
     pub upkeep: Upkeep,
 }
@@ -101,8 +104,8 @@ impl From<&CreateAgent> for Upkeep {
 impl From<CreateAgent> for Wishes {
     fn from(request: CreateAgent) -> Self {
         let upkeep = Upkeep::from(&request);
-        let CreateAgent { name, env, auto_remove, labels, owner, .. } = request;
-        Self { name, env, auto_remove, labels, owner, upkeep }
+        let CreateAgent { name, env, auto_remove, labels, owner, allow, .. } = request;
+        Self { name, env, auto_remove, labels, owner, allow, upkeep }
     }
 }
 
@@ -280,7 +283,7 @@ async fn claim(
 ) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = Arc::clone(&standby.handle.0);
     let (up, came_up) = oneshot::channel();
-    let Wishes { name, env, auto_remove, labels, owner, upkeep } = birth.wishes.clone();
+    let Wishes { name, env, auto_remove, labels, owner, allow, upkeep } = birth.wishes.clone();
     let admitted = core
         .registry
         .admit(name, Some(shared.id.clone()), |id, name| (standby.handle.renamed(id, name, env.clone()), ()));
@@ -301,6 +304,7 @@ async fn claim(
         auto_remove,
         labels,
         owner,
+        allow,
         created_unix_ms: unix_ms(),
         restart: upkeep.restart,
         ttl_s: upkeep.ttl_s,
@@ -481,6 +485,7 @@ fn newborn(
         auto_remove: wishes.auto_remove,
         labels: wishes.labels.clone(),
         owner: wishes.owner.clone(),
+        allow: wishes.allow.clone(),
         restart: wishes.upkeep.restart,
         ttl_s: wishes.upkeep.ttl_s,
         idle_timeout_s: wishes.upkeep.idle_timeout_s,

@@ -1,6 +1,5 @@
 //! Many from one: a branch point on disk, and forks restored from it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
@@ -18,6 +17,7 @@ use crate::scheduler::{Ask, Grant};
 use crate::services::without_own_labels;
 use crate::snapshots::Hold;
 use crate::upkeep;
+use crate::validate::check_allow;
 
 /// Where an agent branches.
 struct Branch {
@@ -31,9 +31,12 @@ struct Branch {
 /// # Errors
 /// A [`Refusal`] when the count is out of bounds, the agent cannot branch, or not a single fork came to be.
 pub async fn fork(core: &Arc<Core>, handle: &Handle, request: ForkAgent) -> Result<Forked, Refusal> {
-    let ForkAgent { count, restart, checkpoint, health_check } = request;
+    let ForkAgent { count, allow, restart, checkpoint, health_check } = request;
     let upkeep = Upkeep { restart, checkpoint, health_check, ..Upkeep::default() };
     upkeep::check(&upkeep, false)?;
+    check_allow(&allow)?;
+    // The parent's policy, limits and permissions are wishes for the parent alone, and its variables may be secrets.
+    let wishes = Wishes { allow, upkeep, ..Wishes::default() };
     if !(1..=MAX_FORKS).contains(&count) {
         let detail = format!("{count} forks cannot be had at once: ask for 1 to {MAX_FORKS}");
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));
@@ -56,7 +59,7 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, request: ForkAgent) -> Resu
     let mut forks = Vec::new();
     let mut number = 0;
     for grant in grants {
-        let (name, fork) = begin(core, handle, (&branch.hold, &image, &upkeep), &mut number, &grant)?;
+        let (name, fork) = begin(core, handle, (&branch.hold, &image, &wishes), &mut number, &grant)?;
         forks.push(async move { (name, fork.await) });
     }
     let mut forked = Forked {
@@ -117,7 +120,7 @@ async fn branch(core: &Arc<Core>, handle: &Handle) -> Result<Branch, Refusal> {
 fn begin(
     core: &Arc<Core>,
     handle: &Handle,
-    (hold, image, upkeep): (&Hold, &Image, &Upkeep),
+    (hold, image, wishes): (&Hold, &Image, &Wishes),
     number: &mut u64,
     grant: &Grant,
 ) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
@@ -132,14 +135,10 @@ fn begin(
             origin: Origin::Fork { name: handle.name().clone(), id: handle.id().to_owned() },
             wishes: Wishes {
                 name: Some(name.clone()),
-                // The parent's are not inherited: they may be secrets.
-                env: BTreeMap::new(),
-                auto_remove: false,
                 // A fork of a service's replica is none.
                 labels: without_own_labels(&parent.labels),
                 owner: parent.owner.clone(),
-                // The parent's policy and limits are wishes for the parent alone.
-                upkeep: upkeep.clone(),
+                ..wishes.clone()
             },
             grant: grant.clone(),
         };

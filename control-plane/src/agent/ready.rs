@@ -27,7 +27,7 @@ use super::request::Request;
 use super::start::Life;
 use super::{BootError, record};
 use crate::pool::Den;
-use crate::services::Switchboard;
+use crate::ports::Ports;
 use crate::snapshots::Hold;
 use crate::telemetry::{Ahead, Phase};
 use crate::traces::step;
@@ -69,7 +69,7 @@ impl Life {
         let Self { vmm, greeter, restored, home, .. } = life;
         change_places(dir, home.dir())?;
         drop(home);
-        self.switchboard = Switchboard::listen(&self.seat.0, dir, self.seat.1.clone())?;
+        self.ports = Ports::listen(&self.seat.0, dir, &self.seat.1)?;
         self.vmm = vmm.map(|mut vmm| {
             vmm.moved_to(dir.clone());
             vmm

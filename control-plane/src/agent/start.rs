@@ -24,7 +24,7 @@ use crate::core::Core;
 use crate::guest::{Event, Greeter, Renewal, renew};
 use crate::host::millis;
 use crate::pool::Den;
-use crate::services::Switchboard;
+use crate::ports::Ports;
 use crate::snapshots::{Hold, LABEL_IMAGE, LABEL_IMAGE_DIGEST};
 use crate::supervisor::{Vmm, tail_text};
 use crate::telemetry::Phase;
@@ -42,8 +42,8 @@ pub(super) struct Life {
     /// None once it ended, or before it began.
     pub(super) vmm: Option<Vmm>,
     pub(super) greeter: Greeter,
-    /// Where its guest finds services.
-    pub(super) switchboard: Switchboard,
+    /// Where its programs reach the host.
+    pub(super) ports: Ports,
     /// What one is that this `arkd` restored, and what its guest said.
     pub(super) restored: Option<Restored>,
     pub(super) home: Home,
@@ -84,9 +84,7 @@ impl Life {
         // Anything but its absence is told by what follows.
         let _ = std::fs::remove_file(dir.host_port(HELLO_PORT));
         match listen(dir, &seat) {
-            Ok((greeter, switchboard)) => {
-                Ok(Self { vmm: None, greeter, switchboard, restored: None, home, seat })
-            }
+            Ok((greeter, ports)) => Ok(Self { vmm: None, greeter, ports, restored: None, home, seat }),
             Err(source) => {
                 home.leave();
                 Err(directory(dir, source))
@@ -95,8 +93,8 @@ impl Life {
     }
 
     fn within(home: Home, vmm: Option<Vmm>, dir: &AgentDir, seat: Seat) -> Result<Self, BootError> {
-        let (greeter, switchboard) = listen(dir, &seat).map_err(|source| directory(dir, source))?;
-        Ok(Self { vmm, greeter, switchboard, restored: None, home, seat })
+        let (greeter, ports) = listen(dir, &seat).map_err(|source| directory(dir, source))?;
+        Ok(Self { vmm, greeter, ports, restored: None, home, seat })
     }
 
     /// Makes room for another VMM after [`Self::kill`]: what the guest of the last one still said is heard no more.
@@ -109,7 +107,7 @@ impl Life {
 
     /// Has another guest find the host, in a directory where none was or that was made ready for it.
     pub(super) fn listen_anew(&mut self, dir: &AgentDir) -> std::io::Result<()> {
-        (self.greeter, self.switchboard) = listen(dir, &self.seat)?;
+        (self.greeter, self.ports) = listen(dir, &self.seat)?;
         Ok(())
     }
 
@@ -160,9 +158,9 @@ pub(super) async fn ended(vmm: &mut Option<Vmm>) -> ExitRecord {
 }
 
 /// Listens on the sockets that the guest calls.
-fn listen(dir: &AgentDir, seat: &Seat) -> std::io::Result<(Greeter, Switchboard)> {
+fn listen(dir: &AgentDir, seat: &Seat) -> std::io::Result<(Greeter, Ports)> {
     let greeter = Greeter::listen(&dir.host_port(HELLO_PORT))?;
-    Ok((greeter, Switchboard::listen(&seat.0, dir, seat.1.clone())?))
+    Ok((greeter, Ports::listen(&seat.0, dir, &seat.1)?))
 }
 
 /// The agent's directory as its VMM knows it: the one that it works in, whatever its name is by now.

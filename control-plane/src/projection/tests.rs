@@ -42,6 +42,7 @@ fn created(n: u64) -> Event {
             restart: RestartPolicy::Never,
             ttl_s: None,
             idle_timeout_s: None,
+            allow: Vec::new(),
             checkpoint: None,
             health_check: None,
         },

@@ -15,8 +15,8 @@ use crate::telemetry::Source;
 /// Forks a living agent, which goes on meanwhile and keeps its connections.
 ///
 /// Every fork is told apart and checked before it is in the reply; one that fails a check is ended and listed with the
-/// reason. Environment and secrets of the agent are not inherited, nor are its restart policy, limits, checkpoints and health
-/// check: a fork has those that the request names.
+/// reason. Environment and secrets of the agent are not inherited, nor are its permissions, restart policy, limits, checkpoints
+/// and health check: a fork has those that the request names.
 #[utoipa::path(
     post, path = "/agents/{agent}/fork", tag = "agents",
     params(("agent" = String, Path, description = "Name or id of the agent")),

@@ -65,6 +65,7 @@ pub(super) fn request(
         auto_remove: false,
         labels: replica_labels(spec, generation)?,
         owner: spec.owner.clone(),
+        allow: spec.allow.clone(),
         priority: 0,
         queue_timeout_ms: None,
         // Where there are several hosts, one that fails does not take the service with it.

@@ -52,7 +52,7 @@ use ark_types::service::{COMMAND_LABEL, GENERATION_LABEL, SERVICE_LABEL, Service
 use crate::problems::Refusal;
 
 pub use error::ServiceError;
-pub(crate) use switchboard::Switchboard;
+pub(crate) use switchboard::listen;
 pub use table::Services;
 
 /// Labels that only `arkd` gives.

@@ -1,4 +1,4 @@
-//! Where one agent's programs find services: a socket that its VMM connects to for them, and streams on to replicas.
+//! Where one agent's programs find services, and streams on to replicas.
 //!
 //! ```text
 //!  program ─ vsock 2:1026 ─► its VMM ─ v.sock_1026 ─► here ─ v.sock, Dial ─► replica's VMM ─► guestd ─► 127.0.0.1:port
@@ -19,23 +19,19 @@ use ark_types::plain::plain;
 use ark_types::service::{MAX_LINE, NoWish, Wish};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use super::{ServiceError, call, view};
 use crate::agent::Handle;
 use crate::core::Core;
 use crate::guest::dial;
+use crate::ports::{self, Port, part};
 
 /// Most connections of one agent at a time.
 const MOST: usize = 64;
 /// How long an agent may take to say what it wants.
 const FIRST_WORD: Duration = Duration::from_secs(10);
-/// How long an agent that was answered may take to end its side.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Most bytes that are read from it then.
-const MAX_UNREAD: usize = 64 << 10;
 /// How long it waits for a replica that is ready.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stream that one side has ended goes on while nothing comes of the other: whoever ended it may be gone, and the
@@ -43,47 +39,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(300);
 /// Bytes that are passed on at a time.
 const BUFFER: usize = 8 << 10;
-/// Pause after an accept(2) that failed for want of something, descriptors for example.
-const PAUSE: Duration = Duration::from_millis(50);
 
-/// Listens for one agent's programs. Dropping it ends everything that they have here.
-#[derive(Debug)]
-pub(crate) struct Switchboard {
-    task: JoinHandle<()>,
-}
-
-impl Switchboard {
-    /// Listens for the agent `id`, whose directory is `dir`, in place of who did before; call it before the VMM starts.
-    ///
-    /// # Errors
-    /// When the socket cannot be made.
-    pub(crate) fn listen(core: &Arc<Core>, dir: &AgentDir, id: String) -> io::Result<Self> {
-        let socket = dir.host_port(SERVICES_PORT);
-        // Anything but its absence is told by what follows.
-        let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket)?;
-        Ok(Self { task: tokio::spawn(serve(listener, Arc::downgrade(core), id)) })
-    }
-}
-
-impl Drop for Switchboard {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Serves connections, at most [`MOST`] at a time. They end with this future.
-async fn serve(listener: UnixListener, core: Weak<Core>, id: String) {
-    let mut streams = JoinSet::new();
-    loop {
-        tokio::select! {
-            Some(_) = streams.join_next() => {}
-            accepted = listener.accept(), if streams.len() < MOST => match accepted {
-                Ok((stream, _)) => drop(streams.spawn(answer(stream, core.clone(), id.clone()))),
-                Err(_) => sleep(PAUSE).await,
-            },
-        }
-    }
+/// Listens for the agent `id`, whose directory is `dir`, in place of who did before; call it before the VMM starts.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(crate) fn listen(core: &Arc<Core>, dir: &AgentDir, id: &str) -> io::Result<Port> {
+    let (core, id) = (Arc::downgrade(core), id.to_owned());
+    Port::listen(dir, SERVICES_PORT, MOST, move |stream| answer(stream, core.clone(), id.clone()))
 }
 
 /// Why an agent does not get what it wants.
@@ -126,23 +89,6 @@ async fn answer(mut stream: UnixStream, core: Weak<Core>, id: String) {
     part(stream).await;
 }
 
-/// Says that no more comes, and reads what still does for a moment: closed with something unread, the connection would be broken
-/// before the other side has read the answer.
-async fn part(mut stream: UnixStream) {
-    let _ = stream.shutdown().await;
-    let reading = async {
-        let mut buffer = [0; 4096];
-        let mut most = MAX_UNREAD;
-        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-            most = most.saturating_sub(count);
-            if most == 0 {
-                return;
-            }
-        }
-    };
-    let _ = timeout(LAST_WORDS, reading).await;
-}
-
 /// What the agent wants, and what it sent behind that.
 async fn wish(stream: &mut UnixStream) -> Result<(Wish, BytesMut), Refused> {
     let mut buffer = BytesMut::with_capacity(MAX_LINE);
@@ -164,8 +110,7 @@ async fn wish(stream: &mut UnixStream) -> Result<(Wish, BytesMut), Refused> {
 
 /// The agent `id`, and whose it is.
 fn caller(core: &Core, id: &str) -> Result<(Handle, Owner), Refused> {
-    // One that is in no list may have the name of one that is.
-    let agent = core.registry.find(id).ok().filter(|agent| agent.id() == id).ok_or(Refused::NoAgent)?;
+    let agent = ports::caller(core, id).ok_or(Refused::NoAgent)?;
     let owner = agent.look(|agent| agent.owner.clone());
     Ok((agent, owner))
 }
@@ -284,6 +229,8 @@ async fn while_it_speaks(
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
 
     #[tokio::test]

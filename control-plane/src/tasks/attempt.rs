@@ -193,6 +193,7 @@ fn agent_for(request: &CreateTask, id: &str) -> CreateAgent {
         auto_remove: true,
         labels: Labels::try_from(label).unwrap_or_default(),
         owner: request.owner.clone(),
+        allow: request.allow.clone(),
         priority: request.priority,
         queue_timeout_ms: Some(millis(PATIENCE)),
         anti_affinity: None,

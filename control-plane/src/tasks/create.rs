@@ -24,6 +24,7 @@ use crate::host::unix_ms;
 use crate::idempotency;
 use crate::problems::Refusal;
 use crate::store::{Append, AppendError};
+use crate::validate::check_allow;
 
 /// As long as what a guest is told of an attempt can be.
 const LARGEST: Which<'static> = Which {
@@ -177,6 +178,7 @@ fn check(core: &Core, request: &CreateTask) -> Result<TaskWork, Refusal> {
             "a priority of {given} is out of bounds: give one from {least} to {most}"
         )));
     }
+    check_allow(&request.allow)?;
     check_times(request)?;
     check_place(core, request)?;
     match (&request.command, &request.eval) {

@@ -23,6 +23,7 @@ mod idempotency;
 mod metrics;
 mod openapi;
 mod pause;
+mod permissions;
 mod pool;
 mod pools;
 mod ready;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ark_types::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
 use ark_types::image::ImageName;
+use ark_types::permission::Permission;
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::UpkeepArgs;
@@ -89,6 +90,9 @@ pub(crate) struct ForkArgs {
     /// How many forks, 1 to 256
     #[arg(short = 'n', long, default_value_t = 1, value_parser = parse::forks, value_name = "N")]
     pub(crate) count: u32,
+    /// What it may use of the platform: inference, or inference=MODEL for one model alone
+    #[arg(long, value_name = "PERMISSION")]
+    pub(crate) allow: Vec<Permission>,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
 }
@@ -153,6 +157,9 @@ pub(crate) struct RestoreArgs {
     pub(crate) name: Option<AgentName>,
     /// Name of the snapshot
     pub(crate) snapshot: String,
+    /// What it may use of the platform: inference, or inference=MODEL for one model alone
+    #[arg(long, value_name = "PERMISSION")]
+    pub(crate) allow: Vec<Permission>,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
 }

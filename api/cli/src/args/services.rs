@@ -6,6 +6,7 @@ use ark_types::agent::AgentName;
 use ark_types::healing::RestartPolicy;
 use ark_types::image::ImageName;
 use ark_types::label::Owner;
+use ark_types::permission::Permission;
 use clap::{Args, Subcommand};
 
 use super::HealthArgs;
@@ -92,6 +93,9 @@ pub(crate) struct ServiceSpecArgs {
     /// Whose it is
     #[arg(long, env = "ARK_OWNER", value_name = "OWNER")]
     pub(crate) owner: Option<Owner>,
+    /// What each may use of the platform: inference, or inference=MODEL for one model alone
+    #[arg(long, value_name = "PERMISSION")]
+    pub(crate) allow: Vec<Permission>,
     /// TCP port at 127.0.0.1 of every replica where its program listens, for other agents of the owner
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
     pub(crate) tcp: Option<u16>,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ark_types::agent::AgentName;
 use ark_types::image::ImageName;
 use ark_types::label::{Owner, Selector};
+use ark_types::permission::Permission;
 use ark_types::task::{TaskKey, TaskState};
 use clap::{Args, Subcommand};
 
@@ -72,6 +73,9 @@ pub(crate) struct TaskArgs {
     /// Owner of the task: quotas and fairness go by owners [default: default]
     #[arg(long, env = "ARK_OWNER", value_name = "OWNER")]
     pub(crate) owner: Option<Owner>,
+    /// What its agents may use of the platform: inference, or inference=MODEL for one model alone
+    #[arg(long, value_name = "PERMISSION")]
+    pub(crate) allow: Vec<Permission>,
     /// Among tasks that wait the highest goes first: -100 to 100
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-100..=100), value_name = "N")]
     pub(crate) priority: i32,

@@ -46,6 +46,7 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         auto_remove: false,
         labels: args.labels()?,
         owner: args.room.owner.clone().unwrap_or_default(),
+        allow: args.allow.clone(),
         priority: args.room.priority,
         queue_timeout_ms: args.room.queue_timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         anti_affinity: None,
@@ -280,6 +281,10 @@ fn details(ui: Ui, agent: &Agent) -> String {
 /// What becomes of an agent by itself, and what its restarts cost it.
 fn upkeep(agent: &Agent) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
+    if !agent.allow.is_empty() {
+        let allow: Vec<_> = agent.allow.iter().map(ToString::to_string).collect();
+        rows.push(("allowed", allow.join(", ")));
+    }
     if !agent.restart.is_never() {
         rows.push(("restart", agent.restart.to_string()));
     }

@@ -15,6 +15,7 @@ use crate::progress::Spinner;
 pub(crate) async fn fork(context: &Context, args: &ForkArgs) -> Result<(), Failure> {
     let request = ForkAgent {
         count: args.count,
+        allow: args.allow.clone(),
         restart: args.upkeep.restart,
         checkpoint: args.upkeep.checkpoint,
         health_check: args.upkeep.health.check()?,

@@ -75,6 +75,7 @@ async fn in_a_temporary_agent(
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        allow: Vec::new(),
         priority: 0,
         queue_timeout_ms: None,
         anti_affinity: None,

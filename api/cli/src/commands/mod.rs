@@ -2,6 +2,7 @@
 
 mod agents;
 mod branches;
+mod chat;
 mod code;
 pub(crate) mod cp;
 mod doctor;
@@ -36,6 +37,7 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Exec(args) => program::exec(context, &args).await,
         Verb::Create(args) => done(agents::create(context, &args.agent).await),
         Verb::Eval(args) => eval::eval(context, &args).await,
+        Verb::Chat(args) => done(chat::chat(context, &args).await),
         Verb::Fork(args) => done(branches::fork(context, &args).await),
         Verb::Pause { agents } => done(branches::pause(context, &agents).await),
         Verb::Resume { agents } => done(branches::resume(context, &agents).await),

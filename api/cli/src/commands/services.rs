@@ -76,6 +76,7 @@ fn spec(args: &ServiceSpecArgs) -> Result<ServiceSpec, Failure> {
         env: args.env.iter().cloned().collect(),
         labels: labels.try_into().map_err(|error: InvalidLabel| Failure::Usage(error.to_string()))?,
         owner: args.owner.clone().unwrap_or_default(),
+        allow: args.allow.clone(),
         port: args.tcp,
         command: (!args.command.is_empty()).then(|| ServiceCommand {
             argv: args.command.clone(),

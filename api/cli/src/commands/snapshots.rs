@@ -87,6 +87,7 @@ async fn compact(context: &Context, name: &str) -> Result<(), Failure> {
 pub(crate) async fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
     let request = RestoreSnapshot {
         name: args.name.clone(),
+        allow: args.allow.clone(),
         restart: args.upkeep.restart,
         checkpoint: args.upkeep.checkpoint,
         health_check: args.upkeep.health.check()?,

@@ -70,6 +70,7 @@ fn common(args: &TaskArgs) -> Result<CreateTask, Failure> {
     Ok(CreateTask {
         name: args.name.clone(),
         owner: args.owner.clone().unwrap_or_default(),
+        allow: args.allow.clone(),
         labels,
         image: args.template.is_none().then(|| args.image.clone()),
         template: args.template.clone(),

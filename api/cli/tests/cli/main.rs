@@ -2,6 +2,7 @@
 
 mod ark;
 mod branches;
+mod chat;
 mod events;
 mod golden;
 mod host;

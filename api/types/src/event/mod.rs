@@ -15,6 +15,7 @@ use crate::health_check::HealthCheck;
 use crate::idempotency::KeptReply;
 use crate::image::ImageName;
 use crate::label::{Labels, Owner};
+use crate::permission::Permission;
 use crate::pool::PoolPolicy;
 use crate::scheduling::Quota;
 use crate::service::ServiceSpec;
@@ -53,6 +54,9 @@ pub struct AgentSpec {
     /// Who it belongs to.
     #[serde(default)]
     pub owner: Owner,
+    /// What it may use of the platform; nothing when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Permission>,
     /// Labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
@@ -94,6 +98,7 @@ impl From<&Agent> for AgentSpec {
             id: agent.id.clone(),
             name: agent.name.clone(),
             owner: agent.owner.clone(),
+            allow: agent.allow.clone(),
             labels: agent.labels.clone(),
             origin: agent.origin.clone(),
             image: agent.image.clone(),
@@ -119,6 +124,7 @@ impl AgentSpec {
             id: self.id,
             name: self.name,
             owner: self.owner,
+            allow: self.allow,
             labels: self.labels,
             origin: self.origin,
             image: self.image,

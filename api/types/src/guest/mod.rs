@@ -29,7 +29,9 @@
 //! names, also when it has ended already: a host that begins anew cannot start it twice. With null it is only told of, and
 //! [`ErrorCode::NothingKept`] where there is none. How it ended comes with what it wrote last.
 //!
-//! Any program in the guest may connect to [`SERVICES_PORT`] of the host. What is said there is in [`crate::service`].
+//! Any program in the guest may connect to [`SERVICES_PORT`] of the host. What is said there is in [`crate::service`]. Where
+//! the agent is allowed inference ([`crate::permission`]), so it may to [`MCP_PORT`] and [`OPENAI_PORT`]; to the latter through
+//! [`OPENAI_SOCKET`], too.
 
 mod encoded;
 mod frame;
@@ -50,6 +52,12 @@ pub const HELLO_PORT: u32 = 1024;
 pub const CONTROL_PORT: u32 = 1025;
 /// Host port (CID 2) where programs of the guest find services.
 pub const SERVICES_PORT: u32 = 1026;
+/// Host port (CID 2) where programs of the guest have models say something, as MCP: one JSON-RPC message a line.
+pub const MCP_PORT: u32 = 1031;
+/// Host port (CID 2) where they do so as HTTP, in the form of OpenAI's API.
+pub const OPENAI_PORT: u32 = 1032;
+/// Where programs of the guest find [`OPENAI_PORT`] as a Unix socket.
+pub const OPENAI_SOCKET: &str = "/run/ark/openai.sock";
 /// Most bytes of a kept program's output that the guest holds.
 pub const MAX_KEPT_OUTPUT: usize = 64 << 10;
 /// Guest port where an inference VM speaks MCP: one JSON-RPC message a line.

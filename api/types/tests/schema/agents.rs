@@ -17,6 +17,7 @@ use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, Pro
 use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::image::{ImageList, ImageManifest};
 use ark_types::label::{Labels, Owner};
+use ark_types::permission::Permission;
 use ark_types::problem::{Problem, ProblemKind};
 use ark_types::scheduling::{
     Host, HostList, Overcommit, OwnerList, OwnerQuota, Quota, RequestQueue, Resources, Spread, WaitingRequest,
@@ -314,6 +315,10 @@ fn health_check() -> HealthCheck {
     HealthCheck { probe, interval_s: 30, timeout_s: 10, failures: 3, start_period_s: 0 }
 }
 
+fn permissions() -> Vec<Permission> {
+    vec![Permission::Inference(None), Permission::Inference("router".parse().ok())]
+}
+
 /// A request for an agent that says nothing.
 fn create_least() -> CreateAgent {
     CreateAgent {
@@ -327,6 +332,7 @@ fn create_least() -> CreateAgent {
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        allow: Vec::new(),
         priority: 0,
         queue_timeout_ms: None,
         anti_affinity: None,
@@ -358,6 +364,7 @@ fn newborn() -> Agent {
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        allow: Vec::new(),
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
@@ -390,6 +397,7 @@ fn agents() {
     let forked = CreateAgent { template: Some("py".parse().unwrap()), ..create.clone() };
     let queued = CreateAgent {
         owner: "team".parse().unwrap(),
+        allow: permissions(),
         priority: -5,
         queue_timeout_ms: Some(0),
         anti_affinity: Some("web".parse().unwrap()),
@@ -430,6 +438,7 @@ fn agents() {
             boot_ms: Some(870),
             heartbeat: Some(beat.clone()),
             labels: labels(),
+            allow: permissions(),
             restart: RestartPolicy::OnFailure { max_restarts: None },
             ttl_s: Some(3600),
             idle_timeout_s: Some(600),

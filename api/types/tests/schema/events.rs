@@ -26,6 +26,7 @@ fn spec() -> AgentSpec {
         id: "0123456789abcdef".to_owned(),
         name: name("a1"),
         owner: "shop".parse().unwrap(),
+        allow: vec!["inference=router".parse().unwrap()],
         labels: labels.try_into().unwrap(),
         origin: Origin::Template { name: name("py") },
         image: "python".parse().unwrap(),
@@ -247,11 +248,11 @@ fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
     assert_eq!((newborn.state, AgentSpec::from(&newborn)), (AgentState::Creating, spec()));
     let mut older = serde_json::to_value(spec()).unwrap();
     older.as_object_mut().unwrap().retain(|key, _| {
-        !["owner", "labels", "restart", "ttl_s", "idle_timeout_s", "checkpoint", "health_check"]
+        !["owner", "allow", "labels", "restart", "ttl_s", "idle_timeout_s", "checkpoint", "health_check"]
             .contains(&key.as_str())
     });
     let older: AgentSpec = serde_json::from_value(older).unwrap();
-    assert_eq!((older.owner, older.labels), (Owner::default(), Labels::default()));
+    assert_eq!((older.owner, older.allow, older.labels), (Owner::default(), Vec::new(), Labels::default()));
     assert_eq!((older.checkpoint, older.health_check), (None, None));
     assert_eq!((older.restart, older.ttl_s, older.idle_timeout_s), (RestartPolicy::Never, None, None));
 }

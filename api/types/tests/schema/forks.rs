@@ -126,6 +126,7 @@ fn snapshots() {
     let full = Snapshot { kind: SnapshotKind::Full, base: None, ..snapshot() };
     let restore = RestoreSnapshot {
         name: Some(name("a2")),
+        allow: vec!["inference".parse().unwrap()],
         restart: RestartPolicy::Always { max_restarts: None },
         checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
         health_check: Some(health_check()),
@@ -168,6 +169,7 @@ fn forks() {
         auto_remove: false,
         labels: Labels::default(),
         owner: Owner::default(),
+        allow: Vec::new(),
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
@@ -188,6 +190,7 @@ fn forks() {
     };
     let wishes = ForkAgent {
         count: 2,
+        allow: vec!["inference".parse().unwrap()],
         restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
         checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
         health_check: Some(health_check()),

@@ -28,6 +28,7 @@ fn most() -> ServiceSpec {
         env: BTreeMap::from([("LANG".to_owned(), "C.UTF-8".to_owned())]),
         labels: BTreeMap::from([("app".to_owned(), "shop".to_owned())]).try_into().unwrap(),
         owner: "shop".parse().unwrap(),
+        allow: vec!["inference".parse().unwrap()],
         port: Some(8080),
         command: Some(ServiceCommand {
             argv: vec!["python3".to_owned(), "-m".to_owned(), "http.server".to_owned()],

@@ -24,6 +24,7 @@ fn create() -> CreateTask {
     CreateTask {
         name: Some(name("nightly")),
         owner: "shop".parse().unwrap(),
+        allow: vec!["inference=router".parse().unwrap()],
         labels: labels.try_into().unwrap(),
         image: Some("base".parse().unwrap()),
         template: None,
