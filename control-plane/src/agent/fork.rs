@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use super::{Birth, BootError, Handle, SnapshotFailure, Upkeep, Wishes, birth};
 use crate::admission::check_host;
 use crate::core::Core;
-use crate::images::Image;
+use crate::media::Media;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
 use crate::scheduler::{Ask, Grant};
@@ -52,11 +52,11 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, request: ForkAgent) -> Resu
     let _busy = core.pool.busy();
     check_host(core).await?;
     let branch = branch(core, handle).await?;
-    let image = birth::prove(core, &branch.hold).await?;
+    let media = birth::prove(core, &branch.hold).await?;
     let mut forks = Vec::new();
     let mut number = 0;
     for grant in grants {
-        let (name, fork) = begin(core, handle, (&branch.hold, &image, &upkeep), &mut number, &grant)?;
+        let (name, fork) = begin(core, handle, (&branch.hold, &media, &upkeep), &mut number, &grant)?;
         forks.push(async move { (name, fork.await) });
     }
     let mut forked = Forked {
@@ -117,7 +117,7 @@ async fn branch(core: &Arc<Core>, handle: &Handle) -> Result<Branch, Refusal> {
 fn begin(
     core: &Arc<Core>,
     handle: &Handle,
-    (hold, image, upkeep): (&Hold, &Image, &Upkeep),
+    (hold, media, upkeep): (&Hold, &Media, &Upkeep),
     number: &mut u64,
     grant: &Grant,
 ) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
@@ -143,7 +143,7 @@ fn begin(
             },
             grant: grant.clone(),
         };
-        match birth::begin_restore(core, birth, image.clone()) {
+        match birth::begin_restore(core, birth, media.clone()) {
             Ok(fork) => return Ok((name, fork)),
             Err(AdmitError::NameTaken(_)) => {}
             Err(error) => return Err(error.into()),

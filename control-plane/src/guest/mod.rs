@@ -18,7 +18,7 @@ use std::time::Duration;
 use ark_types::guest::{FrameError, GuestError, Kind};
 use ark_types::plain::plain;
 
-pub(crate) use connection::dial;
+pub(crate) use connection::{Dialled, connect, dial};
 pub use connection::{Connection, FrameReader, FrameWriter};
 pub use eval::{Evaluated, evaluate, evaluate_to};
 pub use exec::{Captured, Sink, capture, capture_to};
