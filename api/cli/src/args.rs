@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod branches;
+mod models;
 mod pools;
 mod scheduling;
 mod services;
@@ -25,6 +26,7 @@ pub(crate) use branches::{
     BuildArgs, EvalArgs, ForkArgs, RestoreArgs, RewindArgs, SnapshotAction, SnapshotArgs, SnapshotsArgs,
     TemplateAction,
 };
+pub(crate) use models::{ModelAction, ModelAddArgs};
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
@@ -139,6 +141,13 @@ pub(crate) enum Verb {
     Label(LabelArgs),
     /// List images
     Images,
+    /// Models: language models in GGUF files, served by VMs of their own
+    Model {
+        #[command(subcommand)]
+        action: ModelAction,
+    },
+    /// List models
+    Models,
     /// Templates: agents that were booted and warmed once, to be forked from
     Template {
         #[command(subcommand)]

@@ -35,7 +35,11 @@ pub struct InvalidModelName(String);
 impl TryFrom<String> for ModelName {
     type Error = InvalidModelName;
     fn try_from(text: String) -> Result<Self, InvalidModelName> {
-        if is_label(&text) && text.len() <= MAX_MODEL_NAME { Ok(Self(text)) } else { Err(InvalidModelName(text)) }
+        if is_label(&text) && text.len() <= MAX_MODEL_NAME {
+            Ok(Self(text))
+        } else {
+            Err(InvalidModelName(text))
+        }
     }
 }
 

@@ -30,9 +30,9 @@ use super::{
 use crate::cleanup::make_private_dir;
 use crate::core::Core;
 use crate::guest::{Address, Idle, set_clock};
+use crate::media::Media;
 use crate::problems::Refusal;
 use crate::scheduler::{Ask, Grant};
-use crate::media::Media;
 use crate::snapshots::{Hold, tells_of_full_disk};
 use crate::supervisor::{ControlError, ask_for, set_going};
 

@@ -23,10 +23,14 @@ pub enum ModelError {
     #[error(transparent)]
     Name(#[from] InvalidModelName),
     /// It comes with the release.
-    #[error("the model {0} comes with the release, so it is neither replaced nor removed: choose another name for yours")]
+    #[error(
+        "the model {0} comes with the release, so it is neither replaced nor removed: choose another name for yours"
+    )]
     Bundled(ModelName),
     /// There is another one of that name.
-    #[error("there is another model {0} already: choose another name, or remove that one with `ark model rm {0}`")]
+    #[error(
+        "there is another model {0} already: choose another name, or remove that one with `ark model rm {0}`"
+    )]
     Taken(ModelName),
     /// Its file is none that can be served.
     #[error("the model {name} cannot be served: {source}")]
@@ -37,7 +41,9 @@ pub enum ModelError {
         source: GgufError,
     },
     /// Its file is not the one that was added.
-    #[error("the model {name} was changed or damaged on disk: {why}; remove it with `ark model rm {name}` and add it again")]
+    #[error(
+        "the model {name} was changed or damaged on disk: {why}; remove it with `ark model rm {name}` and add it again"
+    )]
     Changed {
         /// The model.
         name: ModelName,
@@ -45,7 +51,9 @@ pub enum ModelError {
         why: String,
     },
     /// The context that it is to be served with.
-    #[error("the model {name} cannot be served with a context of {asked} tokens: choose from {least} to {most}")]
+    #[error(
+        "the model {name} cannot be served with a context of {asked} tokens: choose from {least} to {most}"
+    )]
     Context {
         /// The model.
         name: ModelName,
@@ -101,7 +109,9 @@ pub enum ModelError {
         source: std::io::Error,
     },
     /// A service that is not the model's has its service's name.
-    #[error("the name {0} belongs to a service that is not the model's: remove that with `ark service rm {0}`")]
+    #[error(
+        "the name {0} belongs to a service that is not the model's: remove that with `ark service rm {0}`"
+    )]
     ServiceTaken(String),
 }
 

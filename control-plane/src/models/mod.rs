@@ -22,8 +22,6 @@ mod loading;
 mod served;
 mod size;
 mod store;
-#[cfg(test)]
-mod tests;
 mod upload;
 
 pub use error::{ModelError, ServeError};

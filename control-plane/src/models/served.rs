@@ -80,7 +80,9 @@ pub(crate) async fn own_template(core: &Core, template: &AgentName) -> Result<Cr
     size.check_fits(&name, core.scheduler.config())?;
     Ok(CreateTemplate {
         name: template.clone(),
-        image: IMAGE.parse().map_err(|_| ModelError::NotFound { name: IMAGE.to_owned(), have: Vec::new() })?,
+        image: IMAGE
+            .parse()
+            .map_err(|_| ModelError::NotFound { name: IMAGE.to_owned(), have: Vec::new() })?,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
         warm: None,
@@ -137,7 +139,8 @@ fn begin(
         made
     });
     let made = async move {
-        let interrupted = || Problem::new(ProblemKind::HostUnable, "the model's loading was interrupted: try again");
+        let interrupted =
+            || Problem::new(ProblemKind::HostUnable, "the model's loading was interrupted: try again");
         making.await.map_or_else(|_| Err(interrupted()), |made| made.map_err(|Refusal(problem)| problem))
     };
     made.boxed().shared()

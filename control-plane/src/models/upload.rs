@@ -106,9 +106,14 @@ pub(crate) async fn begin(core: &Arc<Core>, announced: Announced) -> Result<Uplo
 }
 
 impl Upload<'_> {
-    /// Passes on the next bytes of the file; false when no more are wanted, and [`Self::finish`] says why.
-    pub(crate) async fn send(&self, bytes: Bytes) -> bool {
-        self.pieces.send(Piece::Bytes(bytes)).await.is_ok()
+    /// Passes on the next bytes of the file. What is no more wanted is dropped: [`Self::refused`] tells.
+    pub(crate) async fn send(&self, bytes: Bytes) {
+        let _ = self.pieces.send(Piece::Bytes(bytes)).await;
+    }
+
+    /// Waits until no more of the file is wanted; [`Self::finish`] says why.
+    pub(crate) async fn refused(&self) {
+        self.pieces.closed().await;
     }
 
     /// All of the file was sent. Whether that made a model which was not there before.
@@ -122,11 +127,15 @@ impl Upload<'_> {
         ended(writing).await
     }
 
-    /// The rest of the file does not come: waits until nothing of it is left.
-    pub(crate) async fn give_up(self) {
+    /// The rest of the file does not come, because of `why`: waits until nothing of it is left. What was wrong with it before is
+    /// told first.
+    pub(crate) async fn give_up(self, why: String) -> ModelError {
         let Self { pieces, writing, _turn } = self;
         drop(pieces);
-        let _ = ended(writing).await;
+        match ended(writing).await {
+            Ok(_) | Err(ModelError::BrokenOff(_)) => ModelError::BrokenOff(why),
+            Err(error) => error,
+        }
     }
 }
 

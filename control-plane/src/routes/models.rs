@@ -95,20 +95,18 @@ pub(super) async fn add_model(
 /// Passes on the file; whether that made a model which was not there before.
 async fn pass_on(upload: Upload<'_>, body: &mut BodyDataStream) -> Result<bool, ModelError> {
     let why = loop {
-        match timeout(STALL, body.next()).await {
+        let next = tokio::select! {
+            next = timeout(STALL, body.next()) => next,
+            () = upload.refused() => return upload.finish().await,
+        };
+        match next {
             Ok(None) => return upload.finish().await,
-            Ok(Some(Ok(bytes))) if bytes.is_empty() => {}
-            Ok(Some(Ok(bytes))) => {
-                if !upload.send(bytes).await {
-                    return upload.finish().await;
-                }
-            }
+            Ok(Some(Ok(bytes))) => upload.send(bytes).await,
             Ok(Some(Err(error))) => break plain(&error),
             Err(_) => break format!("nothing came for {} s", STALL.as_secs()),
         }
     };
-    upload.give_up().await;
-    Err(ModelError::BrokenOff(why))
+    Err(upload.give_up(why).await)
 }
 
 /// Has a model be served, as its first call would: makes its template and its service, `model-<name>`, unless they are there.
