@@ -18,6 +18,7 @@ use crate::host;
 use crate::idempotency::Requests;
 use crate::images::Images;
 use crate::ledger::Ledger;
+use crate::models::Models;
 use crate::pool::Pool;
 use crate::registry::Registry;
 use crate::scheduler::{Ask, Denied, Grant, Scheduler};
@@ -48,6 +49,8 @@ pub struct Core {
     pub config: Config,
     /// Images.
     pub images: Images,
+    /// Language models.
+    pub models: Models,
     /// The log of events.
     pub log: Arc<dyn EventLog>,
     /// What is recorded of agents, and what it amounts to.
@@ -128,6 +131,7 @@ impl Core {
         ledger.projection().quotas().iter().for_each(|(owner, quota)| scheduler.set_quota(owner, quota));
         let services = Services::open(&config.state, ledger.projection().services());
         let images = Images::new(config.assets.images());
+        let models = Models::open(config.state.models(), config.assets.models());
         templates.sweep_at_start(&images, |template| ledger.projection().pools().of(template).is_some());
         let (registry, started) = (Registry::default(), Instant::now());
         let pool = Pool::new(config.pool, config.timing.demand, Arc::clone(&scheduler));
@@ -143,6 +147,7 @@ impl Core {
         let core = Self {
             config,
             images,
+            models,
             log,
             ledger,
             registry,

@@ -80,10 +80,18 @@ struct Proof {
 
 /// A file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Looks {
+pub(crate) struct Looks {
     inode: u64,
-    size: u64,
-    mtime: (i64, i64),
+    /// Bytes.
+    pub(crate) size: u64,
+    /// When it was last written, seconds and nanoseconds.
+    pub(crate) mtime: (i64, i64),
+}
+
+impl Looks {
+    pub(crate) fn of(meta: &std::fs::Metadata) -> Self {
+        Self { inode: meta.ino(), size: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()) }
+    }
 }
 
 impl Images {
@@ -188,7 +196,7 @@ impl Images {
         );
         let mut proof = slot.lock().await;
         let meta = std::fs::metadata(path).map_err(unreadable)?;
-        let looks = Looks { inode: meta.ino(), size: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()) };
+        let looks = Looks::of(&meta);
         if let Some(known) = proof.as_ref().filter(|known| known.looks == looks) {
             return Ok(known.digest.clone());
         }

@@ -35,6 +35,7 @@
 //! | [`supervisor`] | an `ark-vmm`, a child or adopted: start, identity, control socket, end |
 //! | [`guest`] | frames to and from a guest |
 //! | [`images`], [`host`] | verified images; memory, processors and the probe |
+//! | [`models`], [`media`] | language models and the VMs that serve them; what a VM's disks are |
 //! | [`snapshots`], [`templates`] | what agents are forked from: files, who needs which, proofs |
 //! | [`store`], [`ledger`], [`projection`] | the log of events, what is recorded in it, and what that amounts to |
 //! | [`stats`], [`telemetry`], [`traces`] | what agents use; what happened, how often, how long it took, and why |
@@ -60,6 +61,8 @@ pub mod images;
 mod inference;
 pub mod ledger;
 pub mod logs;
+pub mod media;
+pub mod models;
 pub mod names;
 pub mod notify;
 pub mod pool;

@@ -15,6 +15,7 @@ use crate::agent::{BootError, CallError, LabelError, NotRunning, PauseError, Sna
 use crate::guest::GuestFailure;
 use crate::images::ImageError;
 use crate::ledger::LedgerError;
+use crate::models::ModelError;
 use crate::pool::policy::PolicyError;
 use crate::registry::{AdmitError, NoSuchAgent};
 use crate::scheduler::Denied;
@@ -105,16 +106,38 @@ impl From<ImageError> for Refusal {
     }
 }
 
+impl From<ModelError> for Refusal {
+    fn from(error: ModelError) -> Self {
+        let kind = match &error {
+            ModelError::NotFound { .. } => ProblemKind::ModelNotFound,
+            ModelError::Name(_) | ModelError::Context { .. } => ProblemKind::InvalidValue,
+            ModelError::Bundled(_) => ProblemKind::ModelBundled,
+            ModelError::Taken(_) | ModelError::ServiceTaken(_) => ProblemKind::NameTaken,
+            ModelError::Unusable { .. } | ModelError::Changed { .. } => ProblemKind::ModelUnusable,
+            ModelError::TooLarge { .. } => ProblemKind::ModelTooLarge,
+            ModelError::TooManyBytes => ProblemKind::TooLarge,
+            ModelError::NoRoom { .. } => ProblemKind::DiskFull,
+            ModelError::BrokenOff(_) => ProblemKind::BadRequest,
+            ModelError::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                ProblemKind::DiskFull
+            }
+            ModelError::File { .. } => ProblemKind::HostUnable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl From<SnapshotError> for Refusal {
     fn from(error: SnapshotError) -> Self {
         let kind = match error {
             SnapshotError::Image(error) => return error.into(),
+            SnapshotError::Model(error) => return error.into(),
             SnapshotError::NotFound(_) => ProblemKind::SnapshotNotFound,
             SnapshotError::NameTaken(_) => ProblemKind::NameTaken,
             SnapshotError::Lived { .. } | SnapshotError::Needed { .. } => ProblemKind::InUse,
-            SnapshotError::Unusable { .. } | SnapshotError::OtherImage { .. } => {
-                ProblemKind::SnapshotUnusable
-            }
+            SnapshotError::Unusable { .. }
+            | SnapshotError::OtherImage { .. }
+            | SnapshotError::OtherModel { .. } => ProblemKind::SnapshotUnusable,
             SnapshotError::OfAnother { .. } => ProblemKind::InvalidValue,
             SnapshotError::DiskFull { .. } => ProblemKind::DiskFull,
             SnapshotError::Unproved { .. } | SnapshotError::File { .. } | SnapshotError::Tool { .. } => {
@@ -131,15 +154,19 @@ impl From<TemplateError> for Refusal {
         let kind = match error {
             // These have words and kinds of their own.
             TemplateError::Image(error) => return error.into(),
+            TemplateError::Model(error) => return error.into(),
             TemplateError::Snapshot(error) => return error.into(),
             TemplateError::NotFound(_) => ProblemKind::TemplateNotFound,
-            TemplateError::Reserved { .. } | TemplateError::Timeout { .. } => ProblemKind::InvalidValue,
+            TemplateError::Reserved { .. } | TemplateError::Timeout { .. } | TemplateError::WarmAndModel => {
+                ProblemKind::InvalidValue
+            }
             TemplateError::Building(_) | TemplateError::InUse { .. } => ProblemKind::InUse,
             TemplateError::NoEvaluator(_) => ProblemKind::NoEvaluator,
             TemplateError::Shared(refusal) => return refusal,
             TemplateError::Agent(Self(ref problem)) => problem.kind,
             TemplateError::Raised { .. }
             | TemplateError::Endless { .. }
+            | TemplateError::Unserved { .. }
             | TemplateError::WarmUp(_)
             | TemplateError::Guest(_) => ProblemKind::TemplateFailed,
             TemplateError::Record { .. } => ProblemKind::DiskFull,

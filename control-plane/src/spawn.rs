@@ -75,7 +75,7 @@ async fn boot(core: &Arc<Core>, request: CreateAgent, image: Image) -> Result<Ag
     let ask = admission::ask(&request, core.scheduler.config().booted(size));
     let grant = admission::room_to_boot(core, ask, size).await?;
     let _busy = core.pool.busy();
-    Ok(agent::create(core, request, image, grant).await??)
+    Ok(agent::create(core, request, image.into(), grant).await??)
 }
 
 async fn fork_of(core: &Arc<Core>, request: CreateAgent, found: Found) -> Result<Agent, Refusal> {

@@ -11,7 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ark-hal", &[]),
     ("ark-devices", &[]),
     ("ark-vmm", &["ark-devices", "ark-hal", "ark-types"]),
-    ("arkd", &["ark-types"]),
+    ("arkd", &["ark-gguf", "ark-types"]),
     ("ark-client", &["ark-types"]),
     ("ark-cli", &["ark-client", "ark-types"]),
     ("ark-link", &["ark-types"]),

@@ -2,6 +2,7 @@
 
 mod branches;
 mod chat;
+mod models;
 mod pools;
 mod scheduling;
 mod services;
@@ -28,6 +29,7 @@ pub(crate) use branches::{
     TemplateAction,
 };
 pub(crate) use chat::ChatArgs;
+pub(crate) use models::{ModelAction, ModelAddArgs};
 pub(crate) use pools::{PoolAction, PoolSetArgs};
 pub(crate) use scheduling::{QuotaArgs, RoomArgs};
 pub(crate) use services::{ServiceAction, ServiceCallArgs, ServiceSpecArgs};
@@ -144,6 +146,13 @@ pub(crate) enum Verb {
     Label(LabelArgs),
     /// List images
     Images,
+    /// Models: language models in GGUF files, served by VMs of their own
+    Model {
+        #[command(subcommand)]
+        action: ModelAction,
+    },
+    /// List models
+    Models,
     /// Templates: agents that were booted and warmed once, to be forked from
     Template {
         #[command(subcommand)]

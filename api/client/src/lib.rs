@@ -19,6 +19,7 @@ mod events;
 mod exec;
 mod files;
 mod logs;
+mod models;
 mod operate;
 mod pools;
 mod rest;

@@ -217,14 +217,24 @@ impl Client {
         source: impl AsyncRead + Send + 'static,
     ) -> Result<(), Error> {
         let target = format!("{}&mode={mode:o}", uri::files(agent, "", path));
+        self.put_stream(&target, size, source).await.map(|_| ())
+    }
+
+    /// Puts what `source` gives, `size` bytes where that is known.
+    pub(crate) async fn put_stream(
+        &self,
+        target: &str,
+        size: Option<u64>,
+        source: impl AsyncRead + Send + 'static,
+    ) -> Result<Response<Incoming>, Error> {
         let length = size.map(|n| n.to_string());
         let headers: Vec<_> = length.iter().map(|n| (CONTENT_LENGTH, n.as_str())).collect();
         let (body, read_error) = upload_body(source);
-        let sent = self.send(Method::PUT, &target, &headers, body).await;
+        let sent = self.send(Method::PUT, target, &headers, body).await;
         if let Some(error) = read_error.take() {
             return Err(Error::Source(error));
         }
-        sent.map(|_| ())
+        sent
     }
 
     /// `GET /v1/agents/{agent}/files/stat`.
@@ -360,7 +370,7 @@ impl Client {
         Err(refusal(&self.endpoint, status, &body))
     }
 
-    async fn parse<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<T, Error> {
+    pub(crate) async fn parse<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<T, Error> {
         let status = response.status().as_u16();
         let body = self.collect(response.into_body(), status).await?;
         serde_json::from_slice(&body).map_err(|e| Error::Answer {

@@ -41,6 +41,11 @@ pub(crate) fn snapshot(snapshot: &str, rest: &str) -> String {
     format!("/v1/snapshots/{}{rest}", encode(snapshot, false))
 }
 
+/// `/v1/models/<model><rest>`.
+pub(crate) fn model(model: &str, rest: &str) -> String {
+    format!("/v1/models/{}{rest}", encode(model, false))
+}
+
 /// `/v1/templates/<template>`.
 pub(crate) fn template(template: &str) -> String {
     format!("/v1/templates/{}", encode(template, false))

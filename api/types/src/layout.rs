@@ -2,8 +2,8 @@
 //!
 //! | directory | environment | default | holds |
 //! |---|---|---|---|
-//! | assets | `ARK_ASSETS` | `..` of the program's own directory | `bin/`, `kernel/`, `images/`, `machine/`: read-only, made by `make` |
-//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, environments of services, templates, snapshots, paused agents, tasks, consoles, machine's data disk and logs |
+//! | assets | `ARK_ASSETS` | `..` of the program's own directory | `bin/`, `kernel/`, `images/`, `models/`, `machine/`: read-only, made by `make` |
+//! | state | `ARK_STATE` | `/var/lib/ark` (root), `~/.local/state/ark` | bearer token, events, environments of services, models, templates, snapshots, paused agents, tasks, consoles, machine's data disk and logs |
 //! | run | `ARK_RUN` | `/run/ark` (root), `$XDG_RUNTIME_DIR/ark` | sockets, `agents/<id>/`: gone with the host |
 
 use std::path::{Path, PathBuf};
@@ -53,6 +53,12 @@ impl Assets {
         self.0.join("images")
     }
 
+    /// Directory of the models that come with the release, `<name>.gguf` each.
+    #[must_use]
+    pub fn models(&self) -> PathBuf {
+        self.0.join("models")
+    }
+
     /// Directory of the emulated host's kernel, initramfs and asset disk.
     #[must_use]
     pub fn machine(&self) -> PathBuf {
@@ -93,6 +99,12 @@ impl StateDir {
     #[must_use]
     pub fn templates(&self) -> PathBuf {
         self.0.join("templates")
+    }
+
+    /// Directory of models that users added, `<name>/` each: `model.gguf` and `model.json`.
+    #[must_use]
+    pub fn models(&self) -> PathBuf {
+        self.0.join("models")
     }
 
     /// Directory of snapshots, `<id>/` each: those that users named, and the branch points of forks.

@@ -63,6 +63,8 @@ problem_kinds! {
     AgentNotFound = "/problems/agent-not-found", 404, "No such agent";
     /// No image of that name.
     ImageNotFound = "/problems/image-not-found", 404, "No such image";
+    /// No model of that name.
+    ModelNotFound = "/problems/model-not-found", 404, "No such model";
     /// No template of that name.
     TemplateNotFound = "/problems/template-not-found", 404, "No such template";
     /// No service of that name, or no replica of that name in it.
@@ -89,6 +91,8 @@ problem_kinds! {
     TaskNotEnded = "/problems/task-not-ended", 409, "The task has not ended";
     /// The key belongs to a task of the owner with another body.
     TaskKeyTaken = "/problems/task-key-taken", 409, "The key belongs to another task";
+    /// The model comes with the release, so it is neither replaced nor removed.
+    ModelBundled = "/problems/model-bundled", 409, "The model comes with the release";
     /// Agents or snapshots need it.
     InUse = "/problems/in-use", 409, "It is in use";
     /// A request with the same idempotency key is still being carried out.
@@ -107,6 +111,10 @@ problem_kinds! {
     IdempotencyKeyReused = "/problems/idempotency-key-reused", 422, "The idempotency key is another request's";
     /// The image file is corrupt or does not match its manifest.
     ImageCorrupt = "/problems/image-corrupt", 422, "The image is corrupt";
+    /// The model's file is not one that can be served, or was changed.
+    ModelUnusable = "/problems/model-unusable", 422, "The model cannot be served";
+    /// Serving the model takes more memory than the host has.
+    ModelTooLarge = "/problems/model-too-large", 422, "The model is too large for this host";
     /// The snapshot is damaged, of another release or of another kind of processor.
     SnapshotUnusable = "/problems/snapshot-unusable", 422, "The snapshot cannot be used";
     /// The template's guest or warm-up failed.

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use crate::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
 use crate::image::ImageName;
+use crate::model::ModelName;
 
 /// How long a warm-up may take when a request names no limit, milliseconds.
 pub const DEFAULT_WARM_UP_MS: u64 = 120_000;
@@ -29,7 +30,11 @@ pub struct CreateTemplate {
     /// Code for the image's evaluator to run before the template is frozen, for example imports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm: Option<String>,
-    /// Time the warm-up has, milliseconds.
+    /// Model that the template serves: it is the second disk, and loaded before the template is frozen. Instead of `warm`, with
+    /// an image that has `ark-inference`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelName>,
+    /// Time that the warm-up, or loading the model, has, milliseconds.
     #[serde(default = "warm_up_ms")]
     pub timeout_ms: u64,
 }
@@ -53,7 +58,8 @@ pub struct Template {
     pub name: AgentName,
     /// Image that it was booted from.
     pub image: ImageName,
-    /// What it was built of: `sha256:` over the digests of kernel, first root file system and image, the warm-up, processors and memory.
+    /// What it was built of: `sha256:` over the digests of kernel, first root file system, image and model, the warm-up, processors and
+    /// memory.
     pub digest: String,
     /// Virtual processors.
     pub vcpus: u32,
@@ -62,6 +68,9 @@ pub struct Template {
     /// Its warm-up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm: Option<String>,
+    /// The model that it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelName>,
     /// Bytes of memory that its snapshot holds.
     pub bytes: u64,
     /// Time that boot, warm-up and snapshot took, milliseconds.

@@ -28,7 +28,7 @@ use super::{BootError, birth, is_ended};
 use crate::admission::check_host;
 use crate::core::Core;
 use crate::host::millis;
-use crate::images::Image;
+use crate::media::Media;
 use crate::problems::Refusal;
 use crate::snapshots::{Hold, SnapshotError};
 use crate::templates::{self, Found};
@@ -95,8 +95,8 @@ impl NotAnew {
 
 /// What an agent is made of.
 enum Source {
-    Fork { template: AgentName, hold: Hold, image: Image },
-    Boot(Image),
+    Fork { template: AgentName, hold: Hold, media: Media },
+    Boot(Media),
 }
 
 /// What an agent began anew as.
@@ -171,8 +171,8 @@ impl Owner {
     async fn restore_checkpoint(&mut self, life: &mut Life, id: SnapshotId) -> Result<(), NotAnew> {
         let hold = self.core.snapshots.hold(id)?;
         let core = Arc::clone(&self.core);
-        let image = self.unless_unwanted(birth::prove(&core, &hold)).await??;
-        self.prepare_fork(&hold, image);
+        let media = self.unless_unwanted(birth::prove(&core, &hold)).await??;
+        self.prepare_fork(&hold, media);
         Ok(self.restore_again(life, &hold).await?)
     }
 
@@ -180,16 +180,16 @@ impl Owner {
         let agent = self.state.borrow().clone();
         let source = find_source(Arc::clone(&self.core), agent.clone());
         match self.unless_unwanted(source).await?? {
-            Source::Fork { template, hold, image } => {
-                self.prepare_fork(&hold, image);
+            Source::Fork { template, hold, media } => {
+                self.prepare_fork(&hold, media);
                 if !self.become_standby(life, &template, &hold).await? {
                     self.restore_again(life, &hold).await?;
                 }
                 Ok(agent.origin)
             }
-            Source::Boot(image) => {
+            Source::Boot(media) => {
                 self.reserve(true);
-                self.use_image(image);
+                self.use_media(media);
                 self.body.set_receipt(None);
                 self.body.set_renewals(0);
                 // Nobody waits for it but its owner.
@@ -200,9 +200,9 @@ impl Owner {
         }
     }
 
-    fn prepare_fork(&mut self, hold: &Hold, image: Image) {
+    fn prepare_fork(&mut self, hold: &Hold, media: Media) {
         self.reserve(false);
-        self.use_image(image);
+        self.use_media(media);
         self.body.set_base(Base::lived_in(hold));
     }
 
@@ -230,9 +230,9 @@ impl Owner {
         }
     }
 
-    fn use_image(&mut self, image: Image) {
-        self.disk = Some(image.path);
-        let digest = image.manifest.digest;
+    fn use_media(&mut self, media: Media) {
+        let digest = media.image.manifest.digest.clone();
+        self.media = Some(media);
         self.state.send_modify(|agent| agent.image_digest = digest);
     }
 
@@ -294,10 +294,10 @@ fn find_source(core: Arc<Core>, agent: Agent) -> BoxFuture<'static, Result<Sourc
         if let Some(name) = name
             && let Some(found) = find_template(&core, &agent, name).await
         {
-            return Ok(Source::Fork { template: name.clone(), hold: found.hold, image: found.image });
+            return Ok(Source::Fork { template: name.clone(), hold: found.hold, media: found.media });
         }
         let image = core.images.open(&agent.image).await.map_err(Refusal::from)?;
-        Ok(Source::Boot(image))
+        Ok(Source::Boot(image.into()))
     })
 }
 

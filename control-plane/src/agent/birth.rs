@@ -1,7 +1,7 @@
 //! An agent begins: booted, restored, claimed from the pool, or taken over from an earlier `arkd`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -32,7 +32,7 @@ use crate::core::Core;
 use crate::guest::{Address, Idle};
 use crate::host::unix_ms;
 use crate::idempotency;
-use crate::images::Image;
+use crate::media::Media;
 use crate::pool::Den;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
@@ -112,8 +112,8 @@ impl From<CreateAgent> for Wishes {
 /// An agent that no list shows.
 #[derive(Clone, Debug)]
 pub struct HiddenSpec {
-    /// Image to boot.
-    pub image: Image,
+    /// What it boots.
+    pub media: Media,
     /// Virtual processors.
     pub vcpus: u32,
     /// Memory, MiB.
@@ -164,7 +164,7 @@ impl Standby {
 pub async fn create(
     core: &Arc<Core>,
     request: CreateAgent,
-    image: Image,
+    media: Media,
     grant: Grant,
 ) -> Result<Result<Agent, BootError>, AdmitError> {
     let (up, came_up) = oneshot::channel();
@@ -172,8 +172,8 @@ pub async fn create(
     let memory_mib = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let wishes = Wishes::from(request);
     let (handle, mut owner) = core.registry.admit(wishes.name.clone(), None, |id, name| {
-        let agent = newborn((id, name), Origin::Boot, &image, (vcpus, memory_mib), &wishes);
-        begin(core, agent, wishes.env, Some(image.path), Begun::Boot, Some(grant))
+        let agent = newborn((id, name), Origin::Boot, &media, (vcpus, memory_mib), &wishes);
+        begin(core, agent, wishes.env, Some(media), Begun::Boot, Some(grant))
     })?;
     owner.known = true;
     drop(idempotency::bind(core, handle.stream()));
@@ -188,9 +188,9 @@ pub async fn create(
 pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, BootError> {
     let (up, came_up) = oneshot::channel();
     let (id, name) = hidden('t')?;
-    let HiddenSpec { image, vcpus, memory_mib, grant } = spec;
-    let agent = newborn((id, name), Origin::Boot, &image, (vcpus, memory_mib), &Wishes::default());
-    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(image.path), Begun::Boot, Some(grant));
+    let HiddenSpec { media, vcpus, memory_mib, grant } = spec;
+    let agent = newborn((id, name), Origin::Boot, &media, (vcpus, memory_mib), &Wishes::default());
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(media), Begun::Boot, Some(grant));
     tokio::spawn(owner.live(up));
     came_up.await.unwrap_or(Err(BootError::Removed)).map(|_| handle)
 }
@@ -202,14 +202,14 @@ pub async fn boot_hidden(core: &Arc<Core>, spec: HiddenSpec) -> Result<Handle, B
 pub async fn restore(core: &Arc<Core>, birth: Birth) -> Result<Agent, Refusal> {
     core.ledger.ready()?;
     check_host(core).await?;
-    let image = prove(core, &birth.hold).await?;
-    Ok(begin_restore(core, birth, image)?.await?)
+    let media = prove(core, &birth.hold).await?;
+    Ok(begin_restore(core, birth, media)?.await?)
 }
 
-/// The image of the snapshot, once both are known to be sound.
-pub(super) async fn prove(core: &Core, hold: &Hold) -> Result<Image, SnapshotError> {
+/// The disks of the snapshot, once it and they are known to be sound.
+pub(super) async fn prove(core: &Core, hold: &Hold) -> Result<Media, SnapshotError> {
     hold.prove().await?;
-    hold.open_image(&core.images).await
+    hold.open_media(&core.images, &core.models).await
 }
 
 /// The first half of [`restore`]: the name is taken, the VMM starts while the future is waited for, and dropping that removes
@@ -217,7 +217,7 @@ pub(super) async fn prove(core: &Core, hold: &Hold) -> Result<Image, SnapshotErr
 pub(super) fn begin_restore(
     core: &Arc<Core>,
     birth: Birth,
-    image: Image,
+    media: Media,
 ) -> Result<impl Future<Output = Result<Agent, BootError>> + use<>, AdmitError> {
     let Birth { hold, origin, wishes, grant } = birth;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
@@ -226,9 +226,9 @@ pub(super) fn begin_restore(
     let id = den.as_ref().map(|den| den.id().to_owned());
     let (up, came_up) = oneshot::channel();
     let admitted = core.registry.admit(wishes.name.clone(), id, |id, name| {
-        let agent = newborn((id, name), origin, &image, size, &wishes);
+        let agent = newborn((id, name), origin, &media, size, &wishes);
         let begun = Begun::Restore(Base::lived_in(&hold), den.take().map(Box::new));
-        begin(core, agent, wishes.env, Some(image.path), begun, Some(grant))
+        begin(core, agent, wishes.env, Some(media), begun, Some(grant))
     });
     // Of use to the next one.
     den.into_iter().for_each(|den| core.pool.return_den(den));
@@ -330,12 +330,12 @@ async fn claim(
 /// # Errors
 /// A [`Refusal`]; nothing is left then.
 pub(crate) async fn stand_by(core: &Arc<Core>, hold: Hold, spare: Spare) -> Result<Standby, Refusal> {
-    let image = prove(core, &hold).await?;
+    let media = prove(core, &hold).await?;
     let (id, name) = hidden('s')?;
     let size = (hold.manifest().vcpus, hold.manifest().memory_mib);
-    let agent = newborn((id, name), Origin::Boot, &image, size, &Wishes::default());
+    let agent = newborn((id, name), Origin::Boot, &media, size, &Wishes::default());
     let begun = Begun::Restore(Base::Held(hold), None);
-    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(image.path), begun, None);
+    let (handle, owner) = begin(core, agent, BTreeMap::new(), Some(media), begun, None);
     let (ready, is_ready) = oneshot::channel();
     let pool = Arc::clone(&core.pool);
     tokio::spawn(async move {
@@ -463,7 +463,7 @@ fn hidden(what: char) -> Result<(String, AgentName), BootError> {
 fn newborn(
     (id, name): (String, AgentName),
     origin: Origin,
-    image: &Image,
+    media: &Media,
     (vcpus, memory_mib): (u32, u64),
     wishes: &Wishes,
 ) -> Agent {
@@ -471,8 +471,8 @@ fn newborn(
         id,
         name,
         origin,
-        image: image.manifest.name.clone(),
-        image_digest: image.manifest.digest.clone(),
+        image: media.image.manifest.name.clone(),
+        image_digest: media.image.manifest.digest.clone(),
         vcpus,
         memory_mib,
         state: AgentState::Creating,
@@ -504,7 +504,7 @@ pub(super) fn begin(
     core: &Arc<Core>,
     agent: Agent,
     env: BTreeMap<String, String>,
-    disk: Option<PathBuf>,
+    media: Option<Media>,
     begun: Begun,
     grant: Option<Grant>,
 ) -> (Handle, Owner) {
@@ -530,7 +530,7 @@ pub(super) fn begin(
     let owner = Owner {
         core: Arc::clone(core),
         dir,
-        disk,
+        media,
         guest,
         body,
         begun: Some(begun),

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::{Birth, BootError, Handle, SnapshotFailure, Upkeep, Wishes, birth};
 use crate::admission::check_host;
 use crate::core::Core;
-use crate::images::Image;
+use crate::media::Media;
 use crate::problems::Refusal;
 use crate::registry::AdmitError;
 use crate::scheduler::{Ask, Grant};
@@ -55,11 +55,11 @@ pub async fn fork(core: &Arc<Core>, handle: &Handle, request: ForkAgent) -> Resu
     let _busy = core.pool.busy();
     check_host(core).await?;
     let branch = branch(core, handle).await?;
-    let image = birth::prove(core, &branch.hold).await?;
+    let media = birth::prove(core, &branch.hold).await?;
     let mut forks = Vec::new();
     let mut number = 0;
     for grant in grants {
-        let (name, fork) = begin(core, handle, (&branch.hold, &image, &wishes), &mut number, &grant)?;
+        let (name, fork) = begin(core, handle, (&branch.hold, &media, &wishes), &mut number, &grant)?;
         forks.push(async move { (name, fork.await) });
     }
     let mut forked = Forked {
@@ -120,7 +120,7 @@ async fn branch(core: &Arc<Core>, handle: &Handle) -> Result<Branch, Refusal> {
 fn begin(
     core: &Arc<Core>,
     handle: &Handle,
-    (hold, image, wishes): (&Hold, &Image, &Wishes),
+    (hold, media, wishes): (&Hold, &Media, &Wishes),
     number: &mut u64,
     grant: &Grant,
 ) -> Result<(AgentName, impl Future<Output = Result<Agent, BootError>> + use<>), Refusal> {
@@ -142,7 +142,7 @@ fn begin(
             },
             grant: grant.clone(),
         };
-        match birth::begin_restore(core, birth, image.clone()) {
+        match birth::begin_restore(core, birth, media.clone()) {
             Ok(fork) => return Ok((name, fork)),
             Err(AdmitError::NameTaken(_)) => {}
             Err(error) => return Err(error.into()),

@@ -46,7 +46,7 @@ use super::{BootError, identity};
 use crate::core::Core;
 use crate::guest::{Address, Event as Sign, capture};
 use crate::host::{millis, unix_ms};
-use crate::images::Image;
+use crate::media::Media;
 use crate::reconcile::Clock;
 use crate::snapshots::Hold;
 use crate::store::AppendError;
@@ -63,8 +63,8 @@ pub(super) struct Owner {
     pub(super) dir: AgentDir,
     /// Variables its programs start with.
     pub(super) env: BTreeMap<String, String>,
-    /// Its image's file; none where this `arkd` has not started a VMM for it.
-    pub(super) disk: Option<PathBuf>,
+    /// Its disks; none where this `arkd` has not started a VMM for it.
+    pub(super) media: Option<Media>,
     pub(super) guest: Address,
     pub(super) body: Arc<Body>,
     /// Whether it is an agent in the registry, of which everything is recorded.
@@ -425,8 +425,8 @@ impl Owner {
                 let _ = done.send(());
             }
             Some(Request::Healing { told }) => drop(told.send(self.healing.kept.clone())),
-            Some(Request::Restart { hold, image, origin, up }) => {
-                self.restart(life, (hold, image, origin), up).await;
+            Some(Request::Restart { hold, media, origin, up }) => {
+                self.restart(life, (hold, media, origin), up).await;
             }
             // Dropping it tells who asked.
             Some(Request::Claim { .. } | Request::GiveUp { .. }) => {}
@@ -467,8 +467,8 @@ impl Owner {
     }
 
     /// Ends the VMM, if there is one, and goes on from `hold` with a new one: to rewind, or to wake from disk.
-    async fn restart(&mut self, life: &mut Life, from: (Hold, Image, Option<Origin>), up: Up) {
-        let (hold, image, origin) = from;
+    async fn restart(&mut self, life: &mut Life, from: (Hold, Media, Option<Origin>), up: Up) {
+        let (hold, media, origin) = from;
         // Whoever asks has the turn, so none is under way.
         (self.healing.taking, self.healing.killed) = (None, None);
         self.healing.checks.interrupt();
@@ -484,7 +484,7 @@ impl Owner {
         // An arkd that is killed meanwhile leaves half an agent.
         self.note(life);
         life.kill().await;
-        self.disk = Some(image.path);
+        self.media = Some(media);
         self.body.set_base(Base::lived_in(&hold));
         // Who asked may leave: an agent that is half rewound is of no use to anybody else.
         match self.restore_again(life, &hold).await {

@@ -30,6 +30,7 @@ use super::{
 use crate::cleanup::make_private_dir;
 use crate::core::Core;
 use crate::guest::{Address, Idle, set_clock};
+use crate::media::Media;
 use crate::problems::Refusal;
 use crate::scheduler::{Ask, Grant};
 use crate::snapshots::{Hold, tells_of_full_disk};
@@ -91,8 +92,8 @@ impl Handle {
             }
             core.ledger.ready()?;
             let grant = needed(&core, &handle, grant).await?;
-            let image = birth::prove(&core, &hold).await?;
-            let agent = restart(&handle, hold, image, Some(origin.clone())).await?;
+            let media = birth::prove(&core, &hold).await?;
+            let agent = restart(&handle, hold, media, Some(origin.clone())).await?;
             keep(&handle, grant);
             let recorded = remember(&core, &handle, Event::AgentRewound { origin }).await;
             forget_record(&core, &handle).await;
@@ -297,8 +298,8 @@ pub async fn resume(core: &Arc<Core>, handle: &Handle) -> Result<Agent, Refusal>
             go_on(&handle).await?;
         } else {
             let Some(hold) = handle.base() else { return Err(handle.not_running().into()) };
-            let image = birth::prove(&core, &hold).await?;
-            restart(&handle, hold, image, None).await?;
+            let media = birth::prove(&core, &hold).await?;
+            restart(&handle, hold, media, None).await?;
         }
         keep(&handle, grant);
         let recorded = remember(&core, &handle, Event::AgentResumed {}).await;
@@ -429,11 +430,11 @@ async fn ask_state(handle: &Handle, request: ControlRequest, what: &'static str)
 async fn restart(
     handle: &Handle,
     hold: Hold,
-    image: crate::images::Image,
+    media: Media,
     origin: Option<Origin>,
 ) -> Result<Agent, BootError> {
     let (up, came_up) = oneshot::channel();
-    let _ = handle.0.requests.send(Request::Restart { hold, image, origin, up });
+    let _ = handle.0.requests.send(Request::Restart { hold, media, origin, up });
     came_up.await.unwrap_or(Err(BootError::Removed))
 }
 

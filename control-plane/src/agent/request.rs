@@ -12,7 +12,7 @@ use super::BootError;
 use super::body::Base;
 use super::heal::Kept;
 use super::ready::StoodBy;
-use crate::images::Image;
+use crate::media::Media;
 use crate::scheduler::Grant;
 use crate::snapshots::Hold;
 
@@ -58,8 +58,8 @@ pub(super) enum Request {
     Restart {
         /// The snapshot.
         hold: Hold,
-        /// Its image.
-        image: Image,
+        /// Its disks.
+        media: Media,
         /// What is told of the agent from then on; unchanged when absent.
         origin: Option<Origin>,
         /// Told when it runs, or why it does not.

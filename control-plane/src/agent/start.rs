@@ -23,9 +23,10 @@ use crate::cleanup::Home;
 use crate::core::Core;
 use crate::guest::{Event, Greeter, Renewal, renew};
 use crate::host::millis;
+use crate::media::Media;
 use crate::pool::Den;
 use crate::ports::Ports;
-use crate::snapshots::{Hold, LABEL_IMAGE, LABEL_IMAGE_DIGEST};
+use crate::snapshots::Hold;
 use crate::supervisor::{Vmm, tail_text};
 use crate::telemetry::Phase;
 use crate::traces::{step, step_of};
@@ -261,10 +262,12 @@ impl Owner {
         Ok(())
     }
 
+    fn disks(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.media.iter().flat_map(Media::disks)
+    }
+
     fn config(&self) -> VmConfig {
         let (agent, here) = (self.state.borrow(), here());
-        let labels =
-            [(LABEL_IMAGE, agent.image.to_string()), (LABEL_IMAGE_DIGEST, agent.image_digest.clone())];
         VmConfig {
             kernel: self.core.config.assets.kernel(),
             initrd: Some(self.core.config.assets.initrd()),
@@ -272,12 +275,12 @@ impl Owner {
             cmdline: format!("ark.hostname={} ark.machine_id={}", agent.name, self.body.machine_id()),
             vcpus: agent.vcpus,
             memory_mib: agent.memory_mib,
-            disks: self.disk.iter().map(|path| DiskConfig { path: path.clone(), read_only: true }).collect(),
+            disks: self.disks().map(|path| DiskConfig { path, read_only: true }).collect(),
             vsock: Some(VsockConfig { guest_cid: GUEST_CID, uds_path: here.vsock() }),
             console: Some(here.console()),
             control_socket: Some(here.control_socket()),
             exit_file: Some(here.exit_file()),
-            labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            labels: self.media.iter().flat_map(Media::labels).collect(),
         }
     }
 
@@ -363,7 +366,7 @@ impl Owner {
             let config = RunConfig::Restore(RestoreConfig {
                 snapshot: hold.dir().to_owned(),
                 generation,
-                disks: self.disk.iter().cloned().collect(),
+                disks: self.disks().collect(),
                 uds_path: Some(here.vsock()),
                 console: Some(here.console()),
                 control_socket: Some(here.control_socket()),

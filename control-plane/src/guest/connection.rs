@@ -81,6 +81,29 @@ pub(crate) struct Dialled {
     _in_use: Option<InUse>,
 }
 
+/// Connects with the program that listens on vsock `port` in the guest at `address`.
+///
+/// # Errors
+/// [`GuestFailure`]; [`GuestFailure::Closed`] where none listens.
+pub(crate) async fn connect(address: &Address, port: u32) -> Result<Dialled, GuestFailure> {
+    let connecting = async {
+        let mut stream = UnixStream::connect(&address.socket).await.map_err(GuestFailure::Unreachable)?;
+        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(GuestFailure::Broken)?;
+        let (reader, writer) = stream.into_split();
+        let mut reader = FrameReader::new(reader);
+        reader.in_use = Some(address.idle.begin());
+        reader.take_greeting().await?;
+        dialled(reader, writer)
+    };
+    tokio::time::timeout(DIAL_LIMIT, connecting).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))?
+}
+
+fn dialled(reader: FrameReader, writer: OwnedWriteHalf) -> Result<Dialled, GuestFailure> {
+    let FrameReader { socket, buffer, in_use, .. } = reader;
+    let stream = socket.reunite(writer).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
+    Ok(Dialled { stream, first: buffer, _in_use: in_use })
+}
+
 /// Connects with the program that listens on TCP `port` in the guest at `address`.
 ///
 /// # Errors
@@ -94,9 +117,7 @@ pub(crate) async fn dial(address: &Address, port: u16) -> Result<Dialled, GuestF
     };
     let connection =
         tokio::time::timeout(DIAL_LIMIT, dialling).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
-    let Connection { reader: FrameReader { socket, buffer, in_use, .. }, writer } = connection;
-    let stream = socket.reunite(writer.socket).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
-    Ok(Dialled { stream, first: buffer, _in_use: in_use })
+    dialled(connection.reader, connection.writer.socket)
 }
 
 /// Frames from a guest.

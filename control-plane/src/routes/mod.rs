@@ -11,6 +11,7 @@ mod health;
 mod host;
 mod images;
 mod logs;
+mod models;
 mod openapi;
 mod paging;
 mod pools;
@@ -76,6 +77,9 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(templates::inspect_template, templates::delete_template))
         .routes(routes!(pools::list_pools))
         .routes(routes!(pools::inspect_pool, pools::set_pool, pools::delete_pool))
+        .routes(routes!(models::list_models))
+        .routes(routes!(models::inspect_model, models::add_model, models::delete_model))
+        .routes(routes!(models::load_model))
         .routes(routes!(logs::logs))
         .routes(routes!(logs::list_consoles))
         .routes(routes!(stats::all_stats))

@@ -4,12 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ark_types::image::ImageName;
+use ark_types::model::ModelName;
 use ark_types::vmm::{SnapshotId, SnapshotManifest};
 
 use super::store::Store;
 use super::table::{Link, Proof};
-use super::{LABEL_IMAGE, LABEL_IMAGE_DIGEST, SnapshotError};
+use super::{LABEL_IMAGE, LABEL_IMAGE_DIGEST, LABEL_MODEL, LABEL_MODEL_DIGEST, SnapshotError};
 use crate::images::{Image, Images};
+use crate::media::Media;
+use crate::models::{ModelFile, Models};
 
 /// A snapshot in use; clones are the same use.
 #[derive(Clone, Debug)]
@@ -65,11 +68,31 @@ impl Hold {
         Some((labels.get(LABEL_IMAGE)?.parse().ok()?, labels.get(LABEL_IMAGE_DIGEST)?.clone()))
     }
 
-    /// The image that its VM was booted from, proved to be the same still.
+    /// Name and digest of the model that its VM serves, as its labels have them; none where it serves none.
+    #[must_use]
+    pub fn model(&self) -> Option<(ModelName, String)> {
+        let labels = &self.0.manifest.labels;
+        Some((labels.get(LABEL_MODEL)?.parse().ok()?, labels.get(LABEL_MODEL_DIGEST)?.clone()))
+    }
+
+    /// The disks that its VM was booted with, proved to be the same still.
     ///
     /// # Errors
     /// [`SnapshotError`].
-    pub async fn open_image(&self, images: &Images) -> Result<Image, SnapshotError> {
+    pub async fn open_media(&self, images: &Images, models: &Models) -> Result<Media, SnapshotError> {
+        Ok(Media { image: self.open_image(images).await?, model: self.open_model(images, models).await? })
+    }
+
+    async fn open_model(&self, images: &Images, models: &Models) -> Result<Option<ModelFile>, SnapshotError> {
+        let Some((name, wanted)) = self.model() else { return Ok(None) };
+        let model = models.open_file(images, &name).await?;
+        if model.digest != wanted {
+            return Err(SnapshotError::OtherModel { model: name, wanted, found: model.digest });
+        }
+        Ok(Some(model))
+    }
+
+    async fn open_image(&self, images: &Images) -> Result<Image, SnapshotError> {
         let Some((name, wanted)) = self.image() else {
             let why = "its manifest does not say which image it is of; take it again".to_owned();
             return Err(SnapshotError::Unusable { dir: self.0.dir.clone(), why });

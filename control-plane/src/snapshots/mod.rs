@@ -30,10 +30,12 @@ use std::path::PathBuf;
 
 use ark_types::agent::AgentName;
 use ark_types::image::ImageName;
+use ark_types::model::ModelName;
 use ark_types::plain::plain;
 use serde::{Deserialize, Serialize};
 
 use crate::images::ImageError;
+use crate::models::ModelError;
 
 pub use hold::{Hold, Tenant};
 pub use store::{Draft, Reserved, Store};
@@ -44,6 +46,10 @@ pub(crate) use files::{MANIFEST, RECORD, read_record, remove_file, write_file};
 pub const LABEL_IMAGE: &str = "image";
 /// Label of a VM, and so of its snapshots: the digest of its image.
 pub const LABEL_IMAGE_DIGEST: &str = "image-digest";
+/// Label of a VM that serves a model, and so of its snapshots: the name of the model.
+pub const LABEL_MODEL: &str = "model";
+/// Label of a VM that serves a model, and so of its snapshots: the digest of the model.
+pub const LABEL_MODEL_DIGEST: &str = "model-digest";
 
 /// What a named snapshot has beside its manifest: the file `record.json` in its directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +133,22 @@ pub enum SnapshotError {
         /// Its digest now.
         found: String,
     },
+    /// Its second disk is not the one that it was taken with.
+    #[error(
+        "the snapshot needs the model {model} as it was when the snapshot was taken ({wanted}), but that is {found} now: add \
+         the old model again, or take the snapshot again"
+    )]
+    OtherModel {
+        /// The model.
+        model: ModelName,
+        /// Its digest then.
+        wanted: String,
+        /// Its digest now.
+        found: String,
+    },
+    /// Its model.
+    #[error("the snapshot's model cannot be used: {0}")]
+    Model(#[from] ModelError),
     /// Of another agent than the one that is to be put back.
     #[error(
         "the snapshot {snapshot} is not one of the agent {agent}, so {agent} cannot be put back to it: make a new agent of it \

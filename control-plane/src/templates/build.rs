@@ -17,6 +17,7 @@ use crate::agent::{self, CallError, Handle, HiddenSpec};
 use crate::core::Core;
 use crate::guest::{GuestFailure, capture};
 use crate::host::{millis, unix_ms};
+use crate::models::{self, ModelFile};
 use crate::scheduler::Ask;
 use crate::snapshots::{Draft, Hold};
 
@@ -67,12 +68,15 @@ pub(super) async fn build(
     let ask = Ask { name: Some(name.clone()), ..Ask::system(core.scheduler.config().booted(size)) };
     let grant = room_to_boot(core, ask, size).await.map_err(TemplateError::Agent)?;
     let _busy = core.pool.busy();
-    let spec = HiddenSpec { image: inputs.image.clone(), vcpus: *vcpus, memory_mib: *memory_mib, grant };
+    if let Some(model) = &inputs.media.model {
+        core.models.prove(&core.images, model).await?;
+    }
+    let spec = HiddenSpec { media: inputs.media.clone(), vcpus: *vcpus, memory_mib: *memory_mib, grant };
     let agent = agent::boot_hidden(core, spec).await.map_err(|error| TemplateError::Agent(error.into()))?;
     let dir = core.templates.dir_for(inputs.digits());
     let draft = core.templates.store().draft_at(dir.clone());
     let hidden = Hidden { agent, draft: Some(draft) };
-    let frozen = freeze(core, &hidden.agent, request, &dir).await;
+    let frozen = freeze(core, &hidden.agent, (request, inputs), &dir).await;
     hidden.end().await;
     let hold = frozen?;
     let now = unix_ms();
@@ -92,17 +96,27 @@ pub(super) async fn build(
 async fn freeze(
     core: &Core,
     agent: &Handle,
-    request: &CreateTemplate,
+    (request, inputs): (&CreateTemplate, &Inputs),
     dir: &Path,
 ) -> Result<Hold, TemplateError> {
-    // A guest that does not keep the time hangs.
-    warm_up(agent, request, core.config.timing.exec_slack).await?;
+    match &inputs.media.model {
+        Some(model) => serve(agent, model, Duration::from_millis(request.timeout_ms)).await?,
+        // A guest that does not keep the time hangs.
+        None => warm_up(agent, request, core.config.timing.exec_slack).await?,
+    }
     start_a_program(agent).await;
     agent.snapshot(dir).await.map_err(|error| TemplateError::Agent(error.into()))?;
     let store = core.templates.store();
     let hold = store.adopt(dir, None)?;
     store.dispose(hold.id());
     Ok(hold)
+}
+
+/// Has `agent` serve `model`.
+async fn serve(agent: &Handle, model: &ModelFile, limit: Duration) -> Result<(), TemplateError> {
+    let address = agent.guest().map_err(|error| TemplateError::Guest(error.into()))?;
+    let unserved = |why| TemplateError::Unserved { model: model.name.clone(), why };
+    models::load(address, model, limit).await.map_err(unserved)
 }
 
 /// Starts a program, so that forks find what that takes in memory. One that cannot be started says nothing about the template.

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use ark_types::agent::AgentName;
 use ark_types::image::ImageName;
+use ark_types::model::ModelName;
 use ark_types::template::MAX_WARM_UP_MS;
 
 use crate::agent::CallError;
 use crate::images::ImageError;
+use crate::models::{ModelError, ServeError};
 use crate::problems::Refusal;
 use crate::snapshots::SnapshotError;
 use crate::store::AppendError;
@@ -20,7 +22,7 @@ pub enum TemplateError {
     NotFound(String),
     /// The name is for an image's own template.
     #[error(
-        "the name {name} is for a template that an image has by itself: choose one that does not begin with `default-`"
+        "the name {name} is for a template that an image or a model has by itself: choose one that begins neither with `default-` nor with `model-`"
     )]
     Reserved {
         /// The name.
@@ -46,6 +48,20 @@ pub enum TemplateError {
     /// Its image, or the guest's kernel or first root file system.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Its model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A template that serves a model has no other warm-up.
+    #[error("a template is warmed up by code or serves a model, not both: leave out warm or model")]
+    WarmAndModel,
+    /// Its model did not come to be served.
+    #[error("the model {model} is not served in the template: {why}")]
+    Unserved {
+        /// The model.
+        model: ModelName,
+        /// Why.
+        why: ServeError,
+    },
     /// Its agent cannot be had, did not start, or could not be snapshotted.
     #[error("the template cannot be built: {}", .0.0.detail)]
     Agent(Refusal),

@@ -5,7 +5,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::TemplateError;
 use crate::core::Core;
-use crate::images::Image;
+use crate::media::Media;
+use crate::models::ModelFile;
 
 /// Layout of what is hashed. Another one makes every template another.
 const LAYOUT: &str = "ark template 1";
@@ -13,7 +14,7 @@ const LAYOUT: &str = "ark template 1";
 /// Everything that a template depends on.
 #[derive(Clone, Debug)]
 pub(super) struct Inputs {
-    pub(super) image: Image,
+    pub(super) media: Media,
     /// `sha256:` and 64 hexadecimal digits.
     pub(super) digest: String,
 }
@@ -24,8 +25,12 @@ impl Inputs {
         let image = core.images.open(&request.image).await?;
         let kernel = core.images.digest_of(&core.config.assets.kernel()).await?;
         let initrd = core.images.digest_of(&core.config.assets.initrd()).await?;
-        let digest = digest(&kernel, &initrd, &image.manifest.digest, request);
-        Ok(Self { image, digest })
+        let model = match &request.model {
+            Some(name) => Some(core.models.open_file(&core.images, name).await?),
+            None => None,
+        };
+        let digest = digest((&kernel, &initrd), &image.manifest.digest, model.as_ref(), request);
+        Ok(Self { media: Media { image, model }, digest })
     }
 
     /// The digest's hexadecimal digits.
@@ -35,12 +40,21 @@ impl Inputs {
 }
 
 /// The digest over everything; the warm-up comes last, since it alone has no bounded form.
-pub(super) fn digest(kernel: &str, initrd: &str, image: &str, request: &CreateTemplate) -> String {
+pub(super) fn digest(
+    (kernel, initrd): (&str, &str),
+    image: &str,
+    model: Option<&ModelFile>,
+    request: &CreateTemplate,
+) -> String {
     let CreateTemplate { vcpus, memory_mib, warm, .. } = request;
     let is_warm = u8::from(warm.is_some());
     let head = format!("{LAYOUT}\n{kernel}\n{initrd}\n{image}\n{vcpus}\n{memory_mib}\n{is_warm}\n");
     let mut hasher = Sha256::new();
     hasher.update(head);
+    if let Some(ModelFile { name, digest, context, .. }) = model {
+        // The server knows it by its name.
+        hasher.update(format!("{name}\n{digest}\n{context}\n"));
+    }
     hasher.update(warm.as_deref().unwrap_or_default());
     let digits: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")

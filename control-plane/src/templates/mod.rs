@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use ark_types::agent::{AgentName, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS};
 use ark_types::image::ImageName;
+use ark_types::model::MODEL_PREFIX;
 use ark_types::template::{CreateTemplate, DEFAULT_WARM_UP_MS, MAX_WARM_UP_MS, Template};
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
@@ -30,7 +31,8 @@ pub use error::TemplateError;
 pub use shelf::Templates;
 
 use crate::core::Core;
-use crate::images::Image;
+use crate::media::Media;
+use crate::models;
 use crate::pool::policy;
 use crate::snapshots::{Hold, SnapshotError};
 use inputs::Inputs;
@@ -47,8 +49,8 @@ pub struct Found {
     pub hold: Hold,
     /// What it is.
     pub template: Template,
-    /// The image that it was built from, whole and unchanged.
-    pub image: Image,
+    /// The disks that it was built with, whole and unchanged.
+    pub media: Media,
 }
 
 /// Builds a template, unless it is there already. When the caller stops waiting, what was begun is undone.
@@ -56,9 +58,18 @@ pub struct Found {
 /// # Errors
 /// [`TemplateError`]; nothing is left then.
 pub async fn build(core: &Arc<Core>, request: CreateTemplate) -> Result<Template, TemplateError> {
-    let is_of_an_image = request.name.as_ref().starts_with(DEFAULT_PREFIX);
-    if is_of_an_image && request != default_request(&request.image) {
+    let is_reserved = if request.name.as_ref().starts_with(DEFAULT_PREFIX) {
+        request != default_request(&request.image)
+    } else if request.name.as_ref().starts_with(MODEL_PREFIX) {
+        request != models::own_template(core, &request.name).await?
+    } else {
+        false
+    };
+    if is_reserved {
         return Err(TemplateError::Reserved { name: request.name });
+    }
+    if request.warm.is_some() && request.model.is_some() {
+        return Err(TemplateError::WarmAndModel);
     }
     if request.timeout_ms == 0 || request.timeout_ms > MAX_WARM_UP_MS {
         return Err(TemplateError::Timeout { asked_ms: request.timeout_ms });
@@ -191,6 +202,7 @@ fn default_request(image: &ImageName) -> CreateTemplate {
         vcpus: DEFAULT_VCPUS,
         memory_mib: DEFAULT_MEMORY_MIB,
         warm: None,
+        model: None,
         timeout_ms: DEFAULT_WARM_UP_MS,
     }
 }

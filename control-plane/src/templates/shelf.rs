@@ -254,7 +254,7 @@ impl Templates {
         let Some(kept) = kept else { return Ok(None) };
         let (template, id) = (self.view(kept, name), kept.id);
         drop(shelf);
-        Ok(Some(Found { hold: self.store.hold(id)?, template, image: inputs.image.clone() }))
+        Ok(Some(Found { hold: self.store.hold(id)?, template, media: inputs.media.clone() }))
     }
 
     /// The snapshot of the template called `name`, if it is there: what it was built of may have changed since.
@@ -274,6 +274,7 @@ impl Templates {
             vcpus: request.vcpus,
             memory_mib: request.memory_mib,
             warm: request.warm.clone(),
+            model: request.model.clone(),
             bytes: kept.bytes,
             build_ms: *build_ms,
             created_unix_ms: *created_unix_ms,

@@ -31,8 +31,8 @@ fn inputs(n: u8) -> Inputs {
         "description": "d", "built_from": [], "created_unix": 0,
     });
     let manifest: ImageManifest = serde_json::from_value(manifest).unwrap();
-    let image = Image { manifest, path: PathBuf::from("base.erofs") };
-    Inputs { image, digest: format!("sha256:{n:064x}") }
+    let image = crate::images::Image { manifest, path: PathBuf::from("base.erofs") };
+    Inputs { media: image.into(), digest: format!("sha256:{n:064x}") }
 }
 
 /// Writes what looks like a snapshot.
@@ -84,17 +84,17 @@ impl World {
 #[test]
 fn each_input_makes_another_digest_and_the_name_does_not() {
     let ask = request("a");
-    let first = digest("k", "i", "m", &ask);
+    let first = digest(("k", "i"), "m", None, &ask);
     assert!(first.starts_with("sha256:") && first.len() == 71);
     let with = |change: fn(&mut CreateTemplate)| {
         let mut ask = request("a");
         change(&mut ask);
-        digest("k", "i", "m", &ask)
+        digest(("k", "i"), "m", None, &ask)
     };
     let others = [
-        digest("k2", "i", "m", &ask),
-        digest("k", "i2", "m", &ask),
-        digest("k", "i", "m2", &ask),
+        digest(("k2", "i"), "m", None, &ask),
+        digest(("k", "i2"), "m", None, &ask),
+        digest(("k", "i"), "m2", None, &ask),
         with(|ask| ask.warm = Some(String::new())),
         with(|ask| ask.warm = Some("import json".into())),
         with(|ask| ask.vcpus = 2),
@@ -102,7 +102,7 @@ fn each_input_makes_another_digest_and_the_name_does_not() {
     ];
     let distinct: std::collections::HashSet<&String> = others.iter().chain([&first]).collect();
     assert_eq!(distinct.len(), others.len() + 1);
-    assert_eq!(first, digest("k", "i", "m", &request("b")));
+    assert_eq!(first, digest(("k", "i"), "m", None, &request("b")));
     assert_eq!(first, with(|ask| ask.timeout_ms = 1));
 }
 

@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 mod dial;
 #[path = "fake_vmm/guest_files.rs"]
 mod guest_files;
+#[path = "fake_vmm/inference.rs"]
+mod inference;
 #[path = "fake_vmm/keep.rs"]
 mod keep;
 
@@ -73,6 +75,9 @@ struct Memory {
     hostname: String,
     machine_id: String,
     names: BTreeMap<String, String>,
+    /// The model that its server was started with.
+    #[serde(default)]
+    serves: Option<String>,
 }
 
 /// What the VMM knows of itself.
@@ -200,6 +205,7 @@ fn restore(config: RestoreConfig) -> (Machine, Places) {
     if memory.script == "unrestorable" {
         end(ExitReason::BadSnapshot, Some("it was taken on another kind of processor; take it again here"));
     }
+    assert_eq!(config.disks.len(), manifest.disks.len(), "every disk is given again");
     let disks = config.disks.into_iter().map(|path| DiskConfig { path, read_only: true }).collect();
     let machine = Machine {
         memory: Mutex::new(memory),
@@ -394,6 +400,9 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
     let script = machine.memory.lock().unwrap().script.clone();
     let mut line = [0; 13];
     stream.read_exact(&mut line).unwrap();
+    if line == *inference::CONNECT {
+        return inference::serve(stream, machine);
+    }
     assert_eq!(&line, b"CONNECT 1025\n");
     stream.write_all(b"OK 1073741824\n").unwrap();
     let mut incoming = Incoming(stream.try_clone().unwrap(), Decoder::new());
@@ -420,7 +429,7 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
         (_, "lies") => send(&mut stream, &Frame::empty(Kind::PowerOff)),
         (_, "dies-in-exec") => end(ExitReason::GuestPanic, Some("out of memory")),
         (Kind::Dial, _) => dial::dial(stream, &first.parse().unwrap(), machine),
-        (Kind::Keep, _) => machine.keeper.keep(stream, first.parse().unwrap()),
+        (Kind::Keep, _) => keep::keep(stream, first.parse().unwrap(), machine),
         (Kind::KeptOutput, _) => machine.keeper.tell_output(stream),
         (Kind::Exec, _) => exec(stream, incoming, &first.parse().unwrap()),
         (Kind::FileRead, "shrinks") => {

@@ -35,8 +35,10 @@ fn example(name: &str) -> PathBuf {
 }
 
 /// Images of every test: the name is what the guest does.
-pub(crate) const IMAGES: [&str; 27] = [
+pub(crate) const IMAGES: [&str; 29] = [
     "base",
+    "inference",
+    "inference-fails",
     "panics",
     "silent",
     "no-record",

@@ -21,6 +21,7 @@ mod healing;
 mod health_checks;
 mod idempotency;
 mod metrics;
+mod models;
 mod openapi;
 mod pause;
 mod permissions;

@@ -12,6 +12,7 @@ mod images;
 mod label;
 mod logs;
 mod machine;
+mod models;
 mod pools;
 mod program;
 mod scheduling;
@@ -55,6 +56,8 @@ pub(crate) async fn perform(verb: Verb, context: &Context) -> Result<u8, Failure
         Verb::Rm(args) => done(agents::rm(context, &args).await),
         Verb::Label(args) => done(label::label(context, &args).await),
         Verb::Images => done(images::images(context).await),
+        Verb::Model { action } => done(models::perform(context, action).await),
+        Verb::Models => done(models::ls(context).await),
         Verb::Template { action } => done(templates::perform(context, action).await),
         Verb::Templates => done(templates::ls(context).await),
         Verb::Pool { action } => done(pools::perform(context, action).await),

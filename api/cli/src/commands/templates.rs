@@ -46,6 +46,7 @@ fn build_request(args: BuildArgs) -> Result<CreateTemplate, Failure> {
         vcpus: args.vcpus,
         memory_mib: args.memory,
         warm,
+        model: None,
         timeout_ms,
     })
 }

@@ -42,6 +42,8 @@ fn answer(method: &Method, uri: &Uri) -> Response {
         ("GET", "templates") => ("templates", "list"),
         ("GET", "snapshots") => ("snapshots", "list"),
         ("GET", "images") => ("images", "list"),
+        ("GET", "models") => ("models", "list"),
+        ("GET", "models/router") => ("models", "model"),
         ("GET", "stats") => ("stats", "list"),
         ("GET", "consoles") => ("consoles", "list"),
         ("POST", "agents") => return problem(ProblemKind::HostFull, "no host has room: 64 MiB are missing"),
@@ -124,6 +126,8 @@ fn what_is_listed_and_shown() {
         &["templates"],
         &["snapshots"],
         &["images"],
+        &["models"],
+        &["model", "show", "router"],
         &["top", "--once"],
         &["logs", "--kept"],
         &["inspect", "a1"],
@@ -161,6 +165,8 @@ fn what_is_refused() {
         ("bad-change", &["label", "a1", "app"]),
         ("bad-selector", &["ps", "-l", "app in x"]),
         ("bad-restart", &["create", "--restart", "sometimes"]),
+        ("bad-model", &["model", "add", "x.gguf", "--name", "Qwen2.5"]),
+        ("no-model-file", &["model", "add", "/nonexistent/x.gguf", "--name", "x"]),
         ("bad-place", &["cp", "a1:etc", "."]),
     ] {
         let file = format!("errors/{name}.txt");

@@ -220,6 +220,7 @@ fn templates() {
         vcpus: 1,
         memory_mib: 256,
         warm: None,
+        model: None,
         bytes: 60 << 20,
         build_ms: 2500,
         created_unix_ms: 1_700_000_000_000,
@@ -227,9 +228,13 @@ fn templates() {
         agents: 3,
     };
     let warm = Template { name: name("py"), warm: most.warm.clone(), ..plain.clone() };
+    let model = CreateTemplate { model: Some("router".parse().unwrap()), ..least.clone() };
+    let serves = Template { name: name("model-router"), model: model.model.clone(), ..plain.clone() };
     Frozen::default()
         .with("create least", &least)
         .with("create most", &most)
+        .with("create with a model", &model)
+        .with("template with a model", &serves)
         .with("template plain", &plain)
         .with("template warm", &warm)
         .with("list", &TemplateList { templates: vec![plain] })

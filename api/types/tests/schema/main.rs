@@ -5,5 +5,6 @@ mod agents;
 mod events;
 mod forks;
 mod frozen;
+mod models;
 mod services;
 mod tasks;

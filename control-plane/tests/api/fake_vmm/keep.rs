@@ -10,7 +10,7 @@ use std::time::Instant;
 use ark_types::exec::{ExecEnd, ExecRequest};
 use ark_types::guest::{ErrorCode, Frame, Kind, MAX_KEPT_OUTPUT, Started};
 
-use super::{fail, send, status_of};
+use super::{Machine, fail, inference, send, status_of};
 
 /// The place of the program.
 #[derive(Debug, Default)]
@@ -66,9 +66,20 @@ fn start(request: &ExecRequest) -> std::io::Result<Arc<Kept>> {
     started.recv().unwrap()
 }
 
+/// As `ark-guestd` does it; a server of models is one of [`inference`].
+pub(super) fn keep(stream: UnixStream, mut request: Option<ExecRequest>, machine: &Machine) {
+    if let Some(request) = request.as_mut().filter(|request| request.argv[0] == inference::PROGRAM) {
+        match inference::start(&request.argv, machine) {
+            Ok(argv) => request.argv = argv,
+            Err((code, why)) => return fail(&mut { stream }, code, &why),
+        }
+    }
+    machine.keeper.keep(stream, request);
+}
+
 impl Keeper {
     /// As `ark-guestd` does it.
-    pub(super) fn keep(&self, mut stream: UnixStream, request: Option<ExecRequest>) {
+    fn keep(&self, mut stream: UnixStream, request: Option<ExecRequest>) {
         let mut slot = self.0.lock().unwrap();
         let kept = match (&*slot, request) {
             (Some(kept), _) => Arc::clone(kept),
