@@ -129,7 +129,8 @@ class Ai(unittest.TestCase):
     def test_what_is_refused_is_an_exception_of_its_kind(self):
         for code, reason, kind in [
             (-32015, "not_allowed", ark.ai.NotAllowed), (-32602, "unknown_model", ark.ai.UnknownModel),
-            (-32602, "context_overflow", ark.ai.ContextOverflow), (-32602, "temperature", ark.ai.BadRequest),
+            (-32602, "context_overflow", ark.ai.ContextOverflow), (-32602, "temperature", ark.ai.BadRequest), (-32602, "model_not_found", ark.ai.UnknownModel),
+            (-32602, "not_allowed", ark.ai.NotAllowed), (-32010, "budget_used", ark.ai.BudgetExceeded), (-32012, "replica_gone", ark.ai.Failed),
             (-32010, "overloaded", ark.ai.Overloaded), (-32014, "stopping", ark.ai.Overloaded), (-32013, "cancelled", ark.ai.Cancelled),
             (-32011, "deadline", ark.ai.DeadlinePassed), (-32012, "failed", ark.ai.Failed), (-1, "new", ark.ai.AIError),
         ]:

@@ -109,9 +109,10 @@ impl Failure {
             Self::Api(error) | Self::Hinted { error, .. } | Self::Expired(error) => match error {
                 ark_client::Error::Problem(problem) => problem.kind,
                 ark_client::Error::Guest(e) => ProblemKind::from(e.code),
-                ark_client::Error::Model { status, .. } => kind_of_status(*status),
                 ark_client::Error::Connect { .. } => ProblemKind::HostUnable,
-                ark_client::Error::Broken { .. } | ark_client::Error::Ended(_) => ProblemKind::AgentGone,
+                ark_client::Error::Broken { .. }
+                | ark_client::Error::Ended(_)
+                | ark_client::Error::Model(_) => ProblemKind::AgentGone,
                 ark_client::Error::TakenUp => ProblemKind::InUse,
                 ark_client::Error::Frame(_) => ProblemKind::GuestMisbehaved,
                 ark_client::Error::Answer { .. } => ProblemKind::Internal,
@@ -123,20 +124,6 @@ impl Failure {
             Self::Output(_) | Self::Partly(_) | Self::System { .. } => ProblemKind::Internal,
         };
         Problem::new(kind, self.to_string())
-    }
-}
-
-/// The kind that a refusal by a model comes nearest to.
-const fn kind_of_status(status: u16) -> ProblemKind {
-    match status {
-        403 => ProblemKind::NotAllowed,
-        404 => ProblemKind::NoRoute,
-        413 => ProblemKind::TooLarge,
-        422 => ProblemKind::InvalidValue,
-        429 => ProblemKind::QuotaExceeded,
-        400..=499 => ProblemKind::BadRequest,
-        503 => ProblemKind::HostFull,
-        _ => ProblemKind::AgentGone,
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::events::{MAX_EVENT, Told, take_whole};
 use crate::files::ByteStream;
-use crate::rest::{Client, refused_by_model};
+use crate::rest::Client;
 
 const CHAT: &str = "/v1/chat/completions";
 /// Data of the last event of a stream.
@@ -67,8 +67,8 @@ impl ChatStream {
                     return Ok(None);
                 }
                 let chunk: Value = serde_json::from_str(&data).map_err(|e| self.nonsense(&e.to_string()))?;
-                if let Some(refused) = refused_by_model(200, &chunk) {
-                    return Err(refused);
+                if let Some(message) = chunk.pointer("/error/message").and_then(Value::as_str) {
+                    return Err(Error::Model(message.to_owned()));
                 }
                 match chunk.pointer("/choices/0/delta/content").and_then(Value::as_str) {
                     None | Some("") => {}

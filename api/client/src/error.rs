@@ -14,14 +14,9 @@ pub enum Error {
     /// `arkd` understood the request and refused it, or could not carry it out.
     #[error(transparent)]
     Problem(#[from] Problem),
-    /// A model, or its router, refused or broke off, as OpenAI's API tells it.
-    #[error("{message}")]
-    Model {
-        /// HTTP status code; 200 when it broke off.
-        status: u16,
-        /// What it said.
-        message: String,
-    },
+    /// A model broke off, as its stream says.
+    #[error("{0}")]
+    Model(String),
     /// No connection could be made.
     #[error("arkd cannot be reached at {endpoint}: {hint}")]
     Connect {

@@ -407,21 +407,14 @@ impl Client {
 
 /// The error that an unsuccessful answer stands for.
 pub(crate) fn refusal(endpoint: &Endpoint, status: u16, body: &[u8]) -> Error {
-    if let Ok(problem) = serde_json::from_slice::<Problem>(body) {
-        return Error::Problem(problem);
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => Error::Problem(problem),
+        Err(_) => Error::Answer {
+            endpoint: endpoint.to_string(),
+            status,
+            excerpt: String::from_utf8_lossy(body).chars().take(EXCERPT).collect(),
+        },
     }
-    let of_model = serde_json::from_slice(body).ok().and_then(|body| refused_by_model(status, &body));
-    of_model.unwrap_or_else(|| Error::Answer {
-        endpoint: endpoint.to_string(),
-        status,
-        excerpt: String::from_utf8_lossy(body).chars().take(EXCERPT).collect(),
-    })
-}
-
-/// The error that `body` tells in the form of OpenAI's API, if it tells one.
-pub(crate) fn refused_by_model(status: u16, body: &serde_json::Value) -> Option<Error> {
-    let message = body.pointer("/error/message")?.as_str()?;
-    Some(Error::Model { status, message: message.to_owned() })
 }
 
 /// No body.

@@ -87,8 +87,8 @@ class Cancelled(AIError):
 
 
 _BY_REASON = {
-    "not_allowed": NotAllowed, "unknown_model": UnknownModel, "context_overflow": ContextOverflow, "overloaded": Overloaded,
-    "stopping": Overloaded, "budget": BudgetExceeded, "deadline": DeadlinePassed, "failed": Failed, "cancelled": Cancelled,
+    "not_allowed": NotAllowed, "unknown_model": UnknownModel, "model_not_found": UnknownModel, "context_overflow": ContextOverflow,
+    "budget_used": BudgetExceeded,
 }
 _BY_CODE = {
     -32602: BadRequest, -32010: Overloaded, -32011: DeadlinePassed, -32012: Failed, -32013: Cancelled, -32014: Overloaded,

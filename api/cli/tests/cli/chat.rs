@@ -18,10 +18,9 @@ fn chunk(text: &str) -> String {
 /// What a model says to `asked`: it depends on the last message.
 fn answer(asked: &Value) -> Response {
     let said = asked["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap();
-    let error = json!({ "error": { "message": "there is no model \"x\"", "type": "invalid_request_error", "code": "m" } });
+    let error = json!({ "error": { "message": "the model's VM ended", "type": "server_error", "code": "replica_gone" } });
     let events = match said {
-        "refuse" => return (StatusCode::NOT_FOUND, Json(error)).into_response(),
-        "problem" => return problem(ProblemKind::QuotaExceeded, "the budget is used up"),
+        "refuse" => return problem(ProblemKind::QuotaExceeded, "the budget is used up"),
         _ if asked["stream"] != true => {
             let message = json!({ "role": "assistant", "content": "whole" });
             return Json(json!({ "choices": [{ "index": 0, "message": message }] })).into_response();
@@ -70,15 +69,14 @@ fn a_reply_is_written_as_it_comes_or_whole_as_json() {
 fn what_goes_wrong_is_told_in_a_sentence_behind_what_was_said() {
     let (host, _) = server();
     let told = |said: &str| host.run(&["chat", said], "");
-    assert_eq!(told("refuse"), (125, String::new(), "ark: there is no model \"x\"\n".to_owned()));
-    assert_eq!(told("problem"), (125, String::new(), "ark: the budget is used up\n".to_owned()));
-    assert_eq!(told("break off"), (125, "half\n".to_owned(), "ark: there is no model \"x\"\n".to_owned()));
+    assert_eq!(told("refuse"), (125, String::new(), "ark: the budget is used up\n".to_owned()));
+    assert_eq!(told("break off"), (125, "half\n".to_owned(), "ark: the model's VM ended\n".to_owned()));
     let (code, out, error) = told("end early");
     assert_eq!((code, out.as_str()), (125, "half\n"));
     assert!(error.contains("ended early"), "{error}");
     let (code, _, error) = host.run(&["chat", "--json", "refuse"], "");
     let told: Value = serde_json::from_str(&error).unwrap();
-    assert_eq!((code, &told["detail"]), (125, &json!("there is no model \"x\"")));
+    assert_eq!((code, &told["detail"]), (125, &json!("the budget is used up")));
     let (code, _, error) = host.run(&["chat", "--json-schema", "{", "hi"], "");
     assert!(code == 125 && error.contains("--json-schema"), "{error}");
 }
