@@ -14,6 +14,7 @@ mod files;
 mod forks;
 mod hazards;
 mod healing;
+mod models;
 mod pause;
 mod pools;
 mod refusals;
