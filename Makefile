@@ -24,7 +24,7 @@ PROGRAMS := ark arkd ark-vmm ark-guestd ark-ai
 # ark-inference brings llama.cpp, minutes of C++: it has steps of its own, and release code only.
 LIGHT    := --workspace --exclude ark-inference
 
-.PHONY: run test soak bench stop clean install deps programs inference kernel images machine all lint unit inference-tests api-fuzz \
+.PHONY: run test soak bench stop clean install deps programs inference kernel images models machine all lint unit inference-tests api-fuzz \
   vm-tests machine-tests help
 
 run: all
@@ -72,7 +72,7 @@ for i in numpy.argsort(-counts, kind='stable')[:5]: print(f'{counts[i]:4} {words
 endef
 export RANK_WORDS
 
-all: deps programs kernel images machine
+all: deps programs kernel images models machine
 
 # Debian packages, each with its reason in the one list, by section. apt-get is asked only for what is missing.
 SECTIONS := build run
@@ -108,7 +108,13 @@ kernel: deps
 images: deps programs
 	@$(STEP) "guest images" sh -c 'guest-images/image.sh base && guest-images/image.sh python && guest-images/guestd-cpio.sh'
 
-machine: kernel images
+# The model that comes with the release.
+models: $(BUILD)/models/router.gguf
+$(BUILD)/models/%.gguf: agents/router-model/model/%.gguf
+	@mkdir -p $(@D)
+	@cp $< $(@D)/.$*.new && mv $(@D)/.$*.new $@
+
+machine: kernel images models
 	@$(STEP) "emulated host" guest-images/machine/build.sh
 
 test: all lint unit api-fuzz vm-tests machine-tests

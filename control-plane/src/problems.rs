@@ -112,6 +112,7 @@ impl From<ModelError> for Refusal {
             ModelError::NotFound { .. } => ProblemKind::ModelNotFound,
             ModelError::Name(_) | ModelError::Context { .. } => ProblemKind::InvalidValue,
             ModelError::Bundled(_) => ProblemKind::ModelBundled,
+            ModelError::InUse { .. } => ProblemKind::InUse,
             ModelError::Taken(_) | ModelError::ServiceTaken(_) => ProblemKind::NameTaken,
             ModelError::Unusable { .. } | ModelError::Changed { .. } => ProblemKind::ModelUnusable,
             ModelError::TooLarge { .. } => ProblemKind::ModelTooLarge,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what `ark machine` starts: build/machine/vmlinuz (Debian's cloud kernel), initramfs.cpio (busybox, modules, init) and
-# assets.erofs (bin/, kernel/ and images/ of the build). No root needed: packages are unpacked, devices are made under fakeroot.
+# assets.erofs (bin/, kernel/, images/ and models/ of the build). No root needed: packages are unpacked, devices are made under fakeroot.
 # shellcheck source=../lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -69,7 +69,7 @@ build_assets() {
     local root=$work/root part
     mkdir "$root"
     # Links to the same files where possible: the images are large.
-    for part in bin kernel images; do
+    for part in bin kernel images models; do
         [ ! -d "$build/$part" ] || cp -al "$build/$part" "$root/$part" 2>/dev/null || cp -a "$build/$part" "$root/"
     done
     rm -f "$root/kernel/config"
@@ -88,5 +88,5 @@ step machine "emulated host: kernel and initramfs" "$key" 250 build_boot "$out/v
 for part in bin/ark-vmm bin/arkd bin/ark-guestd kernel/vmlinux kernel/guestd.cpio; do
     [ -s "$build/$part" ] || printf '  note: %s is not built yet, so the emulated host will lack it\n' "$part"
 done
-key=$(key_of "$here/build.sh" < <(cd "$build" && find bin kernel images -type f -printf '%P %s %T@ %m\n' 2>/dev/null | sort))
+key=$(key_of "$here/build.sh" < <(cd "$build" && find bin kernel images models -type f -printf '%P %s %T@ %m\n' 2>/dev/null | sort))
 step machine-assets "emulated host: programs and images" "$key" 400 build_assets "$out/assets.erofs"

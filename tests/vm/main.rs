@@ -15,6 +15,7 @@ mod forks;
 mod hazards;
 mod healing;
 mod inference;
+mod models;
 mod pause;
 mod pools;
 mod refusals;

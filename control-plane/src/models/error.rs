@@ -84,8 +84,8 @@ pub enum ModelError {
     TooManyBytes,
     /// No room on disk.
     #[error(
-        "the model's file does not fit: {need_mib} MiB more are needed in {dir} and {free_mib} MiB are free there, of which \
-         {kept_mib} MiB are kept for the rest; free some space, nothing of the model is left"
+        "there is no room for the model's file: {need_mib} MiB more are needed in {dir}, where {free_mib} MiB are free and \
+         {kept_mib} MiB are kept for everything else; free some space, nothing of the model is left"
     )]
     NoRoom {
         /// Where.
@@ -100,6 +100,14 @@ pub enum ModelError {
     /// Whoever sends it stopped.
     #[error("the upload broke off: {0}; nothing of it is left, send the file again")]
     BrokenOff(String),
+    /// Living agents serve it that are not its service's.
+    #[error("{agents} living agent{} go on from what serves the model {name}: end them first", if *.agents == 1 { "" } else { "s" })]
+    InUse {
+        /// The model.
+        name: ModelName,
+        /// How many.
+        agents: usize,
+    },
     /// A file cannot be read or written.
     #[error("{path} cannot be used: {}; see that the directory works, or set ARK_STATE", plain(.source))]
     File {
@@ -129,6 +137,9 @@ pub enum ServeError {
     /// It was not started.
     #[error("its server cannot be started: {0}")]
     Start(GuestFailure),
+    /// Nobody knows whether it runs.
+    #[error("its server is not known to run: {0}")]
+    Lost(GuestFailure),
     /// It ended.
     #[error("its server ended{}", said(.0))]
     Ended(String),

@@ -48,8 +48,8 @@ pub(crate) async fn load(address: &Address, model: &ModelFile, limit: Duration) 
     };
     let answered = tokio::select! {
         ended = keeping.ended() => {
-            let words = ended.map_or_else(|failure| failure.to_string(), |end| String::from_utf8_lossy(&end.output).into_owned());
-            return Err(ServeError::Ended(words));
+            let end = ended.map_err(ServeError::Lost)?;
+            return Err(ServeError::Ended(String::from_utf8_lossy(&end.output).into_owned()));
         }
         answered = timeout(limit, answering) => answered,
     };

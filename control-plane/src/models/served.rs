@@ -9,7 +9,7 @@ use ark_types::label::Owner;
 use ark_types::model::{MODEL_PREFIX, Model, ModelList, ModelName, ModelState};
 use ark_types::problem::{Problem, ProblemKind};
 use ark_types::service::{ServiceSpec, UpdatePolicy};
-use ark_types::template::{CreateTemplate, MAX_WARM_UP_MS};
+use ark_types::template::CreateTemplate;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 
@@ -17,6 +17,7 @@ use super::ModelError;
 use super::size::{Size, command};
 use super::store::PASSING;
 use super::upload::sync_parent;
+use crate::agent::Handle;
 use crate::core::Core;
 use crate::problems::Refusal;
 use crate::scheduler::SYSTEM;
@@ -26,6 +27,8 @@ use crate::templates::{self, TemplateError};
 
 /// Image of the VMs that serve models.
 const IMAGE: &str = "inference";
+/// How long a model may take to be loaded and to give its first token, milliseconds: an emulated host is slow.
+const LOAD_MS: u64 = 900_000;
 
 /// What is being done about models.
 #[derive(Debug, Default)]
@@ -87,7 +90,7 @@ pub(crate) async fn own_template(core: &Core, template: &AgentName) -> Result<Cr
         memory_mib: size.memory_mib,
         warm: None,
         model: Some(name),
-        timeout_ms: MAX_WARM_UP_MS,
+        timeout_ms: LOAD_MS,
     })
 }
 
@@ -296,6 +299,12 @@ async fn take_away(core: &Arc<Core>, name: &ModelName) -> Result<(), Refusal> {
     }
     if is_served(core, &own).unwrap_or(false) {
         change::remove(core, own.as_ref(), DRAIN_GRACE).await?;
+    }
+    let is_of_it =
+        |agent: &Handle| agent.base().and_then(|hold| hold.model()).is_some_and(|(of, _)| of == *name);
+    let agents = core.registry.all().iter().filter(|agent| is_of_it(agent)).count();
+    if agents > 0 {
+        return Err(ModelError::InUse { name: name.clone(), agents }.into());
     }
     match templates::remove(core, own.as_ref()).await {
         Ok(()) | Err(TemplateError::NotFound(_)) => {}

@@ -154,7 +154,8 @@ struct Arrival {
 impl Arrival {
     /// Writes the file as it comes, and puts the model where it belongs; whether it was not there before.
     fn receive(self, mut incoming: mpsc::Receiver<Piece>) -> Result<bool, ModelError> {
-        let path = self.draft.0.join(FILE);
+        let (path, models) =
+            (self.draft.0.join(FILE), self.target.parent().unwrap_or(&self.target).to_owned());
         let failed = |source| ModelError::File { path: path.clone(), source };
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
@@ -174,7 +175,10 @@ impl Arrival {
             hasher.update(&piece);
             if before == 0 || bytes - looked >= LOOK_EVERY {
                 looked = bytes;
-                check_room(&self.draft.0, 0)?;
+                check_room(
+                    &models,
+                    self.announced.bytes.map_or(LOOK_EVERY, |all| all.saturating_sub(bytes)),
+                )?;
                 if looks > 0 {
                     looks = if self.look_early(&path)? { 0 } else { looks - 1 };
                 }
@@ -255,6 +259,10 @@ fn check_room(dir: &Path, bytes: u64) -> Result<(), ModelError> {
         return Ok(());
     }
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let dir = dir.parent().filter(|_| bytes == 0).unwrap_or(dir).to_owned();
-    Err(ModelError::NoRoom { dir, need_mib: mib(bytes), free_mib: free >> 20, kept_mib: mib(KEPT) })
+    Err(ModelError::NoRoom {
+        dir: dir.to_owned(),
+        need_mib: mib(bytes),
+        free_mib: free >> 20,
+        kept_mib: mib(KEPT),
+    })
 }

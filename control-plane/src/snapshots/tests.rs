@@ -411,10 +411,12 @@ async fn the_image_has_to_be_the_one_it_was_taken_with() {
         "description": "d", "built_from": [], "created_unix": 0,
     });
     fs::write(images.join("base.json"), manifest.to_string()).unwrap();
-    let error = hold.open_image(&crate::images::Images::new(images)).await.unwrap_err();
+    let models = crate::models::Models::open("/nonexistent".into(), "/nonexistent".into());
+    let images = crate::images::Images::new(images);
+    let error = hold.open_media(&images, &models).await.unwrap_err();
     assert!(matches!(error, SnapshotError::OtherImage { .. }), "{error}");
     let none = crate::images::Images::new("/nonexistent".into());
-    assert!(matches!(hold.open_image(&none).await, Err(SnapshotError::Image(_))));
+    assert!(matches!(hold.open_media(&none, &models).await, Err(SnapshotError::Image(_))));
 }
 
 /// Waits until `dir` was removed, beside the runtime.

@@ -14,6 +14,7 @@ use super::shelf::{Built, Record};
 use super::*;
 use crate::host::unix_ms;
 use crate::images::Images;
+use crate::models::ModelFile;
 use crate::snapshots::Store;
 
 struct World {
@@ -91,7 +92,16 @@ fn each_input_makes_another_digest_and_the_name_does_not() {
         change(&mut ask);
         digest(("k", "i"), "m", None, &ask)
     };
+    let file = |digest: &str, context| ModelFile {
+        name: "router".parse().unwrap(),
+        path: PathBuf::from("router.gguf"),
+        digest: digest.to_owned(),
+        context,
+    };
     let others = [
+        digest(("k", "i"), "m", Some(&file("d", 64)), &ask),
+        digest(("k", "i"), "m", Some(&file("d2", 64)), &ask),
+        digest(("k", "i"), "m", Some(&file("d", 128)), &ask),
         digest(("k2", "i"), "m", None, &ask),
         digest(("k", "i2"), "m", None, &ask),
         digest(("k", "i"), "m2", None, &ask),

@@ -37,6 +37,8 @@ async fn every_reply_is_what_the_document_says() {
     ] {
         assert_eq!(ark.client.post(path, &body).await.status(), 201);
     }
+    let model = ark_gguf::synthetic::Synthetic::default().to_bytes();
+    assert_eq!(ark.client.ask(hyper::Method::PUT, "/v1/models/m1", model).await.status(), 201);
     let document = dir.join("openapi.json");
     std::fs::write(document, ark.client.get("/v1/openapi.json").await.body).unwrap();
     let mut fuzzer = Command::new(program)

@@ -79,7 +79,10 @@ fn used(unix_ms: u64) -> String {
 
 fn template_table(list: &TemplateList) -> String {
     let row = |template: &Template| {
-        let warm = printable(template.warm.as_deref().unwrap_or_default().trim()).replace('\n', "; ");
+        let warm = match &template.model {
+            Some(model) => format!("serves the model {model}"),
+            None => printable(template.warm.as_deref().unwrap_or_default().trim()).replace('\n', "; "),
+        };
         let mut shown: String = warm.chars().take(WARM_WIDTH).collect();
         if shown.len() < warm.len() {
             shown.push('…');
