@@ -17,6 +17,7 @@ mod guest;
 mod heal;
 mod history;
 mod idle;
+mod inference;
 mod ledger;
 mod machine;
 mod many;
@@ -63,6 +64,12 @@ enum Suite {
     Machine,
     /// Figures of the control plane alone: needs no VM.
     ControlPlane,
+    /// Figures of the inference server as a process of this host: needs no VM.
+    Inference {
+        /// The bundled model's GGUF file.
+        #[arg(long)]
+        model: PathBuf,
+    },
 }
 
 type Measure = fn(&Bench, &mut Report);
@@ -76,6 +83,7 @@ fn main() {
             placement::measure(&mut report);
             ledger::measure(&mut report);
         }
+        Suite::Inference { model } => inference::measure(&model, &mut report),
         Suite::Vm { peer, quick, only } => {
             ark_tests::require_kvm();
             let bench = Bench::new(peer, quick);

@@ -19,6 +19,6 @@ mod tensor;
 
 pub use error::GgufError;
 pub use header::{Header, MAX_METADATA, MAX_STRING, MAX_TENSORS, Value, ValueKind};
-pub use memory::{CacheType, Memory, Serving, memory};
+pub use memory::{CacheType, EMBEDDING_BATCH, Memory, Serving, memory};
 pub use model::{ARCHITECTURES, Model};
 pub use tensor::{Tensor, TensorKind};

@@ -3,12 +3,13 @@
 //! ```text
 //! total   = weights + cache + compute + fixed
 //! weights = the file                                            (mapped, all of it read in the end)
-//! cache   = sessions · context · layers · kv_heads · (key + value) · bytes of an element
-//! compute = 4 · batch · (vocabulary + 8·embedding + 4·feed_forward + 2·heads·context)
+//! cache   = (sessions + 1) · context · layers · kv_heads · (key + value) · bytes of an element
+//! compute = 4 · (batch + least(batch, 64)) · (vocabulary + 8·embedding + 4·feed_forward + 2·heads·context)
 //!           + 4 · sessions · vocabulary                          (f32: logits, activations, attention scores)
 //! fixed   = 48 MiB + 512 B · vocabulary                          (the program, the tokenizer, HTTP buffers)
 //! ```
-//! `context` is one session's, rounded up to 256 tokens as llama.cpp does; `batch` is what one step computes at most.
+//! `context` is one session's, rounded up to 256 tokens as llama.cpp does; `batch` is what one step computes at most. The session
+//! more and its smaller batch are for embeddings, which have a context of their own.
 //! `compute` is an upper bound on what llama.cpp reserves. All arithmetic saturates: an absurd model is an absurdly large number.
 
 use crate::Model;
@@ -52,7 +53,7 @@ pub struct Serving {
 pub struct Memory {
     /// The mapped file.
     pub weights: u64,
-    /// Keys and values of all sessions.
+    /// Keys and values of all sessions, and of a text that is embedded.
     pub cache: u64,
     /// Buffers of one step.
     pub compute: u64,
@@ -68,6 +69,9 @@ impl Memory {
     }
 }
 
+/// Most tokens that one step of embedding computes.
+pub const EMBEDDING_BATCH: u64 = 64;
+
 const F32: u64 = 4;
 const PROGRAM: u64 = 48 << 20;
 const PER_TOKEN_OF_VOCABULARY: u64 = 512;
@@ -79,7 +83,7 @@ pub fn memory(model: &Model, serving: &Serving) -> Memory {
     Memory {
         weights: model.file_bytes,
         cache: product(&[
-            serving.sessions,
+            serving.sessions.saturating_add(1),
             context,
             model.layers,
             model.kv_heads,
@@ -88,7 +92,7 @@ pub fn memory(model: &Model, serving: &Serving) -> Memory {
         ]),
         compute: product(&[
             F32,
-            serving.batch,
+            serving.batch.saturating_add(serving.batch.min(EMBEDDING_BATCH)),
             model
                 .vocabulary
                 .saturating_add(product(&[8, model.embedding]))

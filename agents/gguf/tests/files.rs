@@ -139,13 +139,13 @@ fn what_is_not_served_is_named() {
 #[test]
 fn memory_is_the_stated_formula() {
     let model = read(&Synthetic::default().to_bytes()).expect("whole");
-    let serving = Serving { context: 1000, sessions: 8, batch: 64, cache: CacheType::F16 };
+    let serving = Serving { context: 1000, sessions: 8, batch: 100, cache: CacheType::F16 };
     let memory = memory(&model, &serving);
     assert_eq!(memory.weights, model.file_bytes);
-    assert_eq!(memory.cache, 8 * 1024 * 2 * 2 * (16 + 16) * 2);
+    assert_eq!(memory.cache, 9 * 1024 * 2 * 2 * (16 + 16) * 2);
     assert_eq!(
         memory.compute,
-        4 * 64 * (model.vocabulary + 8 * 64 + 4 * 128 + 2 * 4 * 1024) + 4 * 8 * model.vocabulary
+        4 * (100 + 64) * (model.vocabulary + 8 * 64 + 4 * 128 + 2 * 4 * 1024) + 4 * 8 * model.vocabulary
     );
     assert_eq!(memory.total(), memory.weights + memory.cache + memory.compute + memory.fixed);
 }
@@ -161,7 +161,7 @@ fn memory_of_a_known_model_is_what_is_published() {
         ..read(&Synthetic::default().to_bytes()).expect("whole")
     };
     let serving = Serving { context: 4096, sessions: 1, batch: 1, cache: CacheType::F16 };
-    assert_eq!(memory(&model, &serving).cache, 4096 * 12 * 1024);
+    assert_eq!(memory(&model, &serving).cache, 2 * 4096 * 12 * 1024);
 }
 
 proptest! {

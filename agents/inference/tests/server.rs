@@ -355,6 +355,9 @@ fn the_program_serves_on_standard_input_and_says_what_is_wrong() {
         json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}}}),
         json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
         json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "generate", "arguments": greedy(5)}}),
+        json!({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "generate", "arguments": greedy(1500)}}),
+        json!({"jsonrpc": "2.0", "id": 4, "method": "tools/call", "params": {"name": "generate", "arguments": greedy(1500)}}),
+        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 4}}),
     ];
     let mut stdin = child.stdin.take().expect("piped");
     for line in &lines {
@@ -367,10 +370,10 @@ fn the_program_serves_on_standard_input_and_says_what_is_wrong() {
         .lines()
         .map(|l| serde_json::from_str(l).expect("JSON"))
         .collect();
-    assert!(
-        answers.iter().any(|a| a["id"] == 2 && a["result"]["structuredContent"]["text"].is_string()),
-        "{answers:?}"
-    );
+    for id in [2, 3] {
+        let said = |a: &Value| a["id"] == id && a["result"]["structuredContent"]["text"].is_string();
+        assert!(answers.iter().any(said), "{id} in {answers:?}");
+    }
     for (arguments, says) in [
         (&["--stdio", "--model", "m=/nowhere.gguf"][..], "/nowhere.gguf: the model file cannot be read"),
         (&["--stdio", "--model", &format!("m={program}")], "not a GGUF file"),

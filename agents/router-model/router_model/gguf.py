@@ -10,8 +10,8 @@ from .tokenizer import CHAT_TEMPLATE, END, PAD, SPECIAL, Tokenizer
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9  # types of values
 SCALARS = {U32: "<I", I32: "<i", F32: "<f", BOOL: "<?"}
-TENSORS = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # types of tensors
-MOSTLY_F16 = 1
+TENSOR, STORED = 0, np.dtype("<f4")  # type of all tensors, F32
+ALL_F32 = 0  # type of the file
 NORMAL, CONTROL = 1, 3  # types of tokens
 
 
@@ -30,7 +30,7 @@ def _metadata(config, tokenizer):
         "general.organization": (STRING, "NOA ARK"),
         "general.license": (STRING, "apache-2.0"),
         "general.languages": (ARRAY, (STRING, ["en"])),
-        "general.file_type": (U32, MOSTLY_F16),
+        "general.file_type": (U32, ALL_F32),
         "llama.vocab_size": (U32, config.vocabulary),
         "llama.context_length": (U32, config.context),
         "llama.embedding_length": (U32, config.width),
@@ -70,16 +70,15 @@ def _value(kind, value):
 
 
 def write(config, weights, tokenizer):
-    """The bytes of a GGUF file: matrices as F16, vectors as F32."""
+    """The bytes of a GGUF file. In half precision it would be half as long, but emulated processors are slow to widen numbers."""
     metadata = _metadata(config, tokenizer)
     head = [MAGIC, struct.pack("<IQQ", VERSION, len(config.shapes()), len(metadata))]
     head += [_string(key) + struct.pack("<I", kind) + _value(kind, value) for key, (kind, value) in metadata.items()]
     body, offset = [], 0
     for name, shape in config.shapes().items():
-        kind = 0 if len(shape) == 1 else 1
-        data = weights[name].astype(TENSORS[kind]).tobytes()
+        data = weights[name].astype(STORED).tobytes()
         dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
-        head.append(_string(name) + dimensions + struct.pack("<IQ", kind, offset))
+        head.append(_string(name) + dimensions + struct.pack("<IQ", TENSOR, offset))
         body.append(data + bytes(-len(data) % ALIGNMENT))
         offset += len(body[-1])
     head = b"".join(head)
@@ -114,7 +113,7 @@ class _Reader:
 
 
 def parse(data):
-    """Metadata, and tensors in the type they are stored in, by name."""
+    """Metadata, and tensors by name."""
     reader = _Reader(memoryview(data))
     if bytes(reader.take(4)) != MAGIC:
         raise GgufError("this is not a GGUF file")
@@ -133,16 +132,16 @@ def parse(data):
     reader.take(-reader.at % ALIGNMENT)
     begin, out = reader.at, {}
     for name, shape, kind, offset in found:
-        if kind not in TENSORS or offset % ALIGNMENT:
+        if kind != TENSOR or offset % ALIGNMENT:
             raise GgufError(f"tensor {name} is of type {kind} at offset {offset}; this reads what it writes")
         reader.at = begin + offset
-        data = reader.take(int(np.prod(shape)) * TENSORS[kind].itemsize)
-        out[name] = np.frombuffer(data, TENSORS[kind]).reshape(shape)
+        data = reader.take(int(np.prod(shape)) * STORED.itemsize)
+        out[name] = np.frombuffer(data, STORED).reshape(shape)
     return metadata, out
 
 
 def read(data):
-    """Sizes, weights (as F32) and tokenizer of a file that `write` made."""
+    """Sizes, weights and tokenizer of a file that `write` made."""
     metadata, tensors = parse(data)
     try:
         config = Config(
@@ -158,7 +157,7 @@ def read(data):
         )
         merges = [m.split(" ") for m in metadata["tokenizer.ggml.merges"]]
         tokenizer = Tokenizer(metadata["tokenizer.ggml.tokens"], merges)
-        weights = {name: tensors[name].astype(np.float32) for name in config.shapes()}
+        weights = {name: tensors[name] for name in config.shapes()}
     except KeyError as missing:
         raise GgufError(f"the file lacks {missing}") from None
     for name, shape in config.shapes().items():

@@ -19,7 +19,7 @@ from .model import Config, forward, logits, random_weights
 from .tokenizer import END, PAD, SPECIAL, Tokenizer
 
 SEED = 7
-EXAMPLES = 60_000
+EXAMPLES = 30_000
 RATE = 3e-3
 FORM_WEIGHT = 0.05  # of a token of the answer that is not the kind's
 PROMPT_WEIGHT, PROMPT_SHARE = 0.1, 0.15  # of a token of the prompt, and how many of them are looked at

@@ -9,8 +9,10 @@
 //! A slot is one sequence of the context with keys and values of its own, so what a session reads is where it would be had it the
 //! context to itself; with kernels that compute each output row by itself (see `.cargo/config.toml`) a session's text does not
 //! depend on who else is served. A session whose prompt begins like what some slot holds, or is about to hold, gets a copy of
-//! that slot's keys and values instead of computing them.
+//! that slot's keys and values instead of computing them. A text to be embedded takes a slot as well, for its turn, but is read
+//! by a context of its own (`embed`).
 
+mod embed;
 mod queue;
 mod request;
 mod sampler;

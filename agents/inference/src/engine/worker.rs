@@ -14,6 +14,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::embed::Embedder;
 use super::sampler::Sampler;
 use super::slots::{LEAST_SHARED, View, common, place};
 use super::text::Output;
@@ -32,6 +33,9 @@ pub(super) struct Job {
     pub(super) deadline: Option<Instant>,
     pub(super) submitted: Instant,
 }
+
+/// What a step of llama.cpp can fail with.
+pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// What is to be done, with what it takes.
 pub(super) enum Prepared {
@@ -82,6 +86,7 @@ struct Wanted {
 
 pub(super) struct Worker<'a> {
     context: LlamaContext<'a>,
+    embedder: Embedder<'a>,
     model: &'a LlamaModel,
     config: Config,
     shared: Arc<Shared>,
@@ -100,13 +105,19 @@ impl Worker<'_> {
         let (ready, started) = std_mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("ark-engine".to_owned())
-            .spawn(move || match model.new_context(backend, parameters(&config)) {
-                Ok(context) => {
-                    let _ = ready.send(Ok(()));
-                    let slots = (0..config.sessions).map(|_| Slot::default()).collect();
-                    Worker { context, model: &model, config, shared, slots, clock: 0 }.run();
+            .spawn(move || {
+                let contexts = model.new_context(backend, parameters(&config)).and_then(|context| {
+                    Ok((context, model.new_context(backend, Embedder::parameters(&config))?))
+                });
+                match contexts {
+                    Ok((context, embedding)) => {
+                        let _ = ready.send(Ok(()));
+                        let embedder = Embedder::new(embedding);
+                        let slots = (0..config.sessions).map(|_| Slot::default()).collect();
+                        Worker { context, embedder, model: &model, config, shared, slots, clock: 0 }.run();
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                Err(error) => drop(ready.send(Err(error))),
             })
             .map_err(LoadError::Thread)?;
         match started.recv() {
@@ -130,6 +141,7 @@ impl Worker<'_> {
                     Err(error) => self.fail(&error),
                 }
             }
+            self.embed();
         }
     }
 
@@ -159,16 +171,18 @@ impl Worker<'_> {
 
     /// Gives a session the slot where least is to be computed.
     fn seat(&mut self, job: Job) {
-        let usable = match job.work {
-            Prepared::Generate { .. } => job.prompt.len().saturating_sub(1),
-            // Every token's state is asked for, so every token is computed.
-            Prepared::Embed { .. } => 0,
-        };
-        let views: Vec<_> = self.slots.iter().map(Slot::view).collect();
-        let Some(placement) = place(&views, &job.prompt, usable) else { return };
         let usage = job.usage();
-        let awaits = placement.from.map(|from| (from, placement.keep));
         self.clock += 1;
+        if let Prepared::Embed { .. } = job.work {
+            // It leaves the slot's keys and values as they are.
+            if let Some(slot) = self.slots.iter_mut().filter(|s| s.session.is_none()).min_by_key(|s| s.used) {
+                slot.session = Some(Session { job, read: 0, awaits: None, said: None, usage });
+            }
+            return;
+        }
+        let views: Vec<_> = self.slots.iter().map(Slot::view).collect();
+        let Some(placement) = place(&views, &job.prompt, job.prompt.len().saturating_sub(1)) else { return };
+        let awaits = placement.from.map(|from| (from, placement.keep));
         if let Some(slot) = self.slots.get_mut(placement.slot) {
             slot.used = self.clock;
             slot.session = Some(Session { job, read: 0, awaits, said: None, usage });
@@ -240,10 +254,11 @@ impl Worker<'_> {
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let Some(token) = slot.session.as_ref().and_then(|s| s.said) else { continue };
             wanted.push(Wanted { slot: index, index: batch.n_tokens() });
-            slot.put(batch, index, &[token], true);
+            slot.put(batch, index, &[token]);
         }
-        let reading =
-            |slot: &Slot| slot.session.as_ref().is_some_and(|s| s.said.is_none() && s.awaits.is_none());
+        let reading = |slot: &Slot| {
+            slot.session.as_ref().is_some_and(|s| !s.embeds() && s.said.is_none() && s.awaits.is_none())
+        };
         let prompts = self.slots.iter().filter(|s| reading(s)).count();
         let mut room = capacity.saturating_sub(wanted.len());
         let share = room.checked_div(prompts).unwrap_or(0).max(LEAST_CHUNK);
@@ -255,12 +270,8 @@ impl Worker<'_> {
             let rest = session.job.prompt.get(session.read..).unwrap_or_default();
             let chunk: Vec<_> = rest.iter().copied().take(share.min(room)).collect();
             let ends = chunk.len() == rest.len();
-            let every = matches!(session.job.work, Prepared::Embed { .. });
-            let begin = batch.n_tokens();
-            slot.put(batch, index, &chunk, every);
-            if every {
-                wanted.extend((begin..batch.n_tokens()).map(|at| Wanted { slot: index, index: at }));
-            } else if ends && !chunk.is_empty() {
+            slot.put(batch, index, &chunk);
+            if ends && !chunk.is_empty() {
                 wanted.push(Wanted { slot: index, index: batch.n_tokens() - 1 });
             }
             room -= chunk.len();
@@ -274,21 +285,10 @@ impl Worker<'_> {
         for output in wanted {
             let Some(slot) = self.slots.get_mut(output.slot) else { continue };
             let Some(session) = &mut slot.session else { continue };
-            let ended = match &mut session.job.work {
-                Prepared::Embed { sum } => {
-                    let Ok(state) = self.context.embeddings_ith(output.index) else {
-                        slot.leave(Finish::Failed, self.clock);
-                        continue;
-                    };
-                    sum.resize(state.len(), 0.0);
-                    sum.iter_mut().zip(state).for_each(|(s, x)| *s += x);
-                    session.usage.completion_tokens += 1;
-                    session.embedded().then_some(Finish::Stop)
-                }
-                Prepared::Generate { sampler, .. } => match sampler.next(&self.context, output.index) {
-                    Some(token) => session.say(self.model, token),
-                    None => Some(Finish::Failed),
-                },
+            let Prepared::Generate { sampler, .. } = &mut session.job.work else { continue };
+            let ended = match sampler.next(&self.context, output.index) {
+                Some(token) => session.say(self.model, token),
+                None => Some(Finish::Failed),
             };
             if let Some(finish) = ended {
                 slot.leave(finish, self.clock);
@@ -296,12 +296,35 @@ impl Worker<'_> {
         }
     }
 
+    /// Reads more of one text that is to be embedded: of the one that is begun, for it has the embedder's keys and values.
+    fn embed(&mut self) {
+        let texts = self.slots.iter_mut().filter(|s| s.session.as_ref().is_some_and(Session::embeds));
+        let key = |slot: &Slot| slot.session.as_ref().map(|s| (s.read == 0, s.job.submitted));
+        let Some(slot) = texts.min_by_key(|s| key(s)) else { return };
+        let Some(session) = &mut slot.session else { return };
+        let Prepared::Embed { sum } = &mut session.job.work else { return };
+        let finish = match self.embedder.read(&session.job.prompt, session.read, sum) {
+            Ok(tokens) => {
+                session.read += tokens;
+                session.embedded().then_some(Finish::Stop)
+            }
+            Err(error) => {
+                tracing::error!("a text cannot be embedded: {error}");
+                Some(Finish::Failed)
+            }
+        };
+        if let Some(finish) = finish {
+            slot.leave(finish, self.clock);
+        }
+    }
+
     /// Ends all sessions that were in a step that failed; what their slots hold is unknown.
     fn fail(&mut self, error: &dyn std::error::Error) {
         tracing::error!("a step failed, its sessions end: {error}");
         self.clock += 1;
+        let stepped = |slot: &&mut Slot| slot.session.as_ref().is_some_and(|s| !s.embeds());
         for index in 0..self.slots.len() {
-            let Some(slot) = self.slots.get_mut(index).filter(|s| s.session.is_some()) else { continue };
+            let Some(slot) = self.slots.get_mut(index).filter(stepped) else { continue };
             slot.leave(Finish::Failed, self.clock);
             self.keep(index, 0);
         }
@@ -313,6 +336,7 @@ impl Slot {
         let coming = self
             .session
             .as_ref()
+            .filter(|s| !s.embeds())
             .map(|s| s.job.prompt.as_slice())
             .filter(|prompt| prompt.len() > self.cached.len());
         View {
@@ -324,12 +348,12 @@ impl Slot {
     }
 
     /// Adds tokens to the batch, and to what the slot will hold after it.
-    fn put(&mut self, batch: &mut LlamaBatch<'_>, index: usize, tokens: &[LlamaToken], every: bool) {
+    fn put(&mut self, batch: &mut LlamaBatch<'_>, index: usize, tokens: &[LlamaToken]) {
         let last = tokens.len().saturating_sub(1);
         let Some(session) = &mut self.session else { return };
         let ends = session.read + tokens.len() >= session.job.prompt.len();
         for (i, token) in tokens.iter().enumerate() {
-            let output = every || (ends && i == last);
+            let output = ends && i == last;
             if batch.add(*token, signed(self.cached.len()), &[signed(index)], output).is_err() {
                 // The batch has room for all that `fill` puts in.
                 tracing::error!("the batch is full");
@@ -352,6 +376,11 @@ impl Slot {
 }
 
 impl Session {
+    /// Whether it asks for an embedding.
+    fn embeds(&self) -> bool {
+        matches!(self.job.work, Prepared::Embed { .. })
+    }
+
     /// Takes the next token of the reply; why it ends, if it does.
     fn say(&mut self, model: &LlamaModel, token: LlamaToken) -> Option<Finish> {
         let Prepared::Generate { output, left, .. } = &mut self.job.work else { return Some(Finish::Failed) };
@@ -380,11 +409,9 @@ impl Session {
 
     /// Gives the embedding when all tokens are in it.
     fn embedded(&mut self) -> bool {
-        if (self.usage.completion_tokens as usize) < self.job.prompt.len() {
+        if self.read < self.job.prompt.len() {
             return false;
         }
-        // Nothing was said.
-        self.usage.completion_tokens = 0;
         self.usage.first_token = self.job.submitted.elapsed();
         if let Prepared::Embed { sum } = &mut self.job.work {
             let length = sum.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -427,7 +454,8 @@ impl Job {
     }
 }
 
-fn parameters(config: &Config) -> LlamaContextParams {
+/// A context for all sessions.
+pub(super) fn parameters(config: &Config) -> LlamaContextParams {
     let threads = signed(config.threads as usize);
     let per_session = config.context.next_multiple_of(256);
     LlamaContextParams::default()
@@ -439,7 +467,6 @@ fn parameters(config: &Config) -> LlamaContextParams {
         .with_n_threads_batch(threads)
         .with_kv_unified(false)
         .with_swa_full(true)
-        .with_embeddings(true)
         .with_flash_attention_policy(FLASH_ATTENTION_OFF)
         .with_no_perf(true)
 }
@@ -449,6 +476,6 @@ fn small(n: usize) -> u32 {
 }
 
 /// Slots and positions are far below 2^31.
-fn signed(n: usize) -> i32 {
+pub(super) fn signed(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }

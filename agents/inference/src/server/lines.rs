@@ -3,16 +3,16 @@
 //! Unlike the SDK's own transport for streams, a line that cannot be read is answered (parse error, invalid request) instead of
 //! dropped, so that no caller waits for an answer that never comes.
 
+use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use rmcp::RoleServer;
-use rmcp::model::{ErrorCode, ErrorData, RequestId};
+use rmcp::model::{ClientNotification, ErrorCode, ErrorData, JsonRpcMessage, RequestId};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Longest line, in bytes: more than the longest text that any tool takes, escaped.
@@ -31,6 +31,48 @@ pub(super) struct Lines<R> {
     writer: Option<tokio::task::JoinHandle<()>>,
     /// Cancelled when the peer has closed its side.
     gone: CancellationToken,
+    /// Of a peer that may close its side and still get its answers.
+    unanswered: Option<Arc<Unanswered>>,
+}
+
+/// Requests that wait for their answers. The SDK gives them a few seconds when a stream ends, so the end is kept from it.
+#[derive(Default)]
+struct Unanswered {
+    ids: StdMutex<HashSet<RequestId>>,
+    fewer: Notify,
+}
+
+impl Unanswered {
+    fn begins(&self, id: RequestId) {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    fn ends(&self, id: &RequestId) {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.fewer.notify_one();
+    }
+
+    /// Waits until there are none.
+    async fn none(&self) {
+        while !self.ids.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            self.fewer.notified().await;
+        }
+    }
+
+    fn note(&self, message: &RxJsonRpcMessage<RoleServer>) {
+        match message {
+            JsonRpcMessage::Request(request) => self.begins(request.id.clone()),
+            JsonRpcMessage::Notification(sent) => {
+                // What is cancelled is not answered.
+                if let ClientNotification::CancelledNotification(cancelled) = &sent.notification
+                    && let Some(id) = &cancelled.params.request_id
+                {
+                    self.ends(id);
+                }
+            }
+            JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => {}
+        }
+    }
 }
 
 enum Line {
@@ -40,11 +82,12 @@ enum Line {
 }
 
 impl<R: AsyncRead + Send + Unpin> Lines<R> {
-    /// Messages of `read`, answered on `write`; `gone` is cancelled when `read` ends.
+    /// Messages of `read`, answered on `write`; `gone` is cancelled when `read` ends, with `half_open` only after the last answer.
     pub(super) fn new(
         read: R,
         mut write: impl AsyncWrite + Send + Unpin + 'static,
         gone: CancellationToken,
+        half_open: bool,
     ) -> Self {
         let (sender, mut lines) = mpsc::channel::<Vec<u8>>(WAITING_LINES);
         let broken = gone.clone();
@@ -66,6 +109,7 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
             write: Arc::new(Mutex::new(Some(sender))),
             writer: Some(writer),
             gone,
+            unanswered: half_open.then(Arc::default),
         }
     }
 
@@ -129,9 +173,19 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
         item: TxJsonRpcMessage<RoleServer>,
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let write = Arc::clone(&self.write);
+        let unanswered = self.unanswered.clone();
         async move {
             let sender = write.lock().await.clone().ok_or(io::ErrorKind::NotConnected)?;
-            sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            let sent = sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into());
+            let answers = match &item {
+                JsonRpcMessage::Response(response) => Some(&response.id),
+                JsonRpcMessage::Error(error) => error.id.as_ref(),
+                JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => None,
+            };
+            if let (Some(unanswered), Some(id)) = (unanswered, answers) {
+                unanswered.ends(id);
+            }
+            sent
         }
     }
 
@@ -145,6 +199,10 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
                     continue;
                 }
                 Ok(Line::End) | Err(_) => {
+                    if let Some(unanswered) = &self.unanswered {
+                        // Nobody is left to answer to when what is written is not read.
+                        tokio::select! { () = unanswered.none() => {} () = self.gone.cancelled() => {} }
+                    }
                     self.gone.cancel();
                     return None;
                 }
@@ -154,7 +212,12 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
                 continue;
             }
             match serde_json::from_slice(&line) {
-                Ok(message) => return Some(message),
+                Ok(message) => {
+                    if let Some(unanswered) = &self.unanswered {
+                        unanswered.note(&message);
+                    }
+                    return Some(message);
+                }
                 Err(error) => {
                     if let Some((error, id)) = refusal(&line, &error) {
                         self.refuse(error, id).await;
