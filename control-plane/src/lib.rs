@@ -25,6 +25,7 @@
 //! | [`scheduler`] | whether there is room for an agent, and who is next |
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`services`] | names with replicas behind them: healing, updates, and who takes a call |
+//! | [`inference`] | calls of models, on their way to the VMs that models run in |
 //! | [`execs`] | programs with a WebSocket, and how a broken one is taken up again |
 //! | [`upkeep`], [`validate`] | bounds of what clients send |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
@@ -56,8 +57,10 @@ pub mod guest;
 pub mod host;
 pub mod idempotency;
 pub mod images;
+pub mod inference;
 pub mod ledger;
 pub mod logs;
+mod models;
 pub mod names;
 pub mod notify;
 pub mod pool;

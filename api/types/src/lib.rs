@@ -30,6 +30,8 @@ pub mod idempotency;
 pub mod image;
 pub mod label;
 pub mod layout;
+pub mod model;
+pub mod openai;
 pub mod plain;
 pub mod pool;
 pub mod problem;

@@ -55,12 +55,16 @@ problem_kinds! {
     BadRequest = "/problems/bad-request", 400, "The request could not be understood";
     /// No bearer token, or a wrong one.
     Unauthorized = "/problems/unauthorized", 401, "A valid bearer token is needed";
+    /// The agent is not allowed to use what it asks for.
+    NotAllowed = "/problems/not-allowed", 403, "The agent is not allowed to do this";
     /// No such route.
     NoRoute = "/problems/no-route", 404, "There is nothing at this address";
     /// No agent of that name or id.
     AgentNotFound = "/problems/agent-not-found", 404, "No such agent";
     /// No image of that name.
     ImageNotFound = "/problems/image-not-found", 404, "No such image";
+    /// No model of that name.
+    ModelNotFound = "/problems/model-not-found", 404, "No such model";
     /// No template of that name.
     TemplateNotFound = "/problems/template-not-found", 404, "No such template";
     /// No service of that name, or no replica of that name in it.
@@ -123,6 +127,10 @@ problem_kinds! {
     FileError = "/problems/file-error", 422, "The file operation failed in the agent";
     /// The owner has as much as it may have.
     QuotaExceeded = "/problems/quota-exceeded", 429, "The owner's quota is used up";
+    /// The agent or its owner has made as many calls of models, or used as many tokens, as it may for now.
+    BudgetUsed = "/problems/budget-used", 429, "The budget is used up for now";
+    /// A model could not go on.
+    InferenceFailed = "/problems/inference-failed", 502, "The model could not go on";
     /// The agent's guest ended, or its connection broke, while the request ran.
     AgentGone = "/problems/agent-gone", 502, "The agent ended while the request ran";
     /// The agent did not come up.
@@ -158,7 +166,7 @@ impl ProblemKind {
     #[must_use]
     pub const fn retry_after_s(self) -> Option<u32> {
         match self {
-            Self::QuotaExceeded | Self::HostFull | Self::QueueFull => Some(5),
+            Self::QuotaExceeded | Self::HostFull | Self::QueueFull | Self::BudgetUsed => Some(5),
             // It has waited already.
             Self::QueueTimeout | Self::IdempotencyUnderWay | Self::ServiceUnready => Some(1),
             _ => None,

@@ -68,6 +68,13 @@ impl Connection {
         let mut connection = Self::open(address, &question.encode()).await?;
         connection.reader.expect(answer).await
     }
+
+    /// The connection without frames.
+    fn into_dialled(self) -> Result<Dialled, GuestFailure> {
+        let Self { reader: FrameReader { socket, buffer, in_use, .. }, writer } = self;
+        let stream = socket.reunite(writer.socket).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
+        Ok(Dialled { stream, first: buffer, _in_use: in_use })
+    }
 }
 
 /// A connection to a program in a guest, without frames.
@@ -79,6 +86,18 @@ pub(crate) struct Dialled {
     pub(crate) first: BytesMut,
     /// Has the guest count as used.
     _in_use: Option<InUse>,
+}
+
+/// Connects with what listens on vsock `port` in the guest at `address`.
+///
+/// # Errors
+/// [`GuestFailure`].
+pub(crate) async fn connect(address: &Address, port: u32) -> Result<Dialled, GuestFailure> {
+    let address = Address { port: Some(port), ..address.clone() };
+    let connecting = Connection::open(&address, b"");
+    let connection =
+        tokio::time::timeout(DIAL_LIMIT, connecting).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
+    connection.into_dialled()
 }
 
 /// Connects with the program that listens on TCP `port` in the guest at `address`.
@@ -94,9 +113,7 @@ pub(crate) async fn dial(address: &Address, port: u16) -> Result<Dialled, GuestF
     };
     let connection =
         tokio::time::timeout(DIAL_LIMIT, dialling).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
-    let Connection { reader: FrameReader { socket, buffer, in_use, .. }, writer } = connection;
-    let stream = socket.reunite(writer.socket).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
-    Ok(Dialled { stream, first: buffer, _in_use: in_use })
+    connection.into_dialled()
 }
 
 /// Frames from a guest.

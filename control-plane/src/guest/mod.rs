@@ -18,8 +18,8 @@ use std::time::Duration;
 use ark_types::guest::{FrameError, GuestError, Kind};
 use ark_types::plain::plain;
 
-pub(crate) use connection::dial;
 pub use connection::{Connection, FrameReader, FrameWriter};
+pub(crate) use connection::{Dialled, connect, dial};
 pub use eval::{Evaluated, evaluate, evaluate_to};
 pub use exec::{Captured, Sink, capture, capture_to};
 pub use files::{Download, MAX_ENTRIES, Upload, list, stat};

@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 mod dial;
 #[path = "fake_vmm/guest_files.rs"]
 mod guest_files;
+#[path = "fake_vmm/inference.rs"]
+mod inference;
 #[path = "fake_vmm/keep.rs"]
 mod keep;
 
@@ -394,6 +396,9 @@ fn serve(mut stream: UnixStream, machine: &Machine) {
     let script = machine.memory.lock().unwrap().script.clone();
     let mut line = [0; 13];
     stream.read_exact(&mut line).unwrap();
+    if &line == b"CONNECT 1030\n" {
+        return inference::serve(stream);
+    }
     assert_eq!(&line, b"CONNECT 1025\n");
     stream.write_all(b"OK 1073741824\n").unwrap();
     let mut incoming = Incoming(stream.try_clone().unwrap(), Decoder::new());

@@ -5,9 +5,10 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rmcp::RoleServer;
-use rmcp::model::{ErrorCode, ErrorData, RequestId};
+use rmcp::model::{ErrorCode, ErrorData, JsonRpcMessage, RequestId};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -15,13 +16,16 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::code::OVERLOADED;
+
 /// Longest line, in bytes: more than the longest text that any tool takes, escaped.
 pub const MAX_LINE: usize = 16 << 20;
 /// Lines that wait to be written before those who have more to say are held up.
 const WAITING_LINES: usize = 64;
 
 /// A stream of messages.
-pub(super) struct Lines<R> {
+#[derive(Debug)]
+pub struct Lines<R> {
     read: BufReader<R>,
     line: Vec<u8>,
     /// Inside a line that is too long.
@@ -31,6 +35,10 @@ pub(super) struct Lines<R> {
     writer: Option<tokio::task::JoinHandle<()>>,
     /// Cancelled when the peer has closed its side.
     gone: CancellationToken,
+    /// Requests that are being answered.
+    open: Arc<AtomicUsize>,
+    /// Most of them.
+    most: usize,
 }
 
 enum Line {
@@ -40,11 +48,13 @@ enum Line {
 }
 
 impl<R: AsyncRead + Send + Unpin> Lines<R> {
-    /// Messages of `read`, answered on `write`; `gone` is cancelled when `read` ends.
-    pub(super) fn new(
+    /// Messages of `read`, answered on `write`; `gone` is cancelled when `read` ends. Of requests at most `most` are answered at a
+    /// time, and more are refused. Must be called within a runtime.
+    pub fn new(
         read: R,
         mut write: impl AsyncWrite + Send + Unpin + 'static,
         gone: CancellationToken,
+        most: usize,
     ) -> Self {
         let (sender, mut lines) = mpsc::channel::<Vec<u8>>(WAITING_LINES);
         let broken = gone.clone();
@@ -66,6 +76,8 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
             write: Arc::new(Mutex::new(Some(sender))),
             writer: Some(writer),
             gone,
+            open: Arc::default(),
+            most,
         }
     }
 
@@ -101,6 +113,16 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
     }
 }
 
+/// A request that is being answered, until this goes.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // What was never counted, an error without a request, takes nothing away.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| open.checked_sub(1));
+    }
+}
+
 fn encode(message: &TxJsonRpcMessage<RoleServer>) -> Vec<u8> {
     // Messages are made of maps with string keys and numbers, which always have a JSON form.
     let mut line = serde_json::to_vec(message).unwrap_or_default();
@@ -129,7 +151,11 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
         item: TxJsonRpcMessage<RoleServer>,
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let write = Arc::clone(&self.write);
+        let is_answer = matches!(item, JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_));
+        // It counts until the peer has read so far.
+        let open = is_answer.then(|| Open(Arc::clone(&self.open)));
         async move {
+            let _open = open;
             let sender = write.lock().await.clone().ok_or(io::ErrorKind::NotConnected)?;
             sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
         }
@@ -154,7 +180,19 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
                 continue;
             }
             match serde_json::from_slice(&line) {
-                Ok(message) => return Some(message),
+                Ok(JsonRpcMessage::Request(request)) if self.open.load(Ordering::Relaxed) >= self.most => {
+                    let text = format!(
+                        "{} calls of this connection are under way, at most as many may be",
+                        self.most
+                    );
+                    self.refuse(ErrorData::new(OVERLOADED, text, None), Some(request.id)).await;
+                }
+                Ok(message) => {
+                    if matches!(message, JsonRpcMessage::Request(_)) {
+                        self.open.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return Some(message);
+                }
                 Err(error) => {
                     if let Some((error, id)) = refusal(&line, &error) {
                         self.refuse(error, id).await;
