@@ -15,6 +15,6 @@ build_program() {
     chmod 755 "$work/out/ark-inference"
 }
 
-mapfile -t sources < <(find "$here" "$repo"/agents/{gguf,link} "$repo/api/types" -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.sh' \) -not -path '*/tests/*' | sort)
+mapfile -t sources < <(find "$here" "$repo"/agents/{gguf,link} "$repo"/api/{mcp,types} -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.sh' \) -not -path '*/tests/*' | sort)
 key=$(key_of "${sources[@]}" "$repo"/{Cargo.toml,Cargo.lock,.cargo/config.toml} < <(g++ -dumpfullversion))
 step ark-inference "ark-inference and llama.cpp" "$key" 2000 build_program "$build/bin/ark-inference"

@@ -45,6 +45,8 @@ pub struct Config {
     pub scheduler: SchedulerConfig,
     /// Attempts of tasks, and what is kept of those that ended.
     pub tasks: TaskLimits,
+    /// Calls of models.
+    pub inference: settings::Inference,
 }
 
 /// Bounds of tasks.
@@ -193,6 +195,7 @@ impl Config {
             compaction: Compaction::default(),
             scheduler: settings.scheduler,
             tasks: settings.tasks.into(),
+            inference: settings.inference,
         })
     }
 }

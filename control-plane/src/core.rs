@@ -17,6 +17,7 @@ use crate::execs::Execs;
 use crate::host;
 use crate::idempotency::Requests;
 use crate::images::Images;
+use crate::inference::Inference;
 use crate::ledger::Ledger;
 use crate::models::Models;
 use crate::pool::Pool;
@@ -73,6 +74,8 @@ pub struct Core {
     pub execs: Execs,
     /// Tasks.
     pub tasks: Tasks,
+    /// Calls of models.
+    pub inference: Inference,
     /// What agents use.
     pub stats: Stats,
     /// What happened, how often, how long it took.
@@ -141,6 +144,7 @@ impl Core {
             .iter()
             .for_each(|(template, policy)| pool.set_policy(template, Some(policy)));
         let (stats, telemetry) = (Stats::default(), Telemetry::new(config.telemetry.clone()));
+        let inference = Inference::new(config.inference);
         let seen = Seen::default();
         let restores = Semaphore::new(host::cpus() as usize * RESTORES_PER_CPU);
         let end = watch::Sender::new(None);
@@ -159,6 +163,7 @@ impl Core {
             consoles,
             execs: Execs::default(),
             tasks,
+            inference,
             stats,
             telemetry,
             pool,

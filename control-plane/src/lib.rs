@@ -26,6 +26,7 @@
 //! | `spawn` | an agent that is asked for, whoever asks: admitted, forked or booted |
 //! | [`services`] | names with replicas behind them: healing, updates, and who takes a call |
 //! | `ports` | where an agent's programs reach the host: services, and inference if it is allowed |
+//! | [`inference`] | calls of models, on their way to the VMs that models run in |
 //! | [`execs`] | programs with a WebSocket, and how a broken one is taken up again |
 //! | [`upkeep`], [`validate`] | bounds of what clients send |
 //! | [`registry`], [`agent`] | living agents; each is owned by one task |
@@ -58,7 +59,7 @@ pub mod guest;
 pub mod host;
 pub mod idempotency;
 pub mod images;
-mod inference;
+pub mod inference;
 pub mod ledger;
 pub mod logs;
 pub mod media;

@@ -31,6 +31,7 @@ pub mod image;
 pub mod label;
 pub mod layout;
 pub mod model;
+pub mod openai;
 pub mod permission;
 pub mod plain;
 pub mod pool;

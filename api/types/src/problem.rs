@@ -133,6 +133,10 @@ problem_kinds! {
     FileError = "/problems/file-error", 422, "The file operation failed in the agent";
     /// The owner has as much as it may have.
     QuotaExceeded = "/problems/quota-exceeded", 429, "The owner's quota is used up";
+    /// The agent or its owner has made as many calls of models, or used as many tokens, as it may for now.
+    BudgetUsed = "/problems/budget-used", 429, "The budget is used up for now";
+    /// A model could not go on.
+    InferenceFailed = "/problems/inference-failed", 502, "The model could not go on";
     /// The agent's guest ended, or its connection broke, while the request ran.
     AgentGone = "/problems/agent-gone", 502, "The agent ended while the request ran";
     /// The agent did not come up.
@@ -168,7 +172,7 @@ impl ProblemKind {
     #[must_use]
     pub const fn retry_after_s(self) -> Option<u32> {
         match self {
-            Self::QuotaExceeded | Self::HostFull | Self::QueueFull => Some(5),
+            Self::QuotaExceeded | Self::HostFull | Self::QueueFull | Self::BudgetUsed => Some(5),
             // It has waited already.
             Self::QueueTimeout | Self::IdempotencyUnderWay | Self::ServiceUnready => Some(1),
             _ => None,

@@ -68,6 +68,13 @@ impl Connection {
         let mut connection = Self::open(address, &question.encode()).await?;
         connection.reader.expect(answer).await
     }
+
+    /// The connection without frames.
+    fn into_dialled(self) -> Result<Dialled, GuestFailure> {
+        let Self { reader: FrameReader { socket, buffer, in_use, .. }, writer } = self;
+        let stream = socket.reunite(writer.socket).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
+        Ok(Dialled { stream, first: buffer, _in_use: in_use })
+    }
 }
 
 /// A connection to a program in a guest, without frames.
@@ -81,27 +88,16 @@ pub(crate) struct Dialled {
     _in_use: Option<InUse>,
 }
 
-/// Connects with the program that listens on vsock `port` in the guest at `address`.
+/// Connects with what listens on vsock `port` in the guest at `address`.
 ///
 /// # Errors
-/// [`GuestFailure`]; [`GuestFailure::Closed`] where none listens.
+/// [`GuestFailure`].
 pub(crate) async fn connect(address: &Address, port: u32) -> Result<Dialled, GuestFailure> {
-    let connecting = async {
-        let mut stream = UnixStream::connect(&address.socket).await.map_err(GuestFailure::Unreachable)?;
-        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(GuestFailure::Broken)?;
-        let (reader, writer) = stream.into_split();
-        let mut reader = FrameReader::new(reader);
-        reader.in_use = Some(address.idle.begin());
-        reader.take_greeting().await?;
-        dialled(reader, writer)
-    };
-    tokio::time::timeout(DIAL_LIMIT, connecting).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))?
-}
-
-fn dialled(reader: FrameReader, writer: OwnedWriteHalf) -> Result<Dialled, GuestFailure> {
-    let FrameReader { socket, buffer, in_use, .. } = reader;
-    let stream = socket.reunite(writer).map_err(|e| GuestFailure::Broken(io::Error::other(e)))?;
-    Ok(Dialled { stream, first: buffer, _in_use: in_use })
+    let address = Address { port: Some(port), ..address.clone() };
+    let connecting = Connection::open(&address, b"");
+    let connection =
+        tokio::time::timeout(DIAL_LIMIT, connecting).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
+    connection.into_dialled()
 }
 
 /// Connects with the program that listens on TCP `port` in the guest at `address`.
@@ -117,7 +113,7 @@ pub(crate) async fn dial(address: &Address, port: u16) -> Result<Dialled, GuestF
     };
     let connection =
         tokio::time::timeout(DIAL_LIMIT, dialling).await.map_err(|_| GuestFailure::Late(DIAL_LIMIT))??;
-    dialled(connection.reader, connection.writer.socket)
+    connection.into_dialled()
 }
 
 /// Frames from a guest.

@@ -45,8 +45,8 @@ pub use key::{InvalidKey, KeyDigest, RequestDigest};
 pub use layer::idempotent;
 pub use settle::settle;
 
-/// Last segments of routes that take no key: programs and code, whose outputs are not kept.
-pub const KEYLESS: [&str; 3] = ["exec", "eval", "call"];
+/// Last segments of routes that take no key: programs, code and models, whose outputs are not kept.
+pub const KEYLESS: [&str; 5] = ["exec", "eval", "call", "completions", "embeddings"];
 
 /// Requests with a key that are under way.
 #[derive(Debug, Default)]

@@ -99,7 +99,7 @@ impl Models {
     ///
     /// # Errors
     /// [`ModelError::File`] when a directory cannot be read; one that does not exist is empty.
-    pub(super) fn names(&self) -> Result<BTreeSet<ModelName>, ModelError> {
+    pub(crate) fn names(&self) -> Result<BTreeSet<ModelName>, ModelError> {
         let mut names = BTreeSet::new();
         for path in entries(&self.dir)? {
             names.extend(path.file_name().and_then(|name| name.to_str()?.parse().ok()));

@@ -198,6 +198,7 @@ impl Agents {
             Event::AgentRestarting { .. } | Event::AgentExpired { .. } => {}
             // Of something else.
             Event::OwnerQuotaSet { .. }
+            | Event::InferenceCalled { .. }
             | Event::PoolSet { .. }
             | Event::PoolRemoved {}
             | Event::ServiceSet { .. }

@@ -36,6 +36,7 @@ use utoipa_axum::routes;
 use crate::core::Core;
 use crate::etag::{Tagged, conditional};
 use crate::idempotency::idempotent;
+use crate::inference::{mcp_router, openai};
 use crate::problems::translate;
 
 pub use openapi::document;
@@ -98,6 +99,9 @@ fn documented() -> OpenApiRouter<Shared> {
         .routes(routes!(services::drain_replica))
         .routes(routes!(services::call_service))
         .routes(routes!(services::service_logs))
+        .routes(routes!(openai::chat_completions))
+        .routes(routes!(openai::completions))
+        .routes(routes!(openai::embeddings))
         .routes(routes!(tasks::create_task, tasks::list_tasks))
         .routes(routes!(tasks::inspect_task, tasks::delete_task))
         .routes(routes!(tasks::task_logs))
@@ -117,5 +121,7 @@ pub fn router(core: Arc<Core>) -> Router {
         .layer(from_fn_with_state(tagged, conditional))
         .layer(from_fn_with_state(Arc::clone(&core), idempotent))
         .layer(from_fn(translate))
-        .with_state(core)
+        .with_state(Arc::clone(&core))
+        // Its errors have a form of their own.
+        .merge(mcp_router(&core))
 }

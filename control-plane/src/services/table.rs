@@ -189,6 +189,12 @@ impl Services {
         self.wake.notify_one();
     }
 
+    /// How many replicas of the service `name` take calls.
+    pub(crate) fn ready(&self, name: &str) -> usize {
+        let is_ready = |replica: &&super::entry::Replica| replica.state() == ReplicaState::Ready;
+        self.with(name, |_, entry| entry.replicas.values().filter(is_ready).count()).unwrap_or(0)
+    }
+
     /// Begins a call in the replica of `service` that is ready and has the fewest; none when none is.
     pub(super) fn begin(&self, core: &Arc<Core>, service: &str) -> Result<Option<UnderWay>, ServiceError> {
         self.with(service, |name, entry| {

@@ -45,6 +45,8 @@ pub struct Settings {
     pub scheduler: SchedulerConfig,
     /// Tasks, and what is kept of them.
     pub tasks: Tasks,
+    /// Calls of models.
+    pub inference: Inference,
 }
 
 /// `[listen]`.
@@ -193,6 +195,49 @@ impl Default for Tasks {
             open: Bounded::new(10_000),
             keep: Bounded::new(10_000),
             keep_mib: Bounded::new(256),
+        }
+    }
+}
+
+/// What somebody may have per minute; without a bound where 0.
+pub type PerMinute = Bounded<0, 1_000_000_000_000>;
+
+/// `[inference]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Inference {
+    /// Calls that wait for one model, at most.
+    pub queue: Bounded<1, 100_000>,
+    /// Calls that are under way in one VM at a time; more wait.
+    pub sessions: Bounded<1, 1000>,
+    /// How long a call may take that does not say, seconds.
+    pub deadline_s: Bounded<1, 3600>,
+    /// How long a call waits for a VM that is ready, seconds.
+    pub wait_s: Bounded<1, 600>,
+    /// Calls of one agent per minute.
+    pub agent_calls_per_minute: PerMinute,
+    /// Tokens of one agent per minute, of prompts and replies.
+    pub agent_tokens_per_minute: PerMinute,
+    /// Calls of all that one owner has per minute.
+    pub owner_calls_per_minute: PerMinute,
+    /// Tokens of all that one owner has per minute.
+    pub owner_tokens_per_minute: PerMinute,
+    /// Whether events of calls tell what was asked and said, besides hashes of it.
+    pub texts: bool,
+}
+
+impl Default for Inference {
+    fn default() -> Self {
+        Self {
+            queue: Bounded::new(1000),
+            sessions: Bounded::new(8),
+            deadline_s: Bounded::new(600),
+            wait_s: Bounded::new(60),
+            agent_calls_per_minute: Bounded::new(0),
+            agent_tokens_per_minute: Bounded::new(0),
+            owner_calls_per_minute: Bounded::new(0),
+            owner_tokens_per_minute: Bounded::new(0),
+            texts: false,
         }
     }
 }

@@ -292,8 +292,8 @@ pub struct LabelName(String);
 
 /// Labels that `arkd`'s own series bear.
 pub(crate) const OWN_LABELS: &[&str] = &[
-    "agent", "counter", "device", "id", "kind", "le", "method", "origin", "outcome", "phase", "reason",
-    "result", "route", "service", "state", "status", "template", "version",
+    "agent", "counter", "device", "id", "kind", "le", "method", "model", "origin", "outcome", "owner",
+    "phase", "reason", "result", "route", "service", "state", "status", "template", "tool", "version",
 ];
 
 /// A text that cannot name a label.

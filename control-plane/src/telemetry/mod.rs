@@ -4,13 +4,15 @@
 //! |---|---|
 //! | [`Telemetry`] | counters and histograms; every room that has something to count calls a method of it |
 //! | [`Phase`] | the steps of an agent's start and of what is done in it |
+//! | [`Inference`] | calls of models |
 //! | `http` | requests by route template, method and status |
 //! | `scrape` | what is only looked at when somebody asks: pools, agents, this process |
 //!
 //! The names are frozen in `api/types/schema/metrics.txt`. Labels have few values: no name that a client chose is one, except
-//! those of living agents, of templates that have a pool and of services, which are bounded in number.
+//! those of living agents, of templates that have a pool, of services, of models and of the first owners, which are bounded in number.
 
 mod http;
+mod inference;
 mod scrape;
 
 use std::borrow::Cow;
@@ -28,6 +30,7 @@ use crate::problems::Refusal;
 use crate::settings;
 
 pub use http::measured;
+pub use inference::{Inference, InferenceOutcome};
 pub use scrape::{CONTENT_TYPE, scrape};
 
 /// Names and values of a series.
@@ -160,6 +163,8 @@ pub struct Telemetry {
     request_time: Histograms<2>,
     tasks: Counters<1>,
     task_wait: Histogram,
+    /// Calls of models.
+    pub inference: Inference,
     settings: Mutex<settings::Telemetry>,
 }
 
@@ -177,6 +182,7 @@ impl Telemetry {
             request_time: Family::new_with_constructor(new),
             tasks: Family::default(),
             task_wait: histogram(),
+            inference: Inference::new(),
             settings: Mutex::new(settings),
         };
         // A rate needs a zero to begin with.

@@ -39,6 +39,7 @@ pub async fn scrape(core: &Core) -> Result<String, fmt::Error> {
     counted(&mut registry, &core.telemetry);
     seen(&mut registry, core);
     services(&mut registry, core);
+    inference(&mut registry, core);
     process(&mut registry, core);
     if settings.agent_series.get() > 0 {
         let list = core.stats.all(&core.registry, FRESH_ENOUGH).await;
@@ -63,6 +64,7 @@ fn counted(registry: &mut Registry, telemetry: &Telemetry) {
         request_time,
         tasks,
         task_wait,
+        inference,
         settings: _,
     } = telemetry;
     registry.register(
@@ -83,6 +85,7 @@ fn counted(registry: &mut Registry, telemetry: &Telemetry) {
         "Time from a task's creation to the beginning of its first attempt",
         task_wait.clone(),
     );
+    inference.register(registry);
     registry.register("ark_http_requests", "Requests by route, method and status", requests.clone());
     registry.register(
         "ark_http_request_seconds",
@@ -184,6 +187,18 @@ fn services(registry: &mut Registry, core: &Core) {
     }
     registry.register("ark_service_replicas", "Replicas of services, by state", replicas);
     registry.register("ark_service_calls", "Calls to services, by what came of them", calls);
+}
+
+/// Calls of models that are there now, by the services that serve them.
+fn inference(registry: &mut Registry, core: &Core) {
+    let (waiting, running): (Gauges<1>, Gauges<1>) = <_>::default();
+    for (service, count, under_way) in core.inference.levels() {
+        let labels: Labels<1> = [("service", service.to_string().into())];
+        waiting.get_or_create(&labels).set(float(count));
+        running.get_or_create(&labels).set(precise(under_way));
+    }
+    registry.register("ark_inference_waiting", "Calls of models that wait for their turn", waiting);
+    registry.register("ark_inference_running", "Calls of models that are under way", running);
 }
 
 /// This very process, under the names that Prometheus' own clients give.

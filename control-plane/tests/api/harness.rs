@@ -137,6 +137,7 @@ impl Place {
             compaction: arkd::ledger::Compaction::default(),
             scheduler: SchedulerConfig::default(),
             tasks: arkd::settings::Tasks::default().into(),
+            inference: arkd::settings::Inference::default(),
         }
     }
 

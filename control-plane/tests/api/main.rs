@@ -20,6 +20,8 @@ mod harness;
 mod healing;
 mod health_checks;
 mod idempotency;
+mod inference;
+mod inference_limits;
 mod metrics;
 mod models;
 mod openapi;

@@ -1,7 +1,6 @@
 //! The MCP server: tools over the engines of the models it serves, models as resources.
 
-mod lines;
-pub mod params;
+mod forms;
 mod run;
 mod template;
 
@@ -21,13 +20,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
-pub use lines::MAX_LINE;
-use params::{
+use ark_mcp::lines::Lines;
+use ark_mcp::params::{
     ChatParams, ChatResult, EmbedParams, EmbedResult, FinishReason, GenerateParams, GenerateResult, Message,
     Role, Timings, TokenizeParams, TokenizeResult, UsageResult,
 };
 use run::{Call, Saying, invalid, refused, untemplated};
-pub use run::{OWNER, code};
 use template::{ChatTemplate, take_tool_calls};
 
 /// Most texts of one `embed`.
@@ -35,6 +33,8 @@ const MAX_INPUTS: usize = 64;
 /// Most messages of one `chat`, and most tools.
 const MAX_MESSAGES: usize = 4096;
 const MAX_TOOLS: usize = 128;
+/// Most calls of one connection at a time.
+const MAX_OPEN: usize = 4096;
 /// Before the names of models, in the addresses of their resources.
 const SCHEME: &str = "model://";
 
@@ -315,6 +315,7 @@ pub async fn serve(
 ) -> Result<QuitReason, Box<dyn std::error::Error + Send + Sync>> {
     let gone = CancellationToken::new();
     let handlers = if half_open { CancellationToken::new() } else { gone.clone() };
-    let running = Server::new(models, handlers).serve(lines::Lines::new(read, write, gone, half_open)).await?;
+    let lines = Lines::new(read, write, gone, MAX_OPEN, half_open);
+    let running = Server::new(models, handlers).serve(lines).await?;
     Ok(running.waiting().await?)
 }

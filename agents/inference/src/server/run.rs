@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use ark_mcp::params::{SamplingParams, UsageResult};
+use ark_mcp::{MAX_TIMEOUT_MS, OWNER, code};
 use llama_cpp_2::token::LlamaToken;
 use rmcp::RoleServer;
 use rmcp::model::{ErrorCode, ErrorData, ProgressNotificationParam};
@@ -9,33 +11,14 @@ use rmcp::service::RequestContext;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::params::{SamplingParams, UsageResult};
+use super::forms::sampling;
 use super::template::TemplateError;
 use crate::engine::{Done, Engine, Event, Finish, Reply, Request, RequestError, Work};
 
-/// Codes beyond JSON-RPC's own, from the range it leaves to servers.
-pub mod code {
-    use rmcp::model::ErrorCode;
-
-    /// Too many calls wait; another replica or a later try may do.
-    pub const OVERLOADED: ErrorCode = ErrorCode(-32010);
-    /// The call's time was over; `data` has what there was.
-    pub const DEADLINE: ErrorCode = ErrorCode(-32011);
-    /// The engine could not go on; `data` has what there was.
-    pub const FAILED: ErrorCode = ErrorCode(-32012);
-    /// The caller cancelled it, or left.
-    pub const CANCELLED: ErrorCode = ErrorCode(-32013);
-    /// The server is going down.
-    pub const STOPPING: ErrorCode = ErrorCode(-32014);
-}
-
-/// Key of a request's `_meta` that says whose call it is: owners take turns.
-pub const OWNER: &str = "noa-ark/owner";
 /// Longest name of an owner, in bytes.
 const MAX_OWNER: usize = 128;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
-const MAX_TIMEOUT_MS: u64 = 3_600_000;
 
 /// What all calls of sessions have in common.
 pub(super) struct Call<'a> {
@@ -61,9 +44,7 @@ pub(super) struct Saying<'a> {
 impl Call<'_> {
     /// Runs a session to its end.
     pub(super) async fn say(&self, prompt: Vec<LlamaToken>, saying: Saying<'_>) -> Result<Text, ErrorData> {
-        let sampling = saying
-            .sampling
-            .sampling()
+        let sampling = sampling(saying.sampling)
             .ok_or_else(|| invalid("both", "grammar and json_schema cannot both be given; leave one out"))?;
         let work = Work::Generate { sampling, max_tokens: saying.max_tokens, stop: saying.stop.to_vec() };
         let mut reply = self.submit(prompt, work)?;

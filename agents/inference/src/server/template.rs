@@ -5,7 +5,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
 
-use super::params::{FunctionCall, Message, ToolCall};
+use ark_mcp::params::{FunctionCall, Message, ToolCall};
 
 /// Steps a template may take: a conversation of a thousand messages takes some ten thousand.
 const FUEL: u64 = 2_000_000;
@@ -119,8 +119,8 @@ pub(super) fn take_tool_calls(text: &str) -> (String, Vec<ToolCall>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::params::Role;
     use super::*;
+    use ark_mcp::params::Role;
 
     fn message(role: Role, content: &str) -> Message {
         Message { role, content: content.to_owned(), tool_calls: Vec::new(), tool_call_id: None, name: None }

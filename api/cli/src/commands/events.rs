@@ -75,6 +75,12 @@ fn about(event: &Event) -> String {
             let bounds = bounds.collect::<Vec<_>>().join(", ");
             if bounds.is_empty() { "may have everything".to_owned() } else { format!("may have {bounds}") }
         }
+        Event::InferenceCalled { call } => {
+            let who = call.agent.as_ref().map_or_else(String::new, |agent| format!(" for {agent}"));
+            let (tool, model, outcome) = (&call.tool, &call.model, &call.outcome);
+            let tokens = call.prompt_tokens.saturating_add(call.completion_tokens);
+            format!("{tool} with {model}{who}: {outcome}, {tokens} tokens, {}", span(call.total_ms))
+        }
         Event::AgentRestarting { cause, attempt, after_ms } => {
             format!("attempt {attempt} in {}: {cause}", span(*after_ms))
         }

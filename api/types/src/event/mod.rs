@@ -3,6 +3,7 @@
 //! An event belongs to a [`Stream`], one per thing that lives, and has two numbers: its position among all events, and its
 //! version within its stream. Both grow from 1 and are never used twice. An event never holds a secret.
 
+mod inference;
 mod stream;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use crate::service::ServiceSpec;
 use crate::task::{AttemptEnd, TaskSpec};
 use crate::vmm::{ExitRecord, SnapshotId};
 
+pub use inference::InferenceCall;
 pub use stream::{InvalidStream, Stream};
 
 /// Most events of one page.
@@ -283,6 +285,12 @@ pub enum Event {
         /// What it may have.
         quota: Quota,
     },
+    /// A model was called on behalf of an owner, and an inference VM had to do with it.
+    #[serde(rename = "inference.called")]
+    InferenceCalled {
+        /// What is known of that.
+        call: Box<InferenceCall>,
+    },
     /// From now on there are to be so many standbys of a template.
     #[serde(rename = "pool.set")]
     PoolSet {
@@ -406,6 +414,7 @@ impl Event {
             Self::AgentExpired { .. } => "agent.expired",
             Self::AgentRemoved {} => "agent.removed",
             Self::OwnerQuotaSet { .. } => "owner.quota_set",
+            Self::InferenceCalled { .. } => "inference.called",
             Self::PoolSet { .. } => "pool.set",
             Self::PoolRemoved {} => "pool.removed",
             Self::ServiceSet { .. } => "service.set",
@@ -448,6 +457,7 @@ impl Event {
             | Self::AgentCheckpointUnusable { .. }
             | Self::AgentExpired { .. }
             | Self::OwnerQuotaSet { .. }
+            | Self::InferenceCalled { .. }
             | Self::PoolSet { .. }
             | Self::PoolRemoved {}
             | Self::ServiceSet { .. }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::frozen::{Frozen, digest};
 use ark_types::agent::{Agent, AgentName, AgentState, Origin};
 use ark_types::checkpoint::{Checkpoint, CheckpointPolicy};
-use ark_types::event::{AgentSpec, Event, EventList, Outcome, Recorded, Stream};
+use ark_types::event::{AgentSpec, Event, EventList, InferenceCall, Outcome, Recorded, Stream};
 use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
 use ark_types::health_check::{HealthCheck, Probe};
 use ark_types::idempotency::KeptReply;
@@ -122,6 +122,7 @@ fn events() -> [Event; 32] {
         | Event::AgentExpired { .. }
         | Event::AgentRemoved {}
         | Event::OwnerQuotaSet { .. }
+        | Event::InferenceCalled { .. }
         | Event::PoolSet { .. }
         | Event::PoolRemoved {}
         | Event::ServiceSet { .. }
@@ -177,6 +178,7 @@ fn events() -> [Event; 32] {
         Event::AgentExpired { reason: "it lived for its ttl of 3600 s".to_owned() },
         Event::AgentRemoved {},
         Event::OwnerQuotaSet { quota: Quota { agents: Some(9), memory_mib: Some(4096), vcpus: None } },
+        inference_called(),
         Event::PoolSet { policy: PoolPolicy { min: 2, max: 20, target_wait_ms: 50 } },
         Event::PoolRemoved {},
         service_set(),
@@ -211,7 +213,9 @@ fn every_event() {
         let kind = event.kind();
         let stream = match event {
             _ if kind.starts_with("task.") => Stream::task("0123456789abcdef"),
-            Event::OwnerQuotaSet { .. } => Stream::owner(&"shop".parse().unwrap()),
+            Event::OwnerQuotaSet { .. } | Event::InferenceCalled { .. } => {
+                Stream::owner(&"shop".parse().unwrap())
+            }
             Event::PoolSet { .. } | Event::PoolRemoved {} => Stream::pool(&name("py")),
             Event::ServiceSet { .. } | Event::ServiceRemoved {} => Stream::service(&name("web")),
             Event::RequestMade { .. } | Event::RequestAnswered { .. } | Event::RequestDropped {} => {
@@ -255,4 +259,27 @@ fn a_spec_is_all_of_a_newborn_agent_and_older_specs_are_read() {
     assert_eq!((older.owner, older.allow, older.labels), (Owner::default(), Vec::new(), Labels::default()));
     assert_eq!((older.checkpoint, older.health_check), (None, None));
     assert_eq!((older.restart, older.ttl_s, older.idle_timeout_s), (RestartPolicy::Never, None, None));
+}
+
+fn inference_called() -> Event {
+    let call = InferenceCall {
+        agent: Some("0123456789abcdef".to_owned()),
+        tool: "chat".to_owned(),
+        model: "router".to_owned(),
+        replica: name("model-router-1a2b3c4d"),
+        outcome: "ok".to_owned(),
+        prompt_bytes: 40,
+        prompt_sha256: "a".repeat(64),
+        reply_bytes: 9,
+        reply_sha256: "b".repeat(64),
+        prompt_tokens: 20,
+        cached_tokens: 12,
+        completion_tokens: 5,
+        queued_ms: 1,
+        first_token_ms: Some(14),
+        total_ms: 30,
+        prompt: None,
+        reply: None,
+    };
+    Event::InferenceCalled { call: Box::new(call) }
 }

@@ -1,12 +1,17 @@
-//! The server of a model in the fake guest: it says hello, counts letters, and generates nothing.
+//! The server of models in the fake guest: MCP, one JSON-RPC message a line. What it does with a call is the first word of its prompt.
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ark_types::guest::ErrorCode;
+use ark_types::vmm::ExitReason;
 use serde_json::{Value, json};
 
-use super::Machine;
+use super::{Machine, end};
 
 /// What it is called.
 pub(super) const PROGRAM: &str = "ark-inference";
@@ -33,32 +38,166 @@ pub(super) fn start(argv: &[String], machine: &Machine) -> Result<Vec<String>, (
     Ok(vec!["/bin/sleep".to_owned(), "1000".to_owned()])
 }
 
+/// What happened so far, on all connections.
+static SEEN: Mutex<Seen> = Mutex::new(Seen { owners: Vec::new(), cancelled: 0 });
+
+struct Seen {
+    owners: Vec<String>,
+    cancelled: usize,
+}
+
 /// One connection.
+#[derive(Clone)]
+struct Wire {
+    out: Arc<Mutex<UnixStream>>,
+    cancelled: Arc<Mutex<HashSet<u64>>>,
+}
+
 pub(super) fn serve(mut stream: UnixStream, machine: &Machine) {
-    let Some(model) = machine.memory.lock().unwrap().serves.clone() else { return };
+    if machine.memory.lock().unwrap().serves.is_none() {
+        return;
+    }
     stream.write_all(b"OK 1073741824\n").unwrap();
-    for line in BufReader::new(stream.try_clone().unwrap()).lines() {
-        let Ok(line) = line else { return };
-        let request: Value = serde_json::from_str(&line).unwrap();
-        let Some(id) = request.get("id") else { continue };
-        let arguments = &request["params"]["arguments"];
-        let result = match (request["method"].as_str().unwrap(), request["params"]["name"].as_str()) {
-            ("initialize", _) => json!({ "protocolVersion": request["params"]["protocolVersion"] }),
-            ("tools/call", Some("tokenize")) => {
-                let count = arguments["text"].as_str().unwrap().len();
-                json!({ "structuredContent": { "model": model, "count": count } })
+    let wire = Wire { out: Arc::new(Mutex::new(stream.try_clone().unwrap())), cancelled: Arc::default() };
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        let message: Value = serde_json::from_str(&line).unwrap();
+        match message["method"].as_str().unwrap() {
+            "initialize" => {
+                let info = json!({ "name": "fake", "version": "1" });
+                let result =
+                    json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": info });
+                wire.send(&json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }));
             }
-            ("tools/call", Some("generate")) => {
-                assert_eq!(arguments["max_tokens"], 1);
-                json!({ "structuredContent": { "model": model, "text": "" } })
+            "notifications/cancelled" => {
+                SEEN.lock().unwrap().cancelled += 1;
+                wire.cancelled.lock().unwrap().insert(message["params"]["requestId"].as_u64().unwrap());
             }
-            other => panic!("{other:?}"),
-        };
-        // A notification may come before any answer.
-        let told = json!({ "jsonrpc": "2.0", "method": "notifications/progress", "params": {} });
-        let answer = json!({ "jsonrpc": "2.0", "id": id, "result": result });
-        if stream.write_all(format!("{told}\n{answer}\n").as_bytes()).is_err() {
-            return;
+            "tools/call" => {
+                let wire = wire.clone();
+                std::thread::spawn(move || wire.call(&message));
+            }
+            _ => {}
         }
     }
+}
+
+impl Wire {
+    fn send(&self, message: &Value) {
+        let _ = writeln!(self.out.lock().unwrap(), "{message}");
+    }
+
+    fn progress(&self, id: u64, text: &str) {
+        let params = json!({ "progressToken": id, "progress": 1, "message": text });
+        self.send(&json!({ "jsonrpc": "2.0", "method": "notifications/progress", "params": params }));
+    }
+
+    fn fail(&self, id: u64, code: i32, message: &str, data: &Value) {
+        let error = json!({ "code": code, "message": message, "data": data });
+        self.send(&json!({ "jsonrpc": "2.0", "id": id, "error": error }));
+    }
+
+    fn done(&self, id: u64, content: &Value) {
+        let result = json!({
+            "content": [{ "type": "text", "text": content.to_string() }], "structuredContent": content, "isError": false,
+        });
+        self.send(&json!({ "jsonrpc": "2.0", "id": id, "result": result }));
+    }
+
+    fn is_cancelled(&self, id: u64) -> bool {
+        self.cancelled.lock().unwrap().contains(&id)
+    }
+
+    fn call(&self, message: &Value) {
+        let (id, params) = (message["id"].as_u64().unwrap(), &message["params"]);
+        let arguments = &params["arguments"];
+        if params["_meta"].is_null() {
+            // Whoever loads the model only wants to know that it answers.
+            return self.done(id, &json!({ "model": arguments["model"], "count": 1, "text": "" }));
+        }
+        assert_eq!(params["_meta"]["progressToken"], id);
+        let owner = params["_meta"]["noa-ark/owner"].as_str().unwrap().to_owned();
+        let tool = params["name"].as_str().unwrap();
+        let prompt = match tool {
+            "chat" => arguments["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap(),
+            "generate" => arguments["prompt"].as_str().unwrap(),
+            "embed" => {
+                let vectors: Vec<_> =
+                    arguments["input"].as_array().unwrap().iter().map(|_| [0.5, -2.0]).collect();
+                let usage = json!({ "prompt_tokens": 4, "cached_tokens": 0, "completion_tokens": 0, "total_tokens": 4 });
+                return self.done(
+                    id,
+                    &json!({ "model": arguments["model"], "embeddings": vectors, "usage": usage }),
+                );
+            }
+            _ => {
+                let tokens =
+                    json!({ "model": arguments["model"], "count": 1, "tokens": [7], "pieces": ["x"] });
+                return self.done(id, &tokens);
+            }
+        };
+        SEEN.lock().unwrap().owners.push(owner);
+        let (word, rest) = prompt.split_once(' ').unwrap_or((prompt, ""));
+        let mut text = Vec::new();
+        match word {
+            "say" => text = (1..=rest.parse().unwrap()).map(|n: u32| format!("{n} ")).collect(),
+            "echo" => text.push(json!({ "arguments": arguments, "meta": params["_meta"] }).to_string()),
+            "seen" => {
+                let seen = SEEN.lock().unwrap();
+                text.push(json!({ "owners": seen.owners, "cancelled": seen.cancelled }).to_string());
+            }
+            "hold" => {
+                while !Path::new(rest).exists() && !self.is_cancelled(id) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                text.push("held".to_owned());
+            }
+            "stall" => {
+                self.progress(id, "begun");
+                while !self.is_cancelled(id) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                return self.fail(id, -32013, "cancelled", &json!({ "reason": "cancelled" }));
+            }
+            "die" => {
+                self.progress(id, "half a ");
+                self.progress(id, "reply");
+                std::thread::sleep(Duration::from_millis(100));
+                end(ExitReason::GuestPanic, Some("out of memory"));
+            }
+            "die-once" if !Path::new(rest).exists() => {
+                std::fs::write(rest, "").unwrap();
+                end(ExitReason::GuestPanic, Some("out of memory"));
+            }
+            "die-once" => text.push("alive".to_owned()),
+            "babble" => return drop(writeln!(self.out.lock().unwrap(), "\u{7f}{{not JSON")),
+            "overflow" => {
+                let data = json!({ "reason": "context_overflow", "prompt_tokens": 9, "context": 8 });
+                return self.fail(id, -32602, "the prompt does not fit the context", &data);
+            }
+            other => text.push(format!("{other}?")),
+        }
+        text.iter().for_each(|piece| self.progress(id, piece));
+        self.done(id, &reply(tool, arguments, &text));
+    }
+}
+
+fn reply(tool: &str, arguments: &Value, text: &[String]) -> Value {
+    let whole = text.concat();
+    let count = text.len();
+    let mut reply = json!({
+        "model": arguments["model"], "finish_reason": "stop",
+        "usage": { "prompt_tokens": 3, "cached_tokens": 2, "completion_tokens": count, "total_tokens": 3 + count },
+        "timings": { "queue_ms": 0.0, "first_token_ms": 1.0, "total_ms": 2.0, "tokens_per_second": 3.0 },
+    });
+    if tool == "generate" {
+        reply["text"] = whole.into();
+    } else if arguments["tools"].is_array() {
+        let function = json!({ "name": "f", "arguments": { "x": 1 } });
+        let calls = json!([{ "id": "call_0", "type": "function", "function": function }]);
+        reply["message"] = json!({ "role": "assistant", "content": "", "tool_calls": calls });
+        reply["finish_reason"] = "tool_calls".into();
+    } else {
+        reply["message"] = json!({ "role": "assistant", "content": whole });
+    }
+    reply
 }

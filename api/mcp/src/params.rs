@@ -4,8 +4,6 @@ use rmcp::schemars::{self, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::engine::{Constraint, Finish, Sampling, Usage};
-
 /// How tokens are chosen.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -161,7 +159,7 @@ pub struct TokenizeParams {
 }
 
 /// Tokens that a call took.
-#[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
 pub struct UsageResult {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
@@ -174,7 +172,7 @@ pub struct UsageResult {
 }
 
 /// Time that a call took, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
 pub struct Timings {
     /// Until there was room.
     pub queue_ms: f64,
@@ -187,7 +185,7 @@ pub struct Timings {
 }
 
 /// Why a reply ended.
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model ended it, or a stop text came.
@@ -199,7 +197,7 @@ pub enum FinishReason {
 }
 
 /// Result of `chat`.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct ChatResult {
     /// Name of the model.
     pub model: String,
@@ -214,7 +212,7 @@ pub struct ChatResult {
 }
 
 /// Result of `generate`.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct GenerateResult {
     /// Name of the model.
     pub model: String,
@@ -229,7 +227,7 @@ pub struct GenerateResult {
 }
 
 /// Result of `embed`.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct EmbedResult {
     /// Name of the model.
     pub model: String,
@@ -240,7 +238,7 @@ pub struct EmbedResult {
 }
 
 /// Result of `tokenize`.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 pub struct TokenizeResult {
     /// Name of the model.
     pub model: String,
@@ -250,58 +248,4 @@ pub struct TokenizeResult {
     pub tokens: Vec<i32>,
     /// Their texts.
     pub pieces: Vec<String>,
-}
-
-impl SamplingParams {
-    /// The engine's form; `None` when both a grammar and a schema are given.
-    pub(super) fn sampling(&self) -> Option<Sampling> {
-        let default = Sampling::default();
-        let constraint = match (&self.grammar, &self.json_schema) {
-            (Some(_), Some(_)) => return None,
-            (Some(grammar), None) => Some(Constraint::Gbnf(grammar.clone())),
-            (None, Some(schema)) => Some(Constraint::JsonSchema(schema.to_string())),
-            (None, None) => None,
-        };
-        Some(Sampling {
-            temperature: self.temperature.unwrap_or(default.temperature),
-            top_p: self.top_p.unwrap_or(default.top_p),
-            top_k: self.top_k.unwrap_or(default.top_k),
-            min_p: self.min_p.unwrap_or(default.min_p),
-            seed: self.seed,
-            constraint,
-        })
-    }
-}
-
-impl From<Usage> for UsageResult {
-    fn from(usage: Usage) -> Self {
-        Self {
-            prompt_tokens: usage.prompt_tokens,
-            cached_tokens: usage.cached_tokens,
-            completion_tokens: usage.completion_tokens,
-            total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
-        }
-    }
-}
-
-impl From<Usage> for Timings {
-    fn from(usage: Usage) -> Self {
-        let speaking = usage.total.saturating_sub(usage.first_token).as_secs_f64();
-        let after_first = f64::from(usage.completion_tokens.saturating_sub(1));
-        Self {
-            queue_ms: usage.queued.as_secs_f64() * 1e3,
-            first_token_ms: usage.first_token.as_secs_f64() * 1e3,
-            total_ms: usage.total.as_secs_f64() * 1e3,
-            tokens_per_second: if speaking > 0.0 { after_first / speaking } else { 0.0 },
-        }
-    }
-}
-
-impl From<Finish> for FinishReason {
-    fn from(finish: Finish) -> Self {
-        match finish {
-            Finish::Length => Self::Length,
-            Finish::Stop | Finish::Deadline | Finish::Failed => Self::Stop,
-        }
-    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use rmcp::RoleServer;
@@ -15,13 +16,16 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::code::OVERLOADED;
+
 /// Longest line, in bytes: more than the longest text that any tool takes, escaped.
 pub const MAX_LINE: usize = 16 << 20;
 /// Lines that wait to be written before those who have more to say are held up.
 const WAITING_LINES: usize = 64;
 
 /// A stream of messages.
-pub(super) struct Lines<R> {
+#[derive(Debug)]
+pub struct Lines<R> {
     read: BufReader<R>,
     line: Vec<u8>,
     /// Inside a line that is too long.
@@ -33,10 +37,14 @@ pub(super) struct Lines<R> {
     gone: CancellationToken,
     /// Of a peer that may close its side and still get its answers.
     unanswered: Option<Arc<Unanswered>>,
+    /// Requests that are being answered.
+    open: Arc<AtomicUsize>,
+    /// Most of them.
+    most: usize,
 }
 
 /// Requests that wait for their answers. The SDK gives them a few seconds when a stream ends, so the end is kept from it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Unanswered {
     ids: StdMutex<HashSet<RequestId>>,
     fewer: Notify,
@@ -82,11 +90,13 @@ enum Line {
 }
 
 impl<R: AsyncRead + Send + Unpin> Lines<R> {
-    /// Messages of `read`, answered on `write`; `gone` is cancelled when `read` ends, with `half_open` only after the last answer.
-    pub(super) fn new(
+    /// Messages of `read`, answered on `write`; `gone` is cancelled when `read` ends, with `half_open` only after the last answer. Of
+    /// requests at most `most` are answered at a time, and more are refused. Must be called within a runtime.
+    pub fn new(
         read: R,
         mut write: impl AsyncWrite + Send + Unpin + 'static,
         gone: CancellationToken,
+        most: usize,
         half_open: bool,
     ) -> Self {
         let (sender, mut lines) = mpsc::channel::<Vec<u8>>(WAITING_LINES);
@@ -110,6 +120,8 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
             writer: Some(writer),
             gone,
             unanswered: half_open.then(Arc::default),
+            open: Arc::default(),
+            most,
         }
     }
 
@@ -145,6 +157,16 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
     }
 }
 
+/// A request that is being answered, until this goes.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // What was never counted, an error without a request, takes nothing away.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| open.checked_sub(1));
+    }
+}
+
 fn encode(message: &TxJsonRpcMessage<RoleServer>) -> Vec<u8> {
     // Messages are made of maps with string keys and numbers, which always have a JSON form.
     let mut line = serde_json::to_vec(message).unwrap_or_default();
@@ -174,7 +196,11 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let write = Arc::clone(&self.write);
         let unanswered = self.unanswered.clone();
+        let is_answer = matches!(item, JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_));
+        // It counts until the peer has read so far.
+        let open = is_answer.then(|| Open(Arc::clone(&self.open)));
         async move {
+            let _open = open;
             let sender = write.lock().await.clone().ok_or(io::ErrorKind::NotConnected)?;
             let sent = sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into());
             let answers = match &item {
@@ -212,7 +238,17 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
                 continue;
             }
             match serde_json::from_slice(&line) {
+                Ok(JsonRpcMessage::Request(request)) if self.open.load(Ordering::Relaxed) >= self.most => {
+                    let text = format!(
+                        "{} calls of this connection are under way, at most as many may be",
+                        self.most
+                    );
+                    self.refuse(ErrorData::new(OVERLOADED, text, None), Some(request.id)).await;
+                }
                 Ok(message) => {
+                    if matches!(message, JsonRpcMessage::Request(_)) {
+                        self.open.fetch_add(1, Ordering::Relaxed);
+                    }
                     if let Some(unanswered) = &self.unanswered {
                         unanswered.note(&message);
                     }
