@@ -24,7 +24,11 @@ PROGRAMS := ark arkd ark-vmm ark-guestd ark-ai
 # ark-inference brings llama.cpp, minutes of C++: it has steps of its own, and release code only.
 LIGHT    := --workspace --exclude ark-inference
 
+<<<<<<< HEAD
 .PHONY: run test soak bench stop clean install deps programs inference kernel images models machine all lint unit inference-tests api-fuzz \
+=======
+.PHONY: run test soak bench stop clean install deps programs inference model kernel images machine all lint unit inference-tests api-fuzz \
+>>>>>>> five-model
   vm-tests machine-tests help
 
 run: all
@@ -102,6 +106,11 @@ inference: deps
 	@$(STEP) "inference server" agents/inference/build.sh
 	@$(STEP) "inference image" guest-images/image.sh inference
 
+# The bundled model anew, of its templates: minutes of training. What is in the repository came of it, so nothing here depends on it.
+model: SECTIONS += model
+model: deps
+	@$(STEP) "bundled model" agents/router-model/train.sh
+
 kernel: deps
 	@$(STEP) "guest kernel" guest-kernel/build.sh
 
@@ -131,9 +140,10 @@ unit: deps
 # The inference server over a model of random weights: batching, caches, hostile callers. llama.cpp is what `make inference` has built.
 MCP := $(BUILD)/.cache/mcp
 inference-tests: SECTIONS += test
-inference-tests: deps $(MCP)/.made
+inference-tests: inference $(MCP)/.made
 	@$(STEP) "inference clippy" $(CARGO) clippy --release -p ark-inference --all-targets --locked -- -D warnings
 	@$(STEP) "inference tests" env ARK_MCP_PYTHON=$(MCP)/bin/python $(CARGO) test --release -p ark-inference --locked -- --include-ignored
+	@$(STEP) "bundled model against its card" env ARK_INFERENCE=$(BIN)/ark-inference agents/router-model/train.sh test
 
 $(MCP)/.made: agents/inference/tests/requirements.txt | deps
 	@$(STEP) "MCP SDK for Python" sh -c 'python3 -m venv --clear $(MCP) && \

@@ -98,7 +98,7 @@ fn first_token(server: &Server, model: &str, report: &mut Report) {
     report.against(&name, "ms", &warm, ("cold", &cold), Must::AtMost(0.2));
 }
 
-/// A thread for every processor against one fewer: the server's default is chosen by this.
+/// One thread fewer than there are processors, which is the server's default, against one for each.
 fn threads(dir: &Path, models: &[(&str, &Path)], report: &mut Report) {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let fewer = processors.saturating_sub(1).max(1);

@@ -31,7 +31,7 @@ struct Cli {
     /// Most tokens that one step computes.
     #[arg(long, default_value_t = Config::default().batch)]
     batch: u32,
-    /// Threads that compute [default: one a processor].
+    /// Threads that compute [default: one for each processor but one].
     #[arg(long)]
     threads: Option<u32>,
     /// Calls that may wait.

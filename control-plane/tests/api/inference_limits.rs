@@ -134,6 +134,7 @@ async fn no_vm_that_is_ready_is_told() {
     config.inference = toml::from_str("wait_s = 1").unwrap();
     let ark = serving(&place, config, 1).await;
     ark.client.ask(Method::PATCH, "/v1/services/model-m", r#"{"replicas":0}"#).await;
+    eventually("none is left", async || served(&ark.client).await.ready == 0).await;
     let (told, problem) = error(&ask(&ark.client, "say 1").await);
     assert_eq!((problem.kind, told.kind.as_str()), (ProblemKind::ServiceUnready, "server_error"));
     ark.daemon.shut_down().await;

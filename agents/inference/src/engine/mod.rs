@@ -54,7 +54,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+        // Threads that compute wait for each other in loops, many times a token. On two busy processors one thread was 200 times as
+        // fast as two, so one processor is left to everybody else.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = u32::try_from(processors.saturating_sub(1).max(1)).unwrap_or(1);
         Self { context: 2048, sessions: 8, batch: 256, threads, queue: 2048 }
     }
 }

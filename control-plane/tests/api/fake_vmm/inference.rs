@@ -49,16 +49,16 @@ struct Seen {
 /// One connection.
 #[derive(Clone)]
 struct Wire {
+    model: String,
     out: Arc<Mutex<UnixStream>>,
     cancelled: Arc<Mutex<HashSet<u64>>>,
 }
 
 pub(super) fn serve(mut stream: UnixStream, machine: &Machine) {
-    if machine.memory.lock().unwrap().serves.is_none() {
-        return;
-    }
+    let Some(model) = machine.memory.lock().unwrap().serves.clone() else { return };
     stream.write_all(b"OK 1073741824\n").unwrap();
-    let wire = Wire { out: Arc::new(Mutex::new(stream.try_clone().unwrap())), cancelled: Arc::default() };
+    let out = Arc::new(Mutex::new(stream.try_clone().unwrap()));
+    let wire = Wire { model, out, cancelled: Arc::default() };
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
         let message: Value = serde_json::from_str(&line).unwrap();
         match message["method"].as_str().unwrap() {
@@ -111,8 +111,12 @@ impl Wire {
         let (id, params) = (message["id"].as_u64().unwrap(), &message["params"]);
         let arguments = &params["arguments"];
         if params["_meta"].is_null() {
-            // Whoever loads the model only wants to know that it answers.
-            return self.done(id, &json!({ "model": arguments["model"], "count": 1, "text": "" }));
+            // Whoever loads the model only wants to know that it answers. A notification may come before any answer.
+            self.progress(id, "begun");
+            return self.done(id, &match arguments["text"].as_str() {
+                Some(text) => json!({ "model": self.model, "count": text.len() }),
+                None => json!({ "model": self.model, "text": "" }),
+            });
         }
         assert_eq!(params["_meta"]["progressToken"], id);
         let owner = params["_meta"]["noa-ark/owner"].as_str().unwrap().to_owned();
