@@ -24,11 +24,7 @@ PROGRAMS := ark arkd ark-vmm ark-guestd ark-ai
 # ark-inference brings llama.cpp, minutes of C++: it has steps of its own, and release code only.
 LIGHT    := --workspace --exclude ark-inference
 
-<<<<<<< HEAD
-.PHONY: run test soak bench stop clean install deps programs inference kernel images models machine all lint unit inference-tests api-fuzz \
-=======
-.PHONY: run test soak bench stop clean install deps programs inference model kernel images machine all lint unit inference-tests api-fuzz \
->>>>>>> five-model
+.PHONY: run test soak bench stop clean install deps programs inference model kernel images models machine all lint unit inference-tests api-fuzz \
   vm-tests machine-tests help
 
 run: all

@@ -11,7 +11,7 @@ use prometheus_parse::Scrape;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Place, Reply, eventually};
-use crate::inference::{ask, audited, chat, error, said, serving};
+use crate::inference::{ask, audited, chat, error, said, served, serving};
 
 /// A call for `owner`.
 async fn ask_for(client: &Client, owner: &str, prompt: &str) -> Reply {
@@ -123,7 +123,8 @@ async fn budgets_of_calls_and_tokens_are_kept() {
     assert_eq!(ask_for(client, "other", "say 2000").await.status(), StatusCode::OK);
     let (_, problem) = error(&ask_for(client, "other", "say 1").await);
     assert!(problem.detail.contains("1000 tokens"), "{problem:?}");
-    assert_eq!(audited(client, "team").await.len(), 2, "what was refused went nowhere");
+    let calls = audited(client, "team", |calls| calls.len() >= 2).await;
+    assert_eq!(calls.len(), 2, "what was refused went nowhere");
     ark.daemon.shut_down().await;
 }
 
@@ -160,7 +161,7 @@ async fn a_thousand_calls_at_once_are_all_answered() {
         let text = completion.choices[0].message.clone().unwrap().content.unwrap();
         assert_eq!(text, ["1 ", "1 2 ", "1 2 3 "][n % 3], "each got its own");
     }
-    let told = audited(&ark.client, "greedy").await.len() + audited(&ark.client, "modest").await.len();
-    assert_eq!(told, CALLS);
+    audited(&ark.client, "greedy", |calls| calls.len() == CALLS - CALLS / 10).await;
+    audited(&ark.client, "modest", |calls| calls.len() == CALLS / 10).await;
     ark.daemon.shut_down().await;
 }

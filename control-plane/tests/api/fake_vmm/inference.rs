@@ -113,10 +113,13 @@ impl Wire {
         if params["_meta"].is_null() {
             // Whoever loads the model only wants to know that it answers. A notification may come before any answer.
             self.progress(id, "begun");
-            return self.done(id, &match arguments["text"].as_str() {
-                Some(text) => json!({ "model": self.model, "count": text.len() }),
-                None => json!({ "model": self.model, "text": "" }),
-            });
+            return self.done(
+                id,
+                &match arguments["text"].as_str() {
+                    Some(text) => json!({ "model": self.model, "count": text.len() }),
+                    None => json!({ "model": self.model, "text": "" }),
+                },
+            );
         }
         assert_eq!(params["_meta"]["progressToken"], id);
         let owner = params["_meta"]["noa-ark/owner"].as_str().unwrap().to_owned();
