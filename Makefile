@@ -58,6 +58,11 @@ run: all
 	$(ARK) template build py --image python --warm 'import numpy'
 	$(ARK) eval --template py 'import numpy; numpy.arange(10).reshape(2, 5) @ numpy.arange(5)'
 	@echo
+	@echo '── A language model in a VM of its own, asked from within an agent without a network ──'
+	$(ARK) run --image python --allow inference -- python3 -c 'import ark; print(ark.ai.chat("Which agent should sort invoices into folders by year?"))'
+	$(ARK) chat 'Write a parser for CSV files'
+	$(ARK) models
+	@echo
 	@echo "It works. Go on with:"
 	@echo "  export PATH=$(BIN):\$$PATH"
 	@echo "  ark run --image python -- python3          # any program; stdin, stdout and Ctrl-C are yours"
@@ -72,10 +77,10 @@ for i in numpy.argsort(-counts, kind='stable')[:5]: print(f'{counts[i]:4} {words
 endef
 export RANK_WORDS
 
-all: deps programs kernel images models machine
+all: deps programs inference kernel images models machine
 
 # Debian packages, each with its reason in the one list, by section. apt-get is asked only for what is missing.
-SECTIONS := build run
+SECTIONS := build inference run
 test soak: SECTIONS += test
 bench: SECTIONS += bench
 deps:
@@ -96,8 +101,7 @@ programs: deps
 	  cmp -s $(TARGET)/release/$$p $(BIN)/$$p || { cp $(TARGET)/release/$$p $(BIN)/.$$p.new && mv $(BIN)/.$$p.new $(BIN)/$$p; }; \
 	done
 
-# Not a part of `make run` and `make test` before arkd has an inference VM to put it into.
-inference inference-tests: SECTIONS += inference
+# The server of models, in an image of its own.
 inference: deps
 	@$(STEP) "inference server" agents/inference/build.sh
 	@$(STEP) "inference image" guest-images/image.sh inference
@@ -119,10 +123,10 @@ $(BUILD)/models/%.gguf: agents/router-model/model/%.gguf
 	@mkdir -p $(@D)
 	@cp $< $(@D)/.$*.new && mv $(@D)/.$*.new $@
 
-machine: kernel images models
+machine: kernel images inference models
 	@$(STEP) "emulated host" guest-images/machine/build.sh
 
-test: all lint unit api-fuzz vm-tests machine-tests
+test: all lint unit inference-tests api-fuzz vm-tests machine-tests
 	@echo "make test: everything passed"
 
 lint: deps
