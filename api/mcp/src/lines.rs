@@ -3,12 +3,12 @@
 //! Unlike the SDK's own transport for streams, a line that cannot be read is answered (parse error, invalid request) instead of
 //! dropped, so that no caller waits for an answer that never comes.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rmcp::RoleServer;
-use rmcp::model::{ErrorCode, ErrorData, JsonRpcMessage, RequestId};
+use rmcp::model::{ClientNotification, ErrorCode, ErrorData, JsonRpcMessage, RequestId};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -35,8 +35,7 @@ pub struct Lines<R> {
     writer: Option<tokio::task::JoinHandle<()>>,
     /// Cancelled when the peer has closed its side.
     gone: CancellationToken,
-    /// Requests that are being answered.
-    open: Arc<AtomicUsize>,
+    open: Requests,
     /// Most of them.
     most: usize,
 }
@@ -105,6 +104,37 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
         }
     }
 
+    /// Notes which requests are being answered.
+    fn admit(&self, message: &RxJsonRpcMessage<RoleServer>) -> Result<(), (ErrorData, RequestId)> {
+        match message {
+            JsonRpcMessage::Request(request) => {
+                let (mut open, id) = (lock(&self.open), request.id.clone());
+                if open.contains(&id) {
+                    let text = "a request with this id is under way; give each its own";
+                    return Err((ErrorData::new(ErrorCode::INVALID_REQUEST, text, None), id));
+                }
+                if open.len() >= self.most {
+                    let text = format!(
+                        "{} requests of this connection are under way, and no more may be; wait for answers",
+                        open.len()
+                    );
+                    return Err((ErrorData::new(OVERLOADED, text, None), id));
+                }
+                open.insert(id);
+            }
+            // Nobody answers it any more.
+            JsonRpcMessage::Notification(notification) => {
+                if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
+                    && let Some(id) = &cancelled.params.request_id
+                {
+                    lock(&self.open).remove(id);
+                }
+            }
+            JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => {}
+        }
+        Ok(())
+    }
+
     /// Answers what is no request. A peer that does not read its answers gets no more of them.
     async fn refuse(&mut self, error: ErrorData, id: Option<RequestId>) {
         if let Some(sender) = self.write.lock().await.as_ref() {
@@ -113,13 +143,19 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
     }
 }
 
+/// Requests that are being answered.
+type Requests = Arc<std::sync::Mutex<HashSet<RequestId>>>;
+
+fn lock(open: &Requests) -> std::sync::MutexGuard<'_, HashSet<RequestId>> {
+    open.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// A request that is being answered, until this goes.
-struct Open(Arc<AtomicUsize>);
+struct Open(Requests, RequestId);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        // What was never counted, an error without a request, takes nothing away.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| open.checked_sub(1));
+        lock(&self.0).remove(&self.1);
     }
 }
 
@@ -151,9 +187,13 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
         item: TxJsonRpcMessage<RoleServer>,
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let write = Arc::clone(&self.write);
-        let is_answer = matches!(item, JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_));
-        // It counts until the peer has read so far.
-        let open = is_answer.then(|| Open(Arc::clone(&self.open)));
+        let answered = match &item {
+            JsonRpcMessage::Response(response) => Some(response.id.clone()),
+            JsonRpcMessage::Error(error) => error.id.clone(),
+            JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => None,
+        };
+        // It counts until its answer has its place among the lines.
+        let open = answered.map(|id| Open(Arc::clone(&self.open), id));
         async move {
             let _open = open;
             let sender = write.lock().await.clone().ok_or(io::ErrorKind::NotConnected)?;
@@ -180,19 +220,10 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
                 continue;
             }
             match serde_json::from_slice(&line) {
-                Ok(JsonRpcMessage::Request(request)) if self.open.load(Ordering::Relaxed) >= self.most => {
-                    let text = format!(
-                        "{} calls of this connection are under way, at most as many may be",
-                        self.most
-                    );
-                    self.refuse(ErrorData::new(OVERLOADED, text, None), Some(request.id)).await;
-                }
-                Ok(message) => {
-                    if matches!(message, JsonRpcMessage::Request(_)) {
-                        self.open.fetch_add(1, Ordering::Relaxed);
-                    }
-                    return Some(message);
-                }
+                Ok(message) => match self.admit(&message) {
+                    Ok(()) => return Some(message),
+                    Err((error, id)) => self.refuse(error, Some(id)).await,
+                },
                 Err(error) => {
                     if let Some((error, id)) = refusal(&line, &error) {
                         self.refuse(error, id).await;

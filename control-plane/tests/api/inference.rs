@@ -20,11 +20,16 @@ use crate::harness::{Ark, Client, Place, Reply, eventually, signal};
 /// An `arkd` of `config` that serves the model `m` in `replicas` VMs.
 pub(crate) async fn serving(place: &Place, config: Config, replicas: u32) -> Ark {
     let ark = place.start_with(config).await;
-    let spec = json!({ "name": "model-m", "replicas": replicas, "image": "base", "memory_mib": 64, "owner": "system" });
-    let made = ark.client.post("/v1/services", &spec).await;
-    assert_eq!(made.status(), StatusCode::CREATED, "{:?}", made.body);
-    eventually("the model is served", async || served(&ark.client).await.ready == replicas).await;
+    serve(&ark.client, replicas).await;
     ark
+}
+
+/// Has the model `m` served in `replicas` VMs.
+pub(crate) async fn serve(client: &Client, replicas: u32) {
+    let spec = json!({ "name": "model-m", "replicas": replicas, "image": "base", "memory_mib": 64, "owner": "system" });
+    let made = client.post("/v1/services", &spec).await;
+    assert_eq!(made.status(), StatusCode::CREATED, "{:?}", made.body);
+    eventually("the model is served", async || served(client).await.ready == replicas).await;
 }
 
 pub(crate) async fn served(client: &Client) -> Service {
@@ -258,17 +263,13 @@ async fn a_call_whose_client_leaves_is_cancelled_in_the_vm() {
     let mut events = Events::of(&ark.client, "/v1/chat/completions", &request).await;
     assert!(events.next().await.unwrap().contains("begun"));
     drop(events);
-    let whole =
-        ark.client.request(Method::POST, "/v1/chat/completions", chat("stall", &json!({})).to_string());
-    let waiting = ark.client.send(whole);
-    assert!(tokio::time::timeout(Duration::from_millis(300), waiting).await.is_err(), "it stalls");
-    eventually("the VM is told of both", async || {
+    eventually("the VM is told", async || {
         let seen: Value = serde_json::from_str(&said(&ark.client, "seen").await).unwrap();
-        seen["cancelled"] == 2
+        seen["cancelled"] == 1
     })
     .await;
     let calls = audited(&ark.client, "default").await;
-    assert_eq!(calls.iter().filter(|call| call.outcome == "abandoned").count(), 2);
+    assert_eq!(calls.iter().filter(|call| call.outcome == "abandoned").count(), 1);
     ark.daemon.shut_down().await;
 }
 
