@@ -5,8 +5,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use rmcp::RoleServer;
 use rmcp::model::{ClientNotification, ErrorCode, ErrorData, JsonRpcMessage, RequestId};
@@ -35,52 +34,11 @@ pub struct Lines<R> {
     writer: Option<tokio::task::JoinHandle<()>>,
     /// Cancelled when the peer has closed its side.
     gone: CancellationToken,
-    /// Of a peer that may close its side and still get its answers.
-    unanswered: Option<Arc<Unanswered>>,
-    /// Requests that are being answered.
-    open: Arc<AtomicUsize>,
+    open: Arc<Requests>,
     /// Most of them.
     most: usize,
-}
-
-/// Requests that wait for their answers. The SDK gives them a few seconds when a stream ends, so the end is kept from it.
-#[derive(Debug, Default)]
-struct Unanswered {
-    ids: StdMutex<HashSet<RequestId>>,
-    fewer: Notify,
-}
-
-impl Unanswered {
-    fn begins(&self, id: RequestId) {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-    }
-
-    fn ends(&self, id: &RequestId) {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        self.fewer.notify_one();
-    }
-
-    /// Waits until there are none.
-    async fn none(&self) {
-        while !self.ids.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            self.fewer.notified().await;
-        }
-    }
-
-    fn note(&self, message: &RxJsonRpcMessage<RoleServer>) {
-        match message {
-            JsonRpcMessage::Request(request) => self.begins(request.id.clone()),
-            JsonRpcMessage::Notification(sent) => {
-                // What is cancelled is not answered.
-                if let ClientNotification::CancelledNotification(cancelled) = &sent.notification
-                    && let Some(id) = &cancelled.params.request_id
-                {
-                    self.ends(id);
-                }
-            }
-            JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => {}
-        }
-    }
+    /// The peer may close its side and still gets its answers.
+    half_open: bool,
 }
 
 enum Line {
@@ -119,9 +77,9 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
             write: Arc::new(Mutex::new(Some(sender))),
             writer: Some(writer),
             gone,
-            unanswered: half_open.then(Arc::default),
             open: Arc::default(),
             most,
+            half_open,
         }
     }
 
@@ -149,6 +107,37 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
         }
     }
 
+    /// Notes which requests are being answered.
+    fn admit(&self, message: &RxJsonRpcMessage<RoleServer>) -> Result<(), (ErrorData, RequestId)> {
+        match message {
+            JsonRpcMessage::Request(request) => {
+                let (mut open, id) = (self.open.ids(), request.id.clone());
+                if open.contains(&id) {
+                    let text = "a request with this id is under way; give each its own";
+                    return Err((ErrorData::new(ErrorCode::INVALID_REQUEST, text, None), id));
+                }
+                if open.len() >= self.most {
+                    let text = format!(
+                        "{} requests of this connection are under way, and no more may be; wait for answers",
+                        open.len()
+                    );
+                    return Err((ErrorData::new(OVERLOADED, text, None), id));
+                }
+                open.insert(id);
+            }
+            // Nobody answers it any more.
+            JsonRpcMessage::Notification(notification) => {
+                if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
+                    && let Some(id) = &cancelled.params.request_id
+                {
+                    self.open.end(id);
+                }
+            }
+            JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => {}
+        }
+        Ok(())
+    }
+
     /// Answers what is no request. A peer that does not read its answers gets no more of them.
     async fn refuse(&mut self, error: ErrorData, id: Option<RequestId>) {
         if let Some(sender) = self.write.lock().await.as_ref() {
@@ -157,13 +146,37 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
     }
 }
 
+/// Requests that are being answered.
+#[derive(Debug, Default)]
+struct Requests {
+    ids: StdMutex<HashSet<RequestId>>,
+    fewer: Notify,
+}
+
+impl Requests {
+    fn ids(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, id: &RequestId) {
+        self.ids().remove(id);
+        self.fewer.notify_one();
+    }
+
+    /// Waits until there are none.
+    async fn none(&self) {
+        while !self.ids().is_empty() {
+            self.fewer.notified().await;
+        }
+    }
+}
+
 /// A request that is being answered, until this goes.
-struct Open(Arc<AtomicUsize>);
+struct Open(Arc<Requests>, RequestId);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        // What was never counted, an error without a request, takes nothing away.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| open.checked_sub(1));
+        self.0.end(&self.1);
     }
 }
 
@@ -195,23 +208,17 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
         item: TxJsonRpcMessage<RoleServer>,
     ) -> impl Future<Output = io::Result<()>> + Send + 'static {
         let write = Arc::clone(&self.write);
-        let unanswered = self.unanswered.clone();
-        let is_answer = matches!(item, JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_));
-        // It counts until the peer has read so far.
-        let open = is_answer.then(|| Open(Arc::clone(&self.open)));
+        let answered = match &item {
+            JsonRpcMessage::Response(response) => Some(response.id.clone()),
+            JsonRpcMessage::Error(error) => error.id.clone(),
+            JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => None,
+        };
+        // It counts until its answer has its place among the lines.
+        let open = answered.map(|id| Open(Arc::clone(&self.open), id));
         async move {
             let _open = open;
             let sender = write.lock().await.clone().ok_or(io::ErrorKind::NotConnected)?;
-            let sent = sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into());
-            let answers = match &item {
-                JsonRpcMessage::Response(response) => Some(&response.id),
-                JsonRpcMessage::Error(error) => error.id.as_ref(),
-                JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => None,
-            };
-            if let (Some(unanswered), Some(id)) = (unanswered, answers) {
-                unanswered.ends(id);
-            }
-            sent
+            sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
         }
     }
 
@@ -225,9 +232,9 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
                     continue;
                 }
                 Ok(Line::End) | Err(_) => {
-                    if let Some(unanswered) = &self.unanswered {
-                        // Nobody is left to answer to when what is written is not read.
-                        tokio::select! { () = unanswered.none() => {} () = self.gone.cancelled() => {} }
+                    if self.half_open {
+                        // The SDK gives answers a few seconds when a stream ends, so the end is kept from it.
+                        tokio::select! { () = self.open.none() => {} () = self.gone.cancelled() => {} }
                     }
                     self.gone.cancel();
                     return None;
@@ -238,22 +245,10 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
                 continue;
             }
             match serde_json::from_slice(&line) {
-                Ok(JsonRpcMessage::Request(request)) if self.open.load(Ordering::Relaxed) >= self.most => {
-                    let text = format!(
-                        "{} calls of this connection are under way, at most as many may be",
-                        self.most
-                    );
-                    self.refuse(ErrorData::new(OVERLOADED, text, None), Some(request.id)).await;
-                }
-                Ok(message) => {
-                    if matches!(message, JsonRpcMessage::Request(_)) {
-                        self.open.fetch_add(1, Ordering::Relaxed);
-                    }
-                    if let Some(unanswered) = &self.unanswered {
-                        unanswered.note(&message);
-                    }
-                    return Some(message);
-                }
+                Ok(message) => match self.admit(&message) {
+                    Ok(()) => return Some(message),
+                    Err((error, id)) => self.refuse(error, Some(id)).await,
+                },
                 Err(error) => {
                     if let Some((error, id)) = refusal(&line, &error) {
                         self.refuse(error, id).await;

@@ -198,7 +198,7 @@ impl Call {
             picked.end(false);
             // Of one that ended the services know in a moment.
             if matches!(failure, Failure::Gone { .. }) {
-                settle(&handle).await;
+                settle(&self.core, &handle).await;
             }
         }
     }
@@ -262,7 +262,7 @@ impl Call {
             if self.tries >= TRIES {
                 return Err(Failure::Gone { replica: handle.name().clone(), text: String::new() });
             }
-            settle(&handle).await;
+            settle(&self.core, &handle).await;
         }
     }
 

@@ -16,6 +16,8 @@ use crate::services::call::{self, Picked};
 
 /// How long a VM that cannot be spoken to is waited for to be known as ended, before another one is picked.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long the services are waited for to have noticed that.
+const LOOK: Duration = Duration::from_millis(250);
 /// How often another VM is picked.
 const TRIES: u32 = 4;
 
@@ -53,7 +55,7 @@ impl Fleet {
             if tries == TRIES {
                 return Err(error.into());
             }
-            settle(&handle).await;
+            settle(core, &handle).await;
         }
     }
 
@@ -79,7 +81,9 @@ impl Fleet {
     }
 }
 
-/// Waits a moment for what has to be known by then of a VM that broke its connection: it ended.
-pub(super) async fn settle(handle: &Handle) {
+/// Waits a moment for what has to be known by then of a VM that broke its connection: it ended, and its service does not count on
+/// it any more.
+pub(super) async fn settle(core: &Core, handle: &Handle) {
     let _ = timeout(PAUSE, handle.until(|agent| agent.state != AgentState::Running)).await;
+    core.services.looked(LOOK).await;
 }

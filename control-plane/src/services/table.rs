@@ -195,6 +195,13 @@ impl Services {
         self.with(name, |_, entry| entry.replicas.values().filter(is_ready).count()).unwrap_or(0)
     }
 
+    /// Waits until all services were looked at once more, for as long as `most`.
+    pub(crate) async fn looked(&self, most: Duration) {
+        let mut looks = self.looks.subscribe();
+        // The sender is `self`'s.
+        let _ = tokio::time::timeout(most, looks.changed()).await;
+    }
+
     /// Begins a call in the replica of `service` that is ready and has the fewest; none when none is.
     pub(super) fn begin(&self, core: &Arc<Core>, service: &str) -> Result<Option<UnderWay>, ServiceError> {
         self.with(service, |name, entry| {

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ark_types::agent::AgentState;
+use ark_types::model::MODEL_PREFIX;
 use ark_types::stats::AgentStats;
 use prometheus_client::encoding::prometheus_text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -192,8 +193,12 @@ fn services(registry: &mut Registry, core: &Core) {
 /// Calls of models that are there now, by the services that serve them.
 fn inference(registry: &mut Registry, core: &Core) {
     let (waiting, running): (Gauges<1>, Gauges<1>) = <_>::default();
-    for (service, count, under_way) in core.inference.levels() {
-        let labels: Labels<1> = [("service", service.to_string().into())];
+    let levels = core.inference.levels();
+    let served = view::numbers(&core.services).into_iter().map(|told| told.service);
+    for service in served.filter(|service| service.starts_with(MODEL_PREFIX)) {
+        let of = levels.iter().find(|(name, ..)| name.as_ref() == service);
+        let (count, under_way) = of.map_or((0, 0), |(_, count, under_way)| (*count, *under_way));
+        let labels: Labels<1> = [("service", service.into())];
         waiting.get_or_create(&labels).set(float(count));
         running.get_or_create(&labels).set(precise(under_way));
     }

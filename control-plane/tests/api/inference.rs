@@ -21,15 +21,20 @@ use crate::harness::{Ark, Client, Place, Reply, eventually, signal};
 /// An `arkd` of `config` that serves the model `m`, and no other, in `replicas` VMs.
 pub(crate) async fn serving(place: &Place, config: Config, replicas: u32) -> Ark {
     let ark = place.start_with(config).await;
-    let added = ark.client.ask(Method::PUT, "/v1/models/m", Synthetic::default().to_bytes()).await;
+    serve(&ark.client, replicas).await;
+    ark
+}
+
+/// Has the model `m` served in `replicas` VMs.
+pub(crate) async fn serve(client: &Client, replicas: u32) {
+    let added = client.ask(Method::PUT, "/v1/models/m", Synthetic::default().to_bytes()).await;
     assert_eq!(added.status(), StatusCode::CREATED, "{:?}", added.body);
-    let loaded = ark.client.post("/v1/models/m/load", &json!({})).await;
+    let loaded = client.post("/v1/models/m/load", &json!({})).await;
     assert_eq!(loaded.status(), StatusCode::OK, "{:?}", loaded.body);
     let scale = json!({ "replicas": replicas }).to_string();
-    let scaled = ark.client.ask(Method::PATCH, "/v1/services/model-m", scale).await;
+    let scaled = client.ask(Method::PATCH, "/v1/services/model-m", scale).await;
     assert_eq!(scaled.status(), StatusCode::OK, "{:?}", scaled.body);
-    eventually("the model is served", async || served(&ark.client).await.ready == replicas).await;
-    ark
+    eventually("the model is served", async || served(client).await.ready == replicas).await;
 }
 
 pub(crate) async fn served(client: &Client) -> Service {
@@ -271,19 +276,12 @@ async fn a_call_whose_client_leaves_is_cancelled_in_the_vm() {
     let mut events = Events::of(&ark.client, "/v1/chat/completions", &request).await;
     assert!(events.next().await.unwrap().contains("begun"));
     drop(events);
-    let whole =
-        ark.client.request(Method::POST, "/v1/chat/completions", chat("stall", &json!({})).to_string());
-    let waiting = ark.client.send(whole);
-    assert!(tokio::time::timeout(Duration::from_millis(300), waiting).await.is_err(), "it stalls");
-    eventually("the VM is told of both", async || {
+    eventually("the VM is told", async || {
         let seen: Value = serde_json::from_str(&said(&ark.client, "seen").await).unwrap();
-        seen["cancelled"] == 2
+        seen["cancelled"] == 1
     })
     .await;
-    audited(&ark.client, "default", |calls| {
-        calls.iter().filter(|call| call.outcome == "abandoned").count() == 2
-    })
-    .await;
+    audited(&ark.client, "default", |calls| calls.iter().any(|call| call.outcome == "abandoned")).await;
     ark.daemon.shut_down().await;
 }
 

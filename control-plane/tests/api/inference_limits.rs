@@ -42,6 +42,12 @@ async fn waiting(client: &Client, count: f64) {
     eventually("so many wait", async || metric(client, "ark_inference_waiting").await == count).await;
 }
 
+async fn running(client: &Client, count: f64) {
+    #[expect(clippy::float_cmp, reason = "a count")]
+    eventually("so many are under way", async || metric(client, "ark_inference_running").await == count)
+        .await;
+}
+
 #[tokio::test]
 async fn a_full_queue_refuses_and_makes_way_for_other_owners() {
     let place = Place::new();
@@ -52,8 +58,7 @@ async fn a_full_queue_refuses_and_makes_way_for_other_owners() {
     let path = place.path("go");
     let hold = format!("hold {}", path.display());
     let held = begin(client, "greedy", &hold);
-    #[expect(clippy::float_cmp, reason = "a count")]
-    eventually("it is under way", async || metric(client, "ark_inference_running").await == 1.0).await;
+    running(client, 1.0).await;
     let mut greedy = Vec::new();
     for count in 1..=3_u32 {
         greedy.push(begin(client, "greedy", "say 1"));
@@ -81,25 +86,37 @@ async fn a_full_queue_refuses_and_makes_way_for_other_owners() {
 }
 
 #[tokio::test]
-async fn who_waits_and_leaves_gives_the_place_back() {
+async fn who_leaves_gives_the_turn_or_the_place_back() {
     let place = Place::new();
     let mut config = place.config();
-    config.inference = toml::from_str("queue = 1\nsessions = 1\ndeadline_s = 1").unwrap();
+    config.inference = toml::from_str("queue = 1\nsessions = 1").unwrap();
     let ark = serving(&place, config, 1).await;
     let client = &ark.client;
-    let path = place.path("go");
-    let held = begin(client, "a", &format!("hold {}", path.display()));
-    #[expect(clippy::float_cmp, reason = "a count")]
-    eventually("it is under way", async || metric(client, "ark_inference_running").await == 1.0).await;
+    let held = begin(client, "a", &format!("hold {}", place.path("never").display()));
+    running(client, 1.0).await;
     let leaving = begin(client, "a", "say 1");
     waiting(client, 1.0).await;
     leaving.abort();
     waiting(client, 0.0).await;
-    // Both have the same time, which is over before there is a turn, or while it is held.
-    let late = ask_for(client, "a", "say 1").await;
-    assert!(matches!(error(&late).1.kind, ProblemKind::DeadlinePassed));
-    assert_eq!(error(&held.await.unwrap()).1.kind, ProblemKind::DeadlinePassed);
-    assert_eq!(said(client, "say 1").await, "1 ", "nothing is held any more");
+    held.abort();
+    running(client, 0.0).await;
+    eventually("the VM is told", async || {
+        let seen: Value = serde_json::from_str(&said(client, "seen").await).unwrap();
+        seen["cancelled"] == 1
+    })
+    .await;
+    ark.daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_call_that_takes_too_long_leaves_what_was_said() {
+    let place = Place::new();
+    let mut config = place.config();
+    config.inference = toml::from_str("deadline_s = 1").unwrap();
+    let ark = serving(&place, config, 1).await;
+    let (told, problem) = error(&ask(&ark.client, "stall").await);
+    assert_eq!((problem.kind, told.partial.as_deref()), (ProblemKind::DeadlinePassed, Some("begun")));
+    assert_eq!(audited(&ark.client, "default").await[0].outcome, "late");
     ark.daemon.shut_down().await;
 }
 
@@ -135,7 +152,7 @@ async fn no_vm_that_is_ready_is_told() {
     config.inference = toml::from_str("wait_s = 1").unwrap();
     let ark = serving(&place, config, 1).await;
     ark.client.ask(Method::PATCH, "/v1/services/model-m", r#"{"replicas":0}"#).await;
-    eventually("none is left", async || served(&ark.client).await.ready == 0).await;
+    eventually("there is none", async || served(&ark.client).await.ready == 0).await;
     let (told, problem) = error(&ask(&ark.client, "say 1").await);
     assert_eq!((problem.kind, told.kind.as_str()), (ProblemKind::ServiceUnready, "server_error"));
     ark.daemon.shut_down().await;

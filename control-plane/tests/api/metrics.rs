@@ -137,7 +137,20 @@ async fn what_happens_is_counted_under_names_that_stay() {
     let policy = json!({ "min": 0, "max": 0, "target_wait_ms": 0 }).to_string();
     assert_eq!(client.ask(Method::PUT, "/v1/pools/t1", policy).await.status(), 200);
     client.post("/v1/agents", &json!({ "name": "t1-1", "template": "t1" })).await;
+    // Models have some once they were called.
+    crate::inference::serve(&client, 1).await;
+    assert_eq!(crate::inference::said(&client, "say 2").await, "1 2 ");
     let (samples, text) = scrape(&client).await;
+    let of_model = |name: &str, label: (&str, &str), wanted: f64| {
+        let found = value(&samples, name, &[label]);
+        assert!((found - wanted).abs() < 1e-9, "{name} {label:?} is {found}:\n{text}");
+    };
+    of_model("ark_inference_calls_total", ("outcome", "ok"), 1.0);
+    of_model("ark_inference_tokens_total", ("kind", "prompt"), 3.0);
+    of_model("ark_inference_tokens_total", ("kind", "cached"), 2.0);
+    of_model("ark_inference_owner_tokens_total", ("owner", "default"), 5.0);
+    of_model("ark_inference_first_token_seconds_count", ("model", "m"), 1.0);
+    of_model("ark_inference_waiting", ("service", "model-m"), 0.0);
     for (name, wanted) in [
         ("ark_pool_size", 0.0),
         ("ark_pool_wanted", 0.0),

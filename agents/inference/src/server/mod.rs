@@ -7,6 +7,11 @@ mod template;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ark_mcp::lines::Lines;
+use ark_mcp::params::{
+    ChatParams, ChatResult, EmbedParams, EmbedResult, FinishReason, GenerateParams, GenerateResult, Message,
+    Role, Timings, TokenizeParams, TokenizeResult, UsageResult,
+};
 use rmcp::handler::server::router::tool::ToolRouter;
 use rmcp::handler::server::wrapper::Parameters;
 use rmcp::model::{
@@ -20,11 +25,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
-use ark_mcp::lines::Lines;
-use ark_mcp::params::{
-    ChatParams, ChatResult, EmbedParams, EmbedResult, FinishReason, GenerateParams, GenerateResult, Message,
-    Role, Timings, TokenizeParams, TokenizeResult, UsageResult,
-};
 use run::{Call, Saying, invalid, refused, untemplated};
 use template::{ChatTemplate, take_tool_calls};
 

@@ -1,11 +1,10 @@
 //! Chat templates: Jinja out of the model file, run within bounds, and the tool calls that come back.
 
+use ark_mcp::params::{FunctionCall, Message, ToolCall};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
-
-use ark_mcp::params::{FunctionCall, Message, ToolCall};
 
 /// Steps a template may take: a conversation of a thousand messages takes some ten thousand.
 const FUEL: u64 = 2_000_000;
