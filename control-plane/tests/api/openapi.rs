@@ -33,7 +33,7 @@ fn every_operation_has_an_id_a_tag_and_the_problem_reply() {
             assert!(operation["operationId"].is_string() && operation["tags"].is_array(), "{method} {path}");
         }
     }
-    assert_eq!(operations, 69);
+    assert_eq!(operations, 72);
 }
 
 #[test]
