@@ -1,6 +1,14 @@
 //! Inference as programs in agents find it: at the command, the Python module and the socket, if they are allowed to.
 
-use ark_tests::World;
+use std::time::Duration;
+
+use ark_tests::{Rest, World, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// How long a model's VM may take to come up or to be replaced where the processor is emulated.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Asks for the models at the Unix socket for OpenAI's clients; writes the status, and what `detail` says.
 const BY_SOCKET: &str = r#"
@@ -64,10 +72,80 @@ fn who_is_allowed_nothing_is_refused_at_every_door_forks_included() {
         .complains_about(&["b1", "may not use inference"]);
     let _ = world.ark(["create", "--image", "base", "--name", "c1", "--allow", "inference=router"]).ok();
     let allowed = &world.inspect("c1")["allow"];
-    assert_eq!(allowed, &serde_json::json!(["inference=router"]));
+    assert_eq!(allowed, &json!(["inference=router"]));
     world
         .ark(["create", "--image", "base", "--allow", "network"])
         .exits(125)
         .complains_about(&["inference=MODEL"]);
+    world.end();
+}
+
+/// What is asked, and what the bundled model makes of it.
+const REQUEST: &str = "Which agent should sort invoices into folders by year?";
+
+/// Asks the bundled model from within Python, always for the same answer.
+const CHAT: &str = "import ark, sys; print(ark.ai.chat(sys.argv[1], temperature=0, seed=1))";
+
+/// [`REQUEST`], as clients of `OpenAI`'s API put it.
+fn chat() -> Value {
+    json!({ "model": "router", "messages": [{ "role": "user", "content": REQUEST }], "temperature": 0, "seed": 1 })
+}
+
+/// What the model answers to that over REST.
+fn over_rest(world: &World) -> String {
+    let (reply, _) = Rest::connect(world).call("POST", "/v1/chat/completions", &chat().to_string());
+    assert!(reply["usage"]["completion_tokens"].as_u64() > Some(0), "{reply}");
+    reply["choices"][0]["message"]["content"].as_str().expect("a text").to_owned()
+}
+
+#[test]
+fn who_is_allowed_to_asks_the_bundled_model_without_a_network() {
+    let world = World::new();
+    let _ = world.ark(["create", "--image", "python", "--name", "a1", "--allow", "inference"]).ok();
+    let run = |program: &[&str]| {
+        world.ark(["exec", "a1", "--"].into_iter().chain(program.iter().copied())).ok().stdout
+    };
+    // The first one has the model loaded, in a VM of its own.
+    let said = run(&["python3", "-c", CHAT, REQUEST]);
+    let answer: Value = serde_json::from_str(&said).expect("the bundled model answers in JSON");
+    assert!(answer["agent"].is_string(), "{answer}");
+    assert_eq!(run(&["ark-ai", "chat", "--temperature", "0", "--seed", "1", REQUEST]), said);
+    assert_eq!(format!("{}\n", over_rest(&world)), said, "the host's clients are told the same");
+    let by_socket = run(&["python3", "-c", BY_SOCKET]);
+    assert!(by_socket.lines().all(|line| line.starts_with("200 ")), "{by_socket}");
+    assert_eq!(run(&["ls", "/sys/class/net"]), "lo\n", "nothing but loopback");
+    world.end();
+}
+
+#[test]
+fn a_killed_model_is_back_and_the_call_says_what_there_was() {
+    let world = World::new();
+    let _ = over_rest(&world);
+    let replicas = || {
+        let service = world.ark(["service", "show", "model-router", "--json"]).ok().json();
+        let all = service["replicas"].as_array().expect("a list").clone();
+        all.iter().map(|replica| replica["agent"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    let [replica] = <[String; 1]>::try_from(replicas()).expect("one replica");
+    let pid = world.inspect(&replica)["vmm_pid"].as_u64().expect("it runs");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id"));
+    let under_way = || {
+        let service = world.ark(["service", "show", "model-router", "--json"]).ok().json();
+        service["replicas"][0]["load"] == 1
+    };
+    let (status, told) = std::thread::scope(|scope| {
+        kill(pid, Signal::SIGSTOP).expect("the VMM is there");
+        let call =
+            scope.spawn(|| Rest::connect(&world).ask("POST", "/v1/chat/completions", &chat().to_string()));
+        eventually("the call is under way", LIMIT, under_way);
+        kill(pid, Signal::SIGKILL).expect("the VMM is there");
+        call.join().expect("it is answered")
+    });
+    // It had said nothing yet, so another replica may have answered; else the caller is told why none did.
+    assert!(status == 200 || told["error"]["message"].is_string(), "{status} {told}");
+    // Whoever asks next waits for the replica that takes its place.
+    eventually("the model is back", LIMIT, || {
+        Rest::connect(&world).ask("POST", "/v1/chat/completions", &chat().to_string()).0 == 200
+    });
     world.end();
 }
