@@ -68,7 +68,7 @@ type Outcome = Result<u64, u32>;
 
 impl Block {
     /// A device called `name` (its first 20 bytes are the guest's serial number of it) over `file`, a raw image. The capacity
-    /// is the file's size now, rounded down to sectors; `file` must be open for writing unless `read_only`.
+    /// is the file's size now, rounded to sectors: up where it is read-only, else down; `file` must be open for writing unless `read_only`.
     ///
     /// # Errors
     /// [`DiskError`]: it is no file or block device, smaller than a sector, or another VM's that does not go with this one.

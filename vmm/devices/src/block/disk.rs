@@ -33,6 +33,8 @@ pub enum DiskError {
 /// against its size.
 pub(super) struct Disk {
     file: File,
+    /// Size of the file when the device was made.
+    bytes: u64,
     sectors: u64,
 }
 
@@ -49,13 +51,16 @@ impl Disk {
         }
         // Seeking finds the size of block devices too; nothing else uses the position.
         let bytes = (&file).seek(SeekFrom::End(0))?;
-        match bytes.checked_div(SECTOR) {
-            None | Some(0) => Err(DiskError::Empty(bytes)),
-            Some(sectors) => Ok(Self { file, sectors }),
+        if bytes < SECTOR {
+            return Err(DiskError::Empty(bytes));
         }
+        // Nothing can be written behind the end of a file that is not to grow, and zeroes can be read there.
+        let sectors = if read_only { bytes.div_ceil(SECTOR) } else { bytes / SECTOR };
+        Ok(Self { file, bytes, sectors })
     }
 
-    /// Whole sectors; bytes of the file past them are out of the guest's reach.
+    /// Sectors: where the guest may only read, the last one goes on with zeroes where the file ends; else bytes of the file past whole
+    /// sectors are out of its reach.
     pub(super) fn sectors(&self) -> u64 {
         self.sectors
     }
@@ -72,7 +77,12 @@ impl Disk {
         transfer(offset, buffers, |vectors, count, offset| {
             // SAFETY: `transfer` gives vectors that describe guest memory, which is mapped for as long as `buffers` are
             // borrowed; the kernel writes to it as the guest itself may at any time, and no Rust reference to it exists.
-            unsafe { libc::preadv(fd, vectors, count, offset) }
+            let done = unsafe { libc::preadv(fd, vectors, count, offset) };
+            if done == 0 && u64::try_from(offset).is_ok_and(|offset| offset >= self.bytes) {
+                // SAFETY: as above; `transfer` gives `count` vectors.
+                return unsafe { zero(vectors, count) };
+            }
+            done
         })
     }
 
@@ -129,6 +139,22 @@ impl Disk {
             }
         }
     }
+}
+
+/// Fills `count` vectors with zeroes: what a read behind the end of a file gives. The number of bytes.
+///
+/// # Safety
+/// There are `count` vectors, and what they describe may be written to.
+unsafe fn zero(vectors: *const iovec, count: c_int) -> isize {
+    // SAFETY: the caller's.
+    let vectors = unsafe { std::slice::from_raw_parts(vectors, usize::try_from(count).unwrap_or_default()) };
+    let mut done = 0_isize;
+    for vector in vectors {
+        // SAFETY: the caller's; the guest may read or write it meanwhile, and no Rust reference to it exists.
+        unsafe { std::ptr::write_bytes(vector.iov_base.cast::<u8>(), 0, vector.iov_len) };
+        done = done.saturating_add_unsigned(vector.iov_len);
+    }
+    done
 }
 
 /// Calls `call` (preadv or pwritev) until all of `buffers` was transferred. At most IOV_MAX (1024) buffers.
@@ -230,12 +256,34 @@ mod tests {
         file.set_len(10 * SECTOR + 7).unwrap();
         let disk = Disk::new(file, false).unwrap();
         assert_eq!(disk.sectors(), 10);
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10 * SECTOR + 7).unwrap();
+        assert_eq!(
+            Disk::new(file, true).unwrap().sectors(),
+            11,
+            "the rest of the last sector reads as zeroes"
+        );
         assert_eq!(disk.range(0, 10), Some(0..5120));
         assert_eq!(disk.range(9, 1), Some(4608..5120));
         assert_eq!(disk.range(10, 0), Some(5120..5120));
         for (first, count) in [(9, 2), (10, 1), (11, 0), (u64::MAX, 1), (1, u64::MAX), (0, u64::MAX)] {
             assert_eq!(disk.range(first, count), None);
         }
+    }
+
+    #[test]
+    fn the_last_sector_of_a_file_that_ends_within_it_goes_on_with_zeroes() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 1030], 0).unwrap();
+        let disk = Disk::new(file.try_clone().unwrap(), true).unwrap();
+        let mut bytes = [9_u8; 1536];
+        let (first, rest) = bytes.split_at_mut(1027);
+        disk.read(0, &[VolatileSlice::from(first), VolatileSlice::from(rest)]).unwrap();
+        assert!(bytes[..1030].iter().all(|&b| b == 7) && bytes[1030..].iter().all(|&b| b == 0));
+        // A file that became shorter is a fault.
+        file.set_len(600).unwrap();
+        let error = disk.read(0, &[VolatileSlice::from(&mut bytes[..])]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
