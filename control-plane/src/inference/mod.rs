@@ -41,6 +41,7 @@ use axum::Router;
 
 use crate::core::Core;
 use crate::models;
+use crate::problems::Refusal;
 use crate::settings;
 
 pub(crate) use error::Failure;
@@ -135,18 +136,21 @@ impl Caller {
     }
 
     /// The models that it may use, by name.
-    fn models(&self, core: &Core) -> Vec<Model> {
-        let mut models = models::list(core).data;
+    ///
+    /// # Errors
+    /// Why they cannot be told.
+    async fn models(&self, core: &Core) -> Result<Vec<Model>, Refusal> {
+        let mut models = models::list(core).await?.data;
         models.retain(|model| self.may_use(model.id.as_ref()));
-        models
+        Ok(models)
     }
 
     /// The model `name`, or the usual one where none is named.
     ///
     /// # Errors
     /// [`Failure::Refused`]: there is none, or it may not use it.
-    fn model(&self, core: &Core, name: Option<&str>) -> Result<ModelName, Failure> {
-        let Some(name) = name else { return self.usual_model(core) };
+    async fn model(&self, core: &Core, name: Option<&str>) -> Result<ModelName, Failure> {
+        let Some(name) = name else { return self.usual_model(core).await };
         if !self.may_use(name) {
             let shown: String = name.chars().take(64).collect();
             let detail = format!(
@@ -159,8 +163,8 @@ impl Caller {
         })
     }
 
-    fn usual_model(&self, core: &Core) -> Result<ModelName, Failure> {
-        let mut models = self.models(core);
+    async fn usual_model(&self, core: &Core) -> Result<ModelName, Failure> {
+        let mut models = self.models(core).await?;
         if let Some(at) = models.iter().position(|model| model.id.as_ref() == USUAL) {
             return Ok(models.swap_remove(at).id);
         }

@@ -19,10 +19,11 @@ pub(crate) async fn ensure_served(core: &Arc<Core>, model: &ModelName) -> Result
 }
 
 /// Models, by name.
-pub(crate) fn list(core: &Core) -> ModelList {
+#[allow(clippy::unused_async, reason = "the real one reads files")]
+pub(crate) async fn list(core: &Core) -> Result<ModelList, Refusal> {
     let named = |name: AgentName| name.as_ref().strip_prefix(MODEL_PREFIX)?.parse().ok();
     let services = view::all(core).services.into_iter().map(|service| service.spec.name);
-    ModelList::new(services.filter_map(named).map(model).collect())
+    Ok(ModelList::new(services.filter_map(named).map(model).collect()))
 }
 
 fn model(id: ModelName) -> Model {

@@ -132,7 +132,7 @@ pub(crate) async fn completions(
 
 async fn say(core: &Shared, caller: &Caller, asking: Asking) -> Result<Response, Failure> {
     let Asking { tool, arguments, form } = asking;
-    let call = Call::begin(core, caller, tool, arguments)?;
+    let call = Call::begin(core, caller, tool, arguments).await?;
     if form.is_stream { reply::streamed(call, form).await } else { reply::whole(call, form).await }
 }
 
@@ -150,11 +150,11 @@ pub(crate) async fn embeddings(
     let request: EmbeddingRequest = read(body).await?;
     let (format, dimensions) = (ask::vectors(request.encoding_format.as_deref())?, request.dimensions);
     let (tool, arguments) = ask::embedding(request);
-    let call = Call::begin(&core, &caller, tool, arguments)?;
+    let call = Call::begin(&core, &caller, tool, arguments).await?;
     Ok(Json(reply::embedded(call, format, dimensions).await?))
 }
 
 /// The models that the caller may use.
-async fn models(State(core): State<Shared>, caller: Caller) -> Json<ModelList> {
-    Json(ModelList::new(caller.models(&core)))
+async fn models(State(core): State<Shared>, caller: Caller) -> Result<Json<ModelList>, Failure> {
+    Ok(Json(ModelList::new(caller.models(&core).await?)))
 }
