@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ark_mcp::{MAX_TIMEOUT_MS, OWNER};
 use ark_types::agent::AgentName;
+use ark_types::model::ModelName;
 use ark_types::problem::ProblemKind;
 use serde_json::{Map, Value};
 use tokio::time::{Instant as Deadline, timeout_at};
@@ -96,6 +97,7 @@ pub(super) struct Call {
     caller: Caller,
     tool: Tool,
     arguments: Map<String, Value>,
+    model: ModelName,
     limit: Duration,
     deadline: Deadline,
     tries: u32,
@@ -110,7 +112,7 @@ impl Call {
     ///
     /// # Errors
     /// [`Failure`]: what is wrong with it, or the budget is used up.
-    pub(super) fn begin(
+    pub(super) async fn begin(
         core: &Arc<Core>,
         caller: &Caller,
         tool: Tool,
@@ -122,8 +124,8 @@ impl Call {
             None => String::new(),
         };
         let mut tally = Tally::new(core, caller, tool, prompt);
-        let limit = match check(core, caller, &arguments) {
-            Ok(limit) => limit,
+        let (limit, model) = match check(core, caller, &arguments).await {
+            Ok(checked) => checked,
             Err(failure) => {
                 tally.outcome = Outcome::Refused;
                 return Err(failure);
@@ -134,6 +136,7 @@ impl Call {
             caller: caller.clone(),
             tool,
             arguments,
+            model,
             limit,
             deadline: Deadline::now() + limit,
             tries: 0,
@@ -144,9 +147,9 @@ impl Call {
         })
     }
 
-    /// Name of the model, once the call went to a VM.
+    /// Name of the model.
     pub(super) fn model(&self) -> String {
-        self.tally.model.as_ref().map(ToString::to_string).unwrap_or_default()
+        self.model.to_string()
     }
 
     /// What comes next. After [`Step::Done`] and after a failure nothing does.
@@ -190,9 +193,10 @@ impl Call {
                 Err(failure) => failure,
             };
             let may_try = failure.is_passing() && self.tally.reply().is_empty() && self.tries < TRIES;
-            let Some(UnderWay { asked, picked }) = self.under_way.take().filter(|_| may_try) else {
+            if !may_try {
                 return Err(failure);
-            };
+            }
+            let Some(UnderWay { asked, picked }) = self.under_way.take() else { return Err(failure) };
             drop(asked);
             let handle = picked.handle().clone();
             picked.end(false);
@@ -267,12 +271,10 @@ impl Call {
     }
 
     /// The service of the call's model.
-    async fn served(&mut self) -> Result<AgentName, Failure> {
-        let name = self.arguments.get("model").and_then(Value::as_str);
-        let model = self.caller.model(&self.core, name)?;
-        let service = models::ensure_served(&self.core, &model).await?;
-        self.arguments.insert("model".to_owned(), model.as_ref().into());
-        self.tally.model = Some(model);
+    async fn served(&mut self) -> Result<AgentName, Refusal> {
+        let service = models::ensure_served(&self.core, &self.model).await?;
+        self.arguments.insert("model".to_owned(), self.model.as_ref().into());
+        self.tally.model = Some(self.model.clone());
         Ok(service)
     }
 
@@ -286,8 +288,12 @@ impl Call {
     }
 }
 
-/// Whether a call may begin; how long it may take.
-fn check(core: &Core, caller: &Caller, arguments: &Map<String, Value>) -> Result<Duration, Failure> {
+/// Whether a call may begin; how long it may take, and its model.
+async fn check(
+    core: &Core,
+    caller: &Caller,
+    arguments: &Map<String, Value>,
+) -> Result<(Duration, ModelName), Failure> {
     // A call that cannot be recorded would be one that nobody knows of.
     core.ledger.ready().map_err(Refusal::from)?;
     let name = arguments.get("model").filter(|name| !name.is_null());
@@ -295,7 +301,7 @@ fn check(core: &Core, caller: &Caller, arguments: &Map<String, Value>) -> Result
         name.as_str()
             .ok_or_else(|| Failure::refused(ProblemKind::BadRequest, "the model's name is no string"))
     });
-    caller.model(core, name.transpose()?)?;
+    let model = caller.model(core, name.transpose()?).await?;
     let usual = Duration::from_secs(core.inference.settings.deadline_s.get());
     let limit = match arguments.get("timeout_ms") {
         None | Some(Value::Null) => usual,
@@ -308,7 +314,7 @@ fn check(core: &Core, caller: &Caller, arguments: &Map<String, Value>) -> Result
         },
     };
     core.inference.budgets.take(caller, Instant::now())?;
-    Ok(limit)
+    Ok((limit, model))
 }
 
 /// The structured part of a tool's result.

@@ -10,6 +10,7 @@ use ark_mcp::params::{
     ChatParams, ChatResult, EmbedParams, EmbedResult, GenerateParams, GenerateResult, TokenizeParams,
     TokenizeResult,
 };
+use ark_types::model::Model;
 use ark_types::openai::MAX_REQUEST;
 use rmcp::handler::server::common::{schema_for_output, schema_for_type};
 use rmcp::model::{
@@ -27,8 +28,8 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use super::Caller;
 use super::call::{Call, Step, Tool};
+use super::{Caller, Failure};
 use crate::core::Core;
 
 /// Most calls of one connection at a time.
@@ -77,6 +78,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    async fn models(&self) -> Result<Vec<Model>, ErrorData> {
+        self.caller.models(&self.core).await.map_err(|refusal| Failure::from(refusal).rpc())
+    }
+
     async fn call(
         &self,
         tool: Tool,
@@ -86,7 +91,7 @@ impl Server {
     ) -> Result<CallToolResult, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
         let mut call =
-            Call::begin(&self.core, &self.caller, tool, arguments).map_err(|failure| failure.rpc())?;
+            Call::begin(&self.core, &self.caller, tool, arguments).await.map_err(|failure| failure.rpc())?;
         let mut said = 0;
         loop {
             match call.next().await.map_err(|failure| failure.rpc())? {
@@ -152,7 +157,7 @@ impl ServerHandler for Server {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        let models = self.caller.models(&self.core).await.map_err(|failure| failure.rpc())?;
+        let models = self.models().await?;
         let resources = models.into_iter().map(|model| {
             Resource::new(format!("{SCHEME}{}", model.id), model.id.to_string())
                 .with_description(format!(
@@ -172,8 +177,7 @@ impl ServerHandler for Server {
         _context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
         let name = request.uri.strip_prefix(SCHEME);
-        let models = self.caller.models(&self.core).await.map_err(|failure| failure.rpc())?;
-        let model = models.into_iter().find(|model| Some(model.id.as_ref()) == name);
+        let model = self.models().await?.into_iter().find(|model| Some(model.id.as_ref()) == name);
         let model = model.ok_or_else(|| {
             ErrorData::resource_not_found("there is no such model; resources/list says which there are", None)
         })?;

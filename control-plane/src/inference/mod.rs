@@ -128,9 +128,9 @@ impl Caller {
     /// The models that it may use, by name.
     ///
     /// # Errors
-    /// [`Failure::Refused`]: they cannot be read.
-    async fn models(&self, core: &Core) -> Result<Vec<Model>, Failure> {
-        let mut models = models::list(core).await.map_err(Refusal::from)?.data;
+    /// Why they cannot be told.
+    async fn models(&self, core: &Core) -> Result<Vec<Model>, Refusal> {
+        let mut models = models::list(core).await?.data;
         models.retain(|model| self.may_use(model.id.as_ref()));
         Ok(models)
     }
@@ -139,7 +139,7 @@ impl Caller {
     ///
     /// # Errors
     /// [`Failure::Refused`]: there is none, or it may not use it.
-    fn model(&self, core: &Core, name: Option<&str>) -> Result<ModelName, Failure> {
+    async fn model(&self, core: &Core, name: Option<&str>) -> Result<ModelName, Failure> {
         let Some(name) = name else { return self.usual_model(core) };
         if !self.may_use(name) {
             let shown: String = name.chars().take(64).collect();

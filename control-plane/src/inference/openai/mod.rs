@@ -131,7 +131,7 @@ pub(crate) async fn completions(
 
 async fn say(core: &Shared, caller: &Caller, asking: Asking) -> Result<Response, Failure> {
     let Asking { tool, arguments, form } = asking;
-    let call = Call::begin(core, caller, tool, arguments)?;
+    let call = Call::begin(core, caller, tool, arguments).await?;
     if form.is_stream { reply::streamed(call, form).await } else { reply::whole(call, form).await }
 }
 
@@ -149,7 +149,7 @@ pub(crate) async fn embeddings(
     let request: EmbeddingRequest = read(body).await?;
     let (format, dimensions) = (ask::vectors(request.encoding_format.as_deref())?, request.dimensions);
     let (tool, arguments) = ask::embedding(request);
-    let call = Call::begin(&core, &caller, tool, arguments)?;
+    let call = Call::begin(&core, &caller, tool, arguments).await?;
     Ok(Json(reply::embedded(call, format, dimensions).await?))
 }
 
