@@ -315,6 +315,7 @@ pub async fn serve(
 ) -> Result<QuitReason, Box<dyn std::error::Error + Send + Sync>> {
     let gone = CancellationToken::new();
     let handlers = if half_open { CancellationToken::new() } else { gone.clone() };
-    let running = Server::new(models, handlers).serve(lines::Lines::new(read, write, gone, half_open)).await?;
+    let running =
+        Server::new(models, handlers).serve(lines::Lines::new(read, write, gone, half_open)).await?;
     Ok(running.waiting().await?)
 }
