@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ark-inference", &["ark-gguf", "ark-link", "ark-types"]),
     ("ark-guestd", &["ark-link", "ark-types"]),
     ("ark-chaos", &["ark-types"]),
-    ("ark-tests", &["ark-chaos", "ark-types", "arkd"]),
+    ("ark-tests", &["ark-chaos", "ark-gguf", "ark-types", "arkd"]),
 ];
 
 /// Longest file, in lines.
