@@ -39,25 +39,26 @@ pub(crate) fn measure(bundled: &Path, report: &mut Report) {
     sizes.write(&mut file).expect("room for 200 MB");
     drop(file);
     let server = Server::start(dir.path(), bundled, &[]);
-    throughput(&server, "bundled model", report);
+    // It fits a processor's cache: there batching saves no reading of weights, which is what makes it worth while.
+    throughput(&server, "bundled model", Must::Shown, report);
     first_token(&server, "bundled model", report);
     drop(server);
     let server = Server::start(dir.path(), &large, &[]);
-    throughput(&server, "200 MB model", report);
+    throughput(&server, "200 MB model", Must::AtLeast(2.0), report);
     first_token(&server, "200 MB model", report);
     drop(server);
     threads(dir.path(), &[("bundled model", bundled), ("200 MB model", &large)], report);
 }
 
 /// Tokens a second of all sessions together against one that is alone.
-fn throughput(server: &Server, model: &str, report: &mut Report) {
+fn throughput(server: &Server, model: &str, must: Must, report: &mut Report) {
     let (mut alone, mut together) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         alone.push(speed(server, 1));
         together.push(speed(server, SESSIONS));
     }
     let name = format!("tokens/s, {SESSIONS} sessions, {model}");
-    report.against(&name, "1/s", &together, ("1 session", &alone), Must::AtLeast(2.0));
+    report.against(&name, "1/s", &together, ("1 session", &alone), must);
 }
 
 /// Tokens a second of so many sessions, each on a connection of its own.
@@ -130,7 +131,7 @@ impl Drop for Server {
 impl Server {
     fn start(dir: &Path, model: &Path, more: &[&str]) -> Self {
         let socket = dir.join("server.sock");
-        let program = assets().join("bin/ark-inference");
+        let program = assets().0.join("bin/ark-inference");
         let child = Command::new(&program)
             .arg("--unix")
             .arg(&socket)

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ark-inference", &["ark-gguf", "ark-link", "ark-mcp", "ark-types"]),
     ("ark-guestd", &["ark-link", "ark-types"]),
     ("ark-chaos", &["ark-types"]),
-    ("ark-tests", &["ark-chaos", "ark-types", "arkd"]),
+    ("ark-tests", &["ark-chaos", "ark-gguf", "ark-types", "arkd"]),
 ];
 
 /// Longest file, in lines.

@@ -346,7 +346,7 @@ fn the_program_serves_on_standard_input_and_says_what_is_wrong() {
     let program = env!("CARGO_BIN_EXE_ark-inference");
     let model = format!("m={}", common::model().display());
     let mut child = Command::new(program)
-        .args(["--stdio", "--model", &model])
+        .args(["--stdio", "--threads", "1", "--model", &model])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
