@@ -14,7 +14,6 @@ mod files;
 mod forks;
 mod hazards;
 mod healing;
-mod models;
 mod pause;
 mod pools;
 mod refusals;
