@@ -65,8 +65,9 @@ pub struct StreamOptions {
 /// Body of `POST /v1/chat/completions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChatRequest {
-    /// Name of the model.
-    pub model: String,
+    /// Name of the model; the host's choice when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
     /// How tokens are chosen.
@@ -189,8 +190,9 @@ pub struct NamedSchema {
 /// Body of `POST /v1/completions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CompletionRequest {
-    /// Name of the model.
-    pub model: String,
+    /// Name of the model; the host's choice when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The text to go on with; of several there may be one.
     pub prompt: OneOrMany,
     /// How tokens are chosen.
@@ -216,8 +218,9 @@ pub struct CompletionRequest {
 /// Body of `POST /v1/embeddings`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EmbeddingRequest {
-    /// Name of the model.
-    pub model: String,
+    /// Name of the model; the host's choice when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Texts, each of which gets a vector; at most 64.
     pub input: OneOrMany,
     /// `float`, or `base64` for 32-bit floats in little-endian order.

@@ -141,24 +141,20 @@ async fn what_happens_is_counted_under_names_that_stay() {
     crate::inference::serve(&client, 1).await;
     assert_eq!(crate::inference::said(&client, "say 2").await, "1 2 ");
     let (samples, text) = scrape(&client).await;
-    let of_model = |name: &str, label: (&str, &str), wanted: f64| {
+    for (name, label, wanted) in [
+        ("ark_inference_calls_total", ("outcome", "ok"), 1.0),
+        ("ark_inference_tokens_total", ("kind", "prompt"), 3.0),
+        ("ark_inference_tokens_total", ("kind", "cached"), 2.0),
+        ("ark_inference_owner_tokens_total", ("owner", "default"), 5.0),
+        ("ark_inference_first_token_seconds_count", ("model", "m"), 1.0),
+        ("ark_inference_waiting", ("service", "model-m"), 0.0),
+        ("ark_pool_size", ("template", "t1"), 0.0),
+        ("ark_pool_wanted", ("template", "t1"), 0.0),
+        ("ark_pool_hits_total", ("template", "t1"), 0.0),
+        ("ark_pool_misses_total", ("template", "t1"), 1.0),
+    ] {
         let found = value(&samples, name, &[label]);
         assert!((found - wanted).abs() < 1e-9, "{name} {label:?} is {found}:\n{text}");
-    };
-    of_model("ark_inference_calls_total", ("outcome", "ok"), 1.0);
-    of_model("ark_inference_tokens_total", ("kind", "prompt"), 3.0);
-    of_model("ark_inference_tokens_total", ("kind", "cached"), 2.0);
-    of_model("ark_inference_owner_tokens_total", ("owner", "default"), 5.0);
-    of_model("ark_inference_first_token_seconds_count", ("model", "m"), 1.0);
-    of_model("ark_inference_waiting", ("service", "model-m"), 0.0);
-    for (name, wanted) in [
-        ("ark_pool_size", 0.0),
-        ("ark_pool_wanted", 0.0),
-        ("ark_pool_hits_total", 0.0),
-        ("ark_pool_misses_total", 1.0),
-    ] {
-        let found = value(&samples, name, &[("template", "t1")]);
-        assert!((found - wanted).abs() < 1e-9, "{name} is {found}:\n{text}");
     }
 
     let now = names(&text);

@@ -192,7 +192,10 @@ impl Engine {
             cache: ark_gguf::CacheType::F16,
         };
         let memory = ark_gguf::memory(&model, &serving);
-        let llama = LlamaModel::load_from_file(backend()?, path, &LlamaModelParams::default())
+        // Read, not mapped: where the model is a disk, a mapping of it had the guest's kernel spin without end. Forks of a VM
+        // share the weights either way.
+        let params = LlamaModelParams::default().with_use_mmap(false);
+        let llama = LlamaModel::load_from_file(backend()?, path, &params)
             .map_err(|e| LoadError::Llama { what: "load the model", source: e.into() })?;
         let llama = Arc::new(llama);
         let shared = Arc::new(Shared {

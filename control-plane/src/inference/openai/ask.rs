@@ -57,7 +57,7 @@ pub(super) fn vectors(format: Option<&str>) -> Result<VectorFormat, Failure> {
 /// What a call that gives vectors takes.
 pub(super) fn embedding(request: EmbeddingRequest) -> (Tool, Map<String, Value>) {
     let mut arguments = Map::new();
-    arguments.insert("model".to_owned(), request.model.into());
+    put(&mut arguments, "model", request.model);
     arguments.insert("input".to_owned(), request.input.into_vec().into());
     (Tool::Embed, arguments)
 }
@@ -76,7 +76,7 @@ impl Asking {
         };
         let messages: Vec<Value> = request.messages.into_iter().map(message).collect::<Result<_, _>>()?;
         let mut arguments = Map::new();
-        arguments.insert("model".to_owned(), request.model.into());
+        put(&mut arguments, "model", request.model);
         arguments.insert("messages".to_owned(), messages.into());
         let form = Form {
             is_chat: true,
@@ -106,7 +106,7 @@ impl Asking {
             bad(format!("there are {} prompts: send one with each request", prompts.len()))
         })?;
         let mut arguments = Map::new();
-        arguments.insert("model".to_owned(), request.model.into());
+        put(&mut arguments, "model", request.model);
         arguments.insert("prompt".to_owned(), prompt.into());
         put(&mut arguments, "max_tokens", Some(request.max_tokens.unwrap_or(COMPLETION_TOKENS)));
         put(&mut arguments, "stop", request.stop.map(ark_types::openai::OneOrMany::into_vec));
