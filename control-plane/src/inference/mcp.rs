@@ -10,6 +10,7 @@ use ark_mcp::params::{
     ChatParams, ChatResult, EmbedParams, EmbedResult, GenerateParams, GenerateResult, TokenizeParams,
     TokenizeResult,
 };
+use ark_types::label::Owner;
 use ark_types::model::Model;
 use ark_types::openai::MAX_REQUEST;
 use rmcp::handler::server::common::{schema_for_output, schema_for_type};
@@ -204,11 +205,9 @@ where
     }
 }
 
-/// Serves `caller` over HTTP: what answers at `/mcp`.
-pub(crate) fn http_service(
-    core: &Arc<Core>,
-    caller: Caller,
-) -> StreamableHttpService<Server, LocalSessionManager> {
+/// The part of the host's API that is MCP: what answers at `/mcp`.
+pub(crate) fn http_service(core: &Arc<Core>) -> StreamableHttpService<Server, LocalSessionManager> {
+    let caller = Caller::host(Owner::default(), 0);
     let config = StreamableHttpServerConfig::default()
         // Who gets here has the token, or may open the socket, and calls this host as it likes.
         .disable_allowed_hosts()

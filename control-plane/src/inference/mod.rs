@@ -31,13 +31,10 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
 use ark_types::agent::AgentName;
 use ark_types::label::Owner;
 use ark_types::model::{Model, ModelName};
 use ark_types::problem::ProblemKind;
-use axum::Router;
 
 use crate::core::Core;
 use crate::models;
@@ -45,7 +42,7 @@ use crate::problems::Refusal;
 use crate::settings;
 
 pub(crate) use error::Failure;
-use mcp::http_service;
+pub(crate) use mcp::http_service as mcp_service;
 pub(crate) use mcp::serve as serve_mcp;
 pub(crate) use openai::router as http_router;
 
@@ -172,9 +169,4 @@ impl Caller {
             }
         }
     }
-}
-
-/// The part of the host's API that is MCP: `/mcp`.
-pub(crate) fn mcp_router(core: &Arc<Core>) -> Router {
-    Router::new().route_service("/mcp", http_service(core, Caller::host(Owner::default(), 0)))
 }

@@ -163,9 +163,11 @@ mod tests {
         agent.write_all(sent).await.unwrap();
         agent.shutdown().await.unwrap();
         let refusing = tokio::spawn(async move { refuse_mcp(ours, "no \"inference\"\nhere").await });
-        let mut said = String::new();
-        agent.read_to_string(&mut said).await.unwrap();
+        let mut said = Vec::new();
+        // What was not read of a hostile line has the stream end in an error, after the answer.
+        let _ = agent.read_to_end(&mut said).await;
         refusing.await.unwrap();
+        let said = String::from_utf8(said).unwrap();
         assert_eq!(said.lines().count(), 1, "{said}");
         serde_json::from_str(&said).unwrap()
     }

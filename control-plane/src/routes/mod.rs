@@ -36,7 +36,7 @@ use utoipa_axum::routes;
 use crate::core::Core;
 use crate::etag::{Tagged, conditional};
 use crate::idempotency::idempotent;
-use crate::inference::{mcp_router, openai};
+use crate::inference::{mcp_service, openai};
 use crate::problems::translate;
 
 pub use openapi::document;
@@ -122,6 +122,6 @@ pub fn router(core: Arc<Core>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&core), idempotent))
         .layer(from_fn(translate))
         .with_state(Arc::clone(&core))
-        // Its errors have a form of their own.
-        .merge(mcp_router(&core))
+        // Its errors have a form of their own, so no layer is around it.
+        .route_service("/mcp", mcp_service(&core))
 }

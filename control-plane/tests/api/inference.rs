@@ -249,8 +249,10 @@ async fn what_is_wrong_with_a_call_is_said() {
     refused(odd, ProblemKind::ModelNotFound, "model_not_found").await;
     refused("{".to_owned(), ProblemKind::BadRequest, "bad_request").await;
     refused("\u{ff}".to_owned(), ProblemKind::BadRequest, "bad_request").await;
-    let unnamed = json!({ "messages": user }).to_string();
-    assert!(refused(unnamed, ProblemKind::BadRequest, "bad_request").await.contains("model"));
+    let empty = json!({ "model": "m" }).to_string();
+    assert!(refused(empty, ProblemKind::BadRequest, "bad_request").await.contains("messages"));
+    let unnamed = client.post(chats, &json!({ "messages": user })).await;
+    assert_eq!(unnamed.json::<Completion>().model, "m", "there is no other");
     let two = chat("say 1", &json!({ "n": 2 })).to_string();
     refused(two, ProblemKind::BadRequest, "bad_request").await;
     let long = chat("overflow", &json!({})).to_string();
