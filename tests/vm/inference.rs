@@ -120,6 +120,7 @@ fn who_is_allowed_to_asks_the_bundled_model_without_a_network() {
 #[test]
 fn a_killed_model_is_back_and_the_call_says_what_there_was() {
     let world = World::new();
+    let _ = world.ark(["models"]).ok();
     let _ = over_rest(&world);
     let replicas = || {
         let service = world.ark(["service", "show", "model-router", "--json"]).ok().json();
