@@ -125,7 +125,11 @@ impl Wire {
         let owner = params["_meta"]["noa-ark/owner"].as_str().unwrap().to_owned();
         let tool = params["name"].as_str().unwrap();
         let prompt = match tool {
-            "chat" => arguments["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap(),
+            // There may be none, or one that says nothing.
+            "chat" => {
+                let messages = arguments["messages"].as_array().unwrap();
+                messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default()
+            }
             "generate" => arguments["prompt"].as_str().unwrap(),
             "embed" => {
                 let vectors: Vec<_> =
@@ -146,7 +150,7 @@ impl Wire {
         let (word, rest) = prompt.split_once(' ').unwrap_or((prompt, ""));
         let mut text = Vec::new();
         match word {
-            "say" => text = (1..=rest.parse().unwrap()).map(|n: u32| format!("{n} ")).collect(),
+            "say" => text = (1..=rest.parse().unwrap_or(1)).map(|n: u32| format!("{n} ")).collect(),
             "echo" => text.push(json!({ "arguments": arguments, "meta": params["_meta"] }).to_string()),
             "seen" => {
                 let seen = SEEN.lock().unwrap();
