@@ -60,7 +60,7 @@ run: all
 	@echo
 	@echo '── A language model in a VM of its own, asked from within an agent without a network ──'
 	$(ARK) run --image python --allow inference -- python3 -c 'import ark; print(ark.ai.chat("Which agent should sort invoices into folders by year?"))'
-	$(ARK) chat 'Write a parser for CSV files'
+	$(ARK) chat 'Explain what this Python function does'
 	$(ARK) models
 	@echo
 	@echo "It works. Go on with:"
