@@ -27,13 +27,8 @@ ARK_ASSETS="$root/build" target/x86_64-unknown-linux-gnu/release/ark-bench machi
 echo "── figures of the control plane alone"
 ARK_ASSETS="$root/build" target/x86_64-unknown-linux-gnu/release/ark-bench control-plane > "$out/control-plane.json"
 
-# Minutes of C++ that nothing else here needs, so it is measured where it was built.
-figures=(vm.json machine.json control-plane.json)
-if [ -x build/bin/ark-inference ]; then
-    echo "── figures of the inference server alone"
-    ARK_ASSETS="$root/build" target/x86_64-unknown-linux-gnu/release/ark-bench inference --model agents/router-model/model/router.gguf > "$out/inference.json"
-    figures+=(inference.json)
-fi
+echo "── figures of the inference server alone"
+ARK_ASSETS="$root/build" target/x86_64-unknown-linux-gnu/release/ark-bench inference --model agents/router-model/model/router.gguf > "$out/inference.json"
 
 # The last complete `make run` from an empty clone, step by step: each step's time until the first program's output.
 echo "── fresh clone to the first program's output (the longest run of each step in build/steps.tsv)"
@@ -46,7 +41,7 @@ else
     echo "none: \`make run\` was not done in this clone yet" | tee "$out/fresh.txt"
 fi
 
-python3 - "$out" "${figures[@]}" <<'PY'
+python3 - "$out" {vm,machine,control-plane,inference}.json <<'PY'
 import json, pathlib, sys, time
 out = pathlib.Path(sys.argv[1])
 figures = [f for name in sys.argv[2:] for f in json.loads((out / name).read_text())["figures"]]
