@@ -16,6 +16,8 @@ if [ ! -e "$peer/complete" ]; then
     touch "$peer/complete"
 fi
 
+install -m 0755 build/bin/ark-inference "$peer/ark-inference"
+
 echo "── figures of VMs"
 if build/bin/ark-vmm probe >/dev/null 2>&1; then tree=$peer; else tree=/mnt/test/tree; fi
 ARK_TEST_TREE=$peer tests/on-kvm.sh bench vm --peer "$tree" "$@" | tee "$out/vm.txt" | grep -v '^{' || true

@@ -4,9 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use ark_tests::{Rest, World};
+use ark_tests::{Rest, World, pss_mib};
 
-use crate::many::pss_mib;
 use crate::peers::Bench;
 use crate::report::{Must, Report};
 

@@ -51,6 +51,7 @@ fn life(number: usize) -> impl Iterator<Item = Append> {
         ttl_s: None,
         idle_timeout_s: None,
         allow: Vec::new(),
+        freeze_on_inference: false,
         checkpoint: None,
         health_check: None,
         created_unix_ms: 1_700_000_000_000 + number as u64,

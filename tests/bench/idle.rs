@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use ark_tests::{Rest, World, processor_is_emulated};
-use nix::unistd::{SysconfVar, sysconf};
+use ark_tests::{Rest, World, processor_is_emulated, processor_s, pss_mib};
 
 use crate::crowd::{at_once, create};
-use crate::many::pss_mib;
 use crate::peers::Bench;
 use crate::report::{Must, Report};
 
@@ -16,16 +14,6 @@ const AGENTS: usize = 20;
 const WINDOW: Duration = Duration::from_secs(20);
 /// Time for what was begun before to be done.
 const SETTLE: Duration = Duration::from_secs(10);
-
-/// Processor time of a process so far, seconds.
-fn processor_s(pid: i32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its statistics");
-    // Behind the name, which may hold anything: utime and stime are the fields 14 and 15 of proc_pid_stat(5).
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u32 = [11, 12].map(|at| fields[at].parse::<u32>().expect("ticks")).iter().sum();
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|hz| u32::try_from(hz).ok());
-    f64::from(ticks) / f64::from(per_second.expect("a clock"))
-}
 
 /// Resident memory, MiB.
 fn resident_mib(pid: i32) -> f64 {

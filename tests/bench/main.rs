@@ -21,6 +21,7 @@ mod inference;
 mod ledger;
 mod machine;
 mod many;
+mod mcp;
 mod memory;
 mod peers;
 mod placement;
@@ -29,6 +30,7 @@ mod restart;
 mod restore;
 mod restores;
 mod spawn;
+mod think;
 mod vsock;
 
 use std::path::PathBuf;
@@ -49,14 +51,14 @@ struct Args {
 enum Suite {
     /// Figures of VMs: needs usable KVM.
     Vm {
-        /// Root file system with Debian's QEMU.
+        /// Root file system with Debian's QEMU, and the inference server as a program.
         #[arg(long)]
         peer: PathBuf,
         /// Takes fewer samples.
         #[arg(long)]
         quick: bool,
         /// Measures these figures only: boot, memory, exec, vsock, block, many, spawn,
-        /// restore, eval, branch, crowd, restart, cost, heal, idle.
+        /// restore, eval, branch, crowd, restart, cost, heal, idle, think.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
@@ -87,7 +89,7 @@ fn main() {
         Suite::Vm { peer, quick, only } => {
             ark_tests::require_kvm();
             let bench = Bench::new(peer, quick);
-            let figures: [(&str, Measure); 15] = [
+            let figures: [(&str, Measure); 16] = [
                 ("boot", boot::measure),
                 ("memory", memory::measure),
                 ("exec", exec::measure),
@@ -103,6 +105,7 @@ fn main() {
                 ("cost", cost::measure),
                 ("heal", heal::measure),
                 ("idle", idle::measure),
+                ("think", think::measure),
             ];
             for (name, measure) in figures {
                 if only.is_empty() || only.iter().any(|o| o == name) {

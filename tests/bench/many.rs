@@ -2,18 +2,10 @@
 
 use std::time::Instant;
 
-use ark_tests::World;
+use ark_tests::{World, pss_mib};
 
 use crate::peers::Bench;
 use crate::report::{Must, Report};
-
-/// Proportional set size of a process, MiB.
-pub(crate) fn pss_mib(pid: i32) -> f64 {
-    let text =
-        std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup is readable");
-    let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).expect("a PSS");
-    line.trim().trim_end_matches(" kB").parse::<f64>().expect("KiB") / 1024.0
-}
 
 pub(crate) fn measure(_: &Bench, report: &mut Report) {
     let world = World::new();

@@ -77,6 +77,11 @@ impl Bench {
         Self { peer, quick, scratch }
     }
 
+    /// The inference server as a program of this host.
+    pub(crate) fn inference(&self) -> PathBuf {
+        self.peer.join("ark-inference")
+    }
+
     /// How many samples a figure takes, given how many a thorough run takes.
     pub(crate) fn samples(&self, thorough: usize) -> usize {
         if self.quick { thorough.div_ceil(5).max(2) } else { thorough }

@@ -5,9 +5,11 @@
 
 mod rest;
 mod run;
+mod usage;
 mod world;
 
 pub use ark_chaos::host::{Proc, processes_mentioning};
 pub use rest::Rest;
 pub use run::{Output, Running, eventually};
+pub use usage::{private_mib, processor_s, pss_mib};
 pub use world::{World, assets, processor_is_emulated, require_kvm};

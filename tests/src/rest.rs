@@ -51,6 +51,17 @@ impl Rest {
         (reply.status, reply.json())
     }
 
+    /// The number that `/metrics` gives under `name`, labels and all; none where it does not.
+    ///
+    /// # Panics
+    /// When `arkd` is gone.
+    pub fn metric(&mut self, name: &str) -> Option<f64> {
+        let reply = self.0.call("GET", "/metrics", "").expect("arkd answers");
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        line.parse().ok()
+    }
+
     /// exec of `/bin/true` in `agent`, milliseconds.
     ///
     /// # Panics

@@ -1,8 +1,8 @@
 //! Inference as programs in agents find it: at the command, the Python module and the socket, if they are allowed to.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ark_tests::{Rest, World, eventually};
+use ark_tests::{Rest, World, eventually, private_mib, processor_s};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -117,19 +117,26 @@ fn who_is_allowed_to_asks_the_bundled_model_without_a_network() {
     world.end();
 }
 
+/// The VMM of an agent.
+fn vmm_of(world: &World, agent: &str) -> Pid {
+    let pid = world.inspect(agent)["vmm_pid"].as_u64().expect("it runs");
+    Pid::from_raw(i32::try_from(pid).expect("a process id"))
+}
+
+/// The VMM of the one replica of the bundled model.
+fn replica(world: &World) -> Pid {
+    let service = world.ark(["service", "show", "model-router", "--json"]).ok().json();
+    let all = service["replicas"].as_array().expect("a list");
+    assert_eq!(all.len(), 1, "{service}");
+    vmm_of(world, all[0]["agent"].as_str().expect("a name"))
+}
+
 #[test]
 fn a_killed_model_is_back_and_the_call_says_what_there_was() {
     let world = World::new();
     let _ = world.ark(["models"]).ok();
     let _ = over_rest(&world);
-    let replicas = || {
-        let service = world.ark(["service", "show", "model-router", "--json"]).ok().json();
-        let all = service["replicas"].as_array().expect("a list").clone();
-        all.iter().map(|replica| replica["agent"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
-    };
-    let [replica] = <[String; 1]>::try_from(replicas()).expect("one replica");
-    let pid = world.inspect(&replica)["vmm_pid"].as_u64().expect("it runs");
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id"));
+    let pid = replica(&world);
     let under_way = || {
         let service = world.ark(["service", "show", "model-router", "--json"]).ok().json();
         service["replicas"][0]["load"] == 1
@@ -148,5 +155,74 @@ fn a_killed_model_is_back_and_the_call_says_what_there_was() {
     eventually("the model is back", LIMIT, || {
         Rest::connect(&world).ask("POST", "/v1/chat/completions", &chat().to_string()).0 == 200
     });
+    world.end();
+}
+
+/// Asks the model while another thread counts; writes the answer, how far that came, how long it took by the guest's monotonic
+/// clock, and the time then.
+const THINK: &str = r#"
+import ark, threading, time
+count = 0
+def tick():
+    global count
+    while True:
+        count += 1
+        time.sleep(0.01)
+threading.Thread(target=tick, daemon=True).start()
+begun, before = time.monotonic(), count
+said = ark.ai.chat("Sort my invoices", temperature=0)
+print(bool(said), count - before, time.monotonic() - begun, time.time())
+"#;
+
+/// How long the model is held up once the agents stand still.
+const THOUGHT: Duration = Duration::from_secs(4);
+
+#[test]
+fn an_agent_stands_still_while_the_model_thinks_and_wakes_at_the_right_time() {
+    let world = World::new();
+    let _ = world.ark(["models"]).ok();
+    let _ = over_rest(&world);
+    let freezing = ["--image", "python", "--allow", "inference", "--freeze-on-inference"];
+    for name in ["a1", "a2"] {
+        let _ = world.ark(["create", "--name", name].into_iter().chain(freezing)).ok();
+    }
+    let model = replica(&world);
+    kill(model, Signal::SIGSTOP).expect("the VMM is there");
+    let [one, two] = ["a1", "a2"].map(|agent| world.start(["exec", agent, "--", "python3", "-c", THINK]));
+    let frozen = || Rest::connect(&world).metric("ark_agents_frozen");
+    eventually("both agents stand still", LIMIT, || frozen() == Some(2.0));
+    let begun = Instant::now();
+    let vmm = vmm_of(&world, "a1").as_raw();
+    let (before, mib) = (processor_s(vmm), private_mib(vmm));
+    // Whoever uses one has it run.
+    assert_eq!(world.sh("a2", "echo awake").ok().stdout, "awake\n");
+    assert_eq!(frozen(), Some(1.0));
+    std::thread::sleep(THOUGHT);
+    eventually("its memory is given back", LIMIT, || private_mib(vmm) < mib / 2.0);
+    let still = begun.elapsed();
+    let used = processor_s(vmm) - before;
+    kill(model, Signal::SIGCONT).expect("the VMM is there");
+
+    let told = [one, two].map(|asking| asking.wait().ok().stdout);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_secs_f64();
+    let [(counted, took, time), (awake, _, _)] = told.each_ref().map(|told| {
+        let words: Vec<_> = told.split_whitespace().collect();
+        let number = |at: usize| words[at].parse::<f64>().expect("a number");
+        assert_eq!(words[0], "True", "{told}");
+        (number(1), number(2), number(3))
+    });
+    assert!(counted * 3.0 < awake, "one stood still, the other did not: {told:?}");
+    assert!(took < still.as_secs_f64(), "no time passed in it: {told:?}, {still:?}");
+    assert!(now - time < still.as_secs_f64() / 2.0, "its clock is right: {told:?}, now {now}");
+    println!("in {still:?} of standing still its VMM took {used} s");
+    eventually("nothing stands still", LIMIT, || frozen() == Some(0.0));
+
+    // One that stands still ends as any other, and nothing of it is left.
+    kill(replica(&world), Signal::SIGSTOP).expect("the VMM is there");
+    let asking = world.start(["exec", "a1", "--", "python3", "-c", THINK]);
+    eventually("it stands still", LIMIT, || frozen() == Some(1.0));
+    let _ = world.ark(["rm", "a1", "a2"]).ok();
+    assert_ne!(asking.wait().code, 0);
+    assert_eq!(world.stored("paused").len(), 0);
     world.end();
 }

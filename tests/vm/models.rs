@@ -11,15 +11,19 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One connection to the server in an agent.
-struct Server(BufReader<UnixStream>);
+struct Server<'a> {
+    stream: BufReader<UnixStream>,
+    world: &'a World,
+    agent: &'a str,
+}
 
-impl Server {
-    fn connect(world: &World, agent: &str) -> Self {
+impl<'a> Server<'a> {
+    fn connect(world: &'a World, agent: &'a str) -> Self {
         let id = world.inspect(agent)["id"].as_str().expect("an id").to_owned();
         let mut stream = UnixStream::connect(world.run_dir().agent(&id).vsock()).expect("the VMM listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
         stream.write_all(b"CONNECT 1030\n").expect("the VMM reads");
-        let mut server = Self(BufReader::new(stream));
+        let mut server = Self { stream: BufReader::new(stream), world, agent };
         assert!(server.line().starts_with("OK "), "the server listens");
         let client = json!({ "name": "test", "version": "1" });
         let hello = json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client });
@@ -30,13 +34,18 @@ impl Server {
 
     fn line(&mut self) -> String {
         let mut line = String::new();
-        self.0.read_line(&mut line).expect("the server answers");
-        assert!(line.ends_with('\n'), "the server hung up: {line:?}");
+        self.stream.read_line(&mut line).expect("the server answers");
+        if !line.ends_with('\n') {
+            let (agent, shown) = (self.agent, self.world.ark(["inspect", self.agent, "--json"]));
+            let kept = self.world.ark(["exec", agent, "--", "sh", "-c", "ps; dmesg | tail -n 20"]);
+            let log = self.world.ark(["logs", agent]);
+            panic!("the server in {agent} hung up at {line:?}: {shown:?}\n{kept:?}\n{log:?}");
+        }
         line
     }
 
     fn send(&mut self, message: &Value) {
-        self.0.get_mut().write_all(format!("{message}\n").as_bytes()).expect("the server reads");
+        self.stream.get_mut().write_all(format!("{message}\n").as_bytes()).expect("the server reads");
     }
 
     fn ask(&mut self, method: &str, params: &Value) -> Value {

@@ -235,6 +235,9 @@ pub(crate) struct AgentArgs {
     /// What it may use of the platform: inference, or inference=MODEL for one model alone
     #[arg(long, value_name = "PERMISSION")]
     pub(crate) allow: Vec<Permission>,
+    /// Have it stand still while it waits for a model: no processor time, its memory given back
+    #[arg(long)]
+    pub(crate) freeze_on_inference: bool,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
     #[command(flatten)]

@@ -213,12 +213,15 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
             JsonRpcMessage::Error(error) => error.id.clone(),
             JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => None,
         };
-        // It counts until its answer has its place among the lines.
+        // It counts until its answer has its place among the lines, and no longer: whoever has read that may use the id again.
         let open = answered.map(|id| Open(Arc::clone(&self.open), id));
         async move {
-            let _open = open;
+            let line = encode(&item);
             let sender = write.lock().await.clone().ok_or(io::ErrorKind::NotConnected)?;
-            sender.send(encode(&item)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            let place = sender.reserve_owned().await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+            drop(open);
+            drop(place.send(line));
+            Ok(())
         }
     }
 

@@ -121,6 +121,9 @@ pub struct CreateAgent {
     /// What it may use of the platform; nothing when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Permission>,
+    /// Whether it stands still while its calls of models wait for an answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_on_inference: bool,
     /// Among those that wait for room the highest goes first; -100 to 100.
     #[serde(default, skip_serializing_if = "is_normal")]
     pub priority: i32,
@@ -202,6 +205,9 @@ pub struct Agent {
     /// What it may use of the platform; nothing when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Permission>,
+    /// Whether it stands still while its calls of models wait for an answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_on_inference: bool,
     /// Labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,

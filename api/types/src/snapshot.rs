@@ -90,6 +90,9 @@ pub struct RestoreSnapshot {
     /// What it may use of the platform, whatever the agent might that the snapshot is of; nothing when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Permission>,
+    /// Whether it stands still while its calls of models wait for an answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_on_inference: bool,
     /// Whether it begins anew when its VMM ends, whatever the agent did that the snapshot is of; `never` when absent.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
     pub restart: RestartPolicy,
@@ -119,6 +122,9 @@ pub struct ForkAgent {
     /// What each may use of the platform, whatever the agent may; nothing when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Permission>,
+    /// Whether it stands still while its calls of models wait for an answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_on_inference: bool,
     /// Whether each begins anew when its VMM ends, whatever the agent does; `never` when absent.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_never")]
     pub restart: RestartPolicy,
@@ -136,6 +142,7 @@ impl Default for ForkAgent {
         Self {
             count: one(),
             allow: Vec::new(),
+            freeze_on_inference: false,
             restart: RestartPolicy::Never,
             checkpoint: None,
             health_check: None,

@@ -104,6 +104,9 @@ pub struct CreateTask {
     /// What its agents may use of the platform; nothing when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Permission>,
+    /// Whether it stands still while its calls of models wait for an answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_on_inference: bool,
     /// Labels, to select tasks by.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,

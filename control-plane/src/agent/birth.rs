@@ -70,6 +70,8 @@ pub struct Wishes {
     pub owner: ark_types::label::Owner,
     /// What it may use of the platform. That of the snapshot's agent is not inherited: it was given to that one alone.
     pub allow: Vec<Permission>,
+    /// Whether it stands still while its calls of models wait for an answer.
+    pub freeze_on_inference: bool,
     /// What becomes of it when it ends, or when nobody uses it.
     pub upkeep: Upkeep,
 }
@@ -104,8 +106,8 @@ impl From<&CreateAgent> for Upkeep {
 impl From<CreateAgent> for Wishes {
     fn from(request: CreateAgent) -> Self {
         let upkeep = Upkeep::from(&request);
-        let CreateAgent { name, env, auto_remove, labels, owner, allow, .. } = request;
-        Self { name, env, auto_remove, labels, owner, allow, upkeep }
+        let CreateAgent { name, env, auto_remove, labels, owner, allow, freeze_on_inference, .. } = request;
+        Self { name, env, auto_remove, labels, owner, allow, freeze_on_inference, upkeep }
     }
 }
 
@@ -283,7 +285,8 @@ async fn claim(
 ) -> Result<Option<Result<Agent, BootError>>, AdmitError> {
     let shared = Arc::clone(&standby.handle.0);
     let (up, came_up) = oneshot::channel();
-    let Wishes { name, env, auto_remove, labels, owner, allow, upkeep } = birth.wishes.clone();
+    let Wishes { name, env, auto_remove, labels, owner, allow, freeze_on_inference, upkeep } =
+        birth.wishes.clone();
     let admitted = core
         .registry
         .admit(name, Some(shared.id.clone()), |id, name| (standby.handle.renamed(id, name, env.clone()), ()));
@@ -305,6 +308,7 @@ async fn claim(
         labels,
         owner,
         allow,
+        freeze_on_inference,
         created_unix_ms: unix_ms(),
         restart: upkeep.restart,
         ttl_s: upkeep.ttl_s,
@@ -486,6 +490,7 @@ fn newborn(
         labels: wishes.labels.clone(),
         owner: wishes.owner.clone(),
         allow: wishes.allow.clone(),
+        freeze_on_inference: wishes.freeze_on_inference,
         restart: wishes.upkeep.restart,
         ttl_s: wishes.upkeep.ttl_s,
         idle_timeout_s: wishes.upkeep.idle_timeout_s,

@@ -31,12 +31,12 @@ struct Branch {
 /// # Errors
 /// A [`Refusal`] when the count is out of bounds, the agent cannot branch, or not a single fork came to be.
 pub async fn fork(core: &Arc<Core>, handle: &Handle, request: ForkAgent) -> Result<Forked, Refusal> {
-    let ForkAgent { count, allow, restart, checkpoint, health_check } = request;
+    let ForkAgent { count, allow, freeze_on_inference, restart, checkpoint, health_check } = request;
     let upkeep = Upkeep { restart, checkpoint, health_check, ..Upkeep::default() };
     upkeep::check(&upkeep, false)?;
     check_allow(&allow)?;
     // The parent's policy, limits and permissions are wishes for the parent alone, and its variables may be secrets.
-    let wishes = Wishes { allow, upkeep, ..Wishes::default() };
+    let wishes = Wishes { allow, freeze_on_inference, upkeep, ..Wishes::default() };
     if !(1..=MAX_FORKS).contains(&count) {
         let detail = format!("{count} forks cannot be had at once: ask for 1 to {MAX_FORKS}");
         return Err(Refusal::new(ProblemKind::InvalidValue, detail));

@@ -321,7 +321,8 @@ impl Owner {
         // A checkpoint has it stand still for milliseconds only.
         let is_worked_on = self.healing.taking.is_none() && self.body.turn.try_lock().is_err();
         let patience = self.core.config.timing.silence * if is_worked_on { 2 } else { 1 };
-        if agent.state == AgentState::Running {
+        let is_frozen = self.guest.idle.freezer.is_frozen();
+        if agent.state == AgentState::Running && !is_frozen {
             let _ = self.healing.count(look);
         } else {
             self.healing.heard();
@@ -329,6 +330,7 @@ impl Owner {
         let condition = match agent.state {
             AgentState::Creating => Condition::ComingUp,
             AgentState::Running if self.healing.killed.is_some() => Condition::Ending,
+            AgentState::Running if is_frozen => Condition::Paused,
             AgentState::Running => Condition::Running(Running {
                 silent_ms: millis(self.healing.silent),
                 patience_ms: millis(patience),

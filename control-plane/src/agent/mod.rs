@@ -15,6 +15,7 @@
 //! | [`check`] | its own health checks |
 //! | [`checkpoint`] | snapshots of it that it begins anew from |
 //! | [`pause`] | snapshots of it, pausing it |
+//! | [`freeze`] | it stands still while a model thinks for it |
 //! | [`steps`] | its guest follows the host's clock |
 //! | [`record`] | what of it is on disk, for a later `arkd` |
 //! | [`fork`] | many from one |
@@ -28,6 +29,7 @@ mod check;
 mod checkpoint;
 mod error;
 mod fork;
+mod freeze;
 mod heal;
 mod history;
 mod identity;
@@ -296,7 +298,12 @@ impl Handle {
     /// it. Whether it runs on.
     pub async fn leave(&self) -> bool {
         // A pause or a rewind; what takes longer is undone, or told as failed, by the next arkd.
-        let _ = tokio::time::timeout(PAUSE_PATIENCE, self.0.body.turn.lock()).await;
+        let quiet = async {
+            drop(self.0.body.turn.lock().await);
+            // The calls that it stands still for end with this arkd.
+            self.0.guest.idle.freezer.wake().await;
+        };
+        let _ = tokio::time::timeout(PAUSE_PATIENCE, quiet).await;
         let _ = self.0.requests.send(Request::Leave);
         self.gone().await;
         self.0.state.borrow().vmm_pid.is_some() && !self.has_ended()

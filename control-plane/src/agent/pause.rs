@@ -39,7 +39,7 @@ use crate::supervisor::{ControlError, ask_for, set_going};
 /// Time a VMM has to bring a guest's memory to disk: 64 GiB at 64 MiB/s.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1024);
 /// Time a VMM has to stop its processors and devices, or to let them go on, on a busy host.
-const STAND_STILL: Duration = Duration::from_secs(10);
+pub(super) const STAND_STILL: Duration = Duration::from_secs(10);
 /// Time between two tries to set a VMM going that does not answer.
 const SET_GOING_AGAIN: Duration = Duration::from_secs(1);
 /// Time a resumed guest has to take the time.
@@ -219,27 +219,9 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<SnapshotId, Snapsh
         let path = path.to_owned();
         move |source| SnapshotFailure::File { path, source }
     };
-    make_private_dir(&home).map_err(file(&home))?;
     let result = async {
-        let draft = core.snapshots.draft_at(home.join(identity::dice::<8>()));
-        take(handle, draft.dir()).await?;
-        let hold = core.snapshots.adopt(draft.dir(), None)?;
-        let written = async {
-            // Before: should arkd be killed meanwhile, the next one knows that the memory may be read from there.
-            let before = handle.0.body.base();
-            handle.move_to(Base::lived_in(&hold)).await;
-            let request = ControlRequest::Reclaim { dir: hold.dir().to_owned() };
-            match ask_for(&handle.0.dir.control_socket(), request, SNAPSHOT_PATIENCE).await {
-                Ok(ControlReply::State { .. }) => {}
-                Ok(ControlReply::Refused { why }) => {
-                    handle.move_to(before).await;
-                    return Err(SnapshotFailure::Refused(why));
-                }
-                Ok(other) => return Err(SnapshotFailure::Refused(format!("it answered {other:?}"))),
-                Err(error) => return Err(why_silent(handle, error).await),
-            }
-            record_of(handle, &hold).await?.write(&home).map_err(file(&home))
-        };
+        let hold = give_memory_back(core, handle, &home).await?;
+        let written = async { record_of(handle, &hold).await?.write(&home).map_err(file(&home)) };
         if let Err(failure) = written.await {
             core.snapshots.dispose(hold.id());
             return Err(failure);
@@ -255,6 +237,34 @@ async fn to_disk(core: &Arc<Core>, handle: &Handle) -> Result<SnapshotId, Snapsh
         record::forget(core, handle.id()).await;
     }
     result
+}
+
+/// The memory of an agent that stands still goes to disk, into `home`, durably, and then back to the host: from then on it is read
+/// from there. The turn is the caller's.
+pub(super) async fn give_memory_back(
+    core: &Core,
+    handle: &Handle,
+    home: &Path,
+) -> Result<Hold, SnapshotFailure> {
+    make_private_dir(home).map_err(|source| SnapshotFailure::File { path: home.to_owned(), source })?;
+    let draft = core.snapshots.draft_at(home.join(identity::dice::<8>()));
+    take(handle, draft.dir()).await?;
+    let hold = core.snapshots.adopt(draft.dir(), None)?;
+    // Before: should arkd be killed meanwhile, the next one knows that the memory may be read from there.
+    let before = handle.0.body.base();
+    handle.move_to(Base::lived_in(&hold)).await;
+    let request = ControlRequest::Reclaim { dir: hold.dir().to_owned() };
+    let failure = match ask_for(&handle.0.dir.control_socket(), request, SNAPSHOT_PATIENCE).await {
+        Ok(ControlReply::State { .. }) => return Ok(hold),
+        Ok(ControlReply::Refused { why }) => {
+            handle.move_to(before).await;
+            SnapshotFailure::Refused(why)
+        }
+        Ok(other) => SnapshotFailure::Refused(format!("it answered {other:?}")),
+        Err(error) => why_silent(handle, error).await,
+    };
+    core.snapshots.dispose(hold.id());
+    Err(failure)
 }
 
 async fn record_of(handle: &Handle, hold: &Hold) -> Result<Paused, SnapshotFailure> {

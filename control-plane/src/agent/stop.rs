@@ -21,7 +21,12 @@ impl Owner {
     /// Ends the VMM: asks it, waits for `grace` (or less, when a later removal gives less), then kills it.
     pub(super) async fn stop(&mut self, vmm: &mut Vmm, grace: Duration) -> ExitRecord {
         let is_paused = self.state.borrow().state == AgentState::Paused;
+        let is_frozen = self.guest.idle.freezer.is_frozen();
         self.enter(AgentState::Stopping, None, None);
+        if is_frozen && !grace.is_zero() {
+            // What it waits for does not come any more.
+            let _ = supervisor::ask(&self.dir.control_socket(), ControlRequest::Resume).await;
+        }
         // A paused guest cannot follow.
         if !grace.is_zero() && !is_paused && self.ask_to_stop(grace).await {
             let mut deadline = tokio::time::Instant::now() + grace + STOP_SLACK;

@@ -41,7 +41,7 @@ impl Connection {
         let stream = UnixStream::connect(&address.socket).await.map_err(GuestFailure::Unreachable)?;
         let (reader, writer) = stream.into_split();
         let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter { socket: writer });
-        reader.in_use = Some(address.idle.begin());
+        reader.in_use = Some(address.idle.begin().await);
         // The VMM leaves what comes behind its line to the guest, so both go out at once: the frame is on its way as soon
         // as the guest accepts, without a round trip through here.
         let line = address.port.map(|port| format!("CONNECT {port}\n")).unwrap_or_default();

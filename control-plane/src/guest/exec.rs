@@ -93,7 +93,7 @@ pub async fn capture_to(
 
 /// Sends `request`, all that the operation has to say, on a kept connection where there is one.
 pub(super) async fn begin(address: &Address, request: &[u8]) -> Result<Connection, GuestFailure> {
-    while let Some(mut kept) = address.idle.take() {
+    while let Some(mut kept) = address.idle.take().await {
         // guestd ends a kept connection only while no operation runs on it: without an answer, nothing was begun.
         if kept.writer.send_encoded(request).await.is_ok() && kept.reader.is_answered().await {
             return Ok(kept);

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Connection;
+use super::{Connection, Freezer};
 
 /// Most connections kept for one guest; each holds a thread of guestd.
 const MOST: usize = 4;
@@ -15,7 +15,11 @@ const FRESH: Duration = Duration::from_secs(5);
 
 /// Idle connections to one guest.
 #[derive(Clone, Debug, Default)]
-pub struct Idle(Arc<Mutex<Inner>>);
+pub struct Idle {
+    inner: Arc<Mutex<Inner>>,
+    /// Whether the guest stands still: who has it do something waits until it runs.
+    pub(crate) freezer: Freezer,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -46,11 +50,12 @@ impl Drop for InUse {
 
 impl Idle {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An operation begins.
-    pub(super) fn begin(&self) -> InUse {
+    /// An operation begins, once the guest runs.
+    pub(super) async fn begin(&self) -> InUse {
+        self.freezer.wake().await;
         self.lock().running += 1;
         InUse(self.clone())
     }
@@ -67,7 +72,8 @@ impl Idle {
     }
 
     /// The connection used last, if one is still fresh.
-    pub(super) fn take(&self) -> Option<Connection> {
+    pub(super) async fn take(&self) -> Option<Connection> {
+        self.freezer.wake().await;
         let mut inner = self.lock();
         inner.kept.retain(|(since, _)| since.elapsed() < FRESH);
         let (_, mut connection) = inner.kept.pop()?;

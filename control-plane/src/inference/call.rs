@@ -24,6 +24,7 @@ use super::queue::Turn;
 use super::replica::{Asked, Piece, RpcError};
 use super::tally::{Tally, Usage};
 use crate::core::Core;
+use crate::guest::Waiting;
 use crate::models;
 use crate::problems::Refusal;
 use crate::services::call::Picked;
@@ -73,6 +74,15 @@ impl Tool {
     }
 }
 
+/// When an answer is told to whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Telling {
+    /// As it comes.
+    Streamed,
+    /// Once it is whole.
+    Whole,
+}
+
 /// What comes of a call.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -103,12 +113,16 @@ pub(super) struct Call {
     tries: u32,
     under_way: Option<UnderWay>,
     turn: Option<Turn>,
+    telling: Telling,
+    /// The agent that asks may stand still.
+    waiting: Option<Waiting>,
     tally: Tally,
     span: Span,
 }
 
 impl Call {
-    /// Begins a call of `tool` with `arguments`, as the VM takes them.
+    /// Begins a call of `tool` with `arguments`, as the VM takes them. An agent that stands still meanwhile runs again when
+    /// there is something to tell it.
     ///
     /// # Errors
     /// [`Failure`]: what is wrong with it, or the budget is used up.
@@ -117,6 +131,7 @@ impl Call {
         caller: &Caller,
         tool: Tool,
         arguments: Map<String, Value>,
+        telling: Telling,
     ) -> Result<Self, Failure> {
         let prompt = match arguments.get(tool.prompt()) {
             Some(Value::String(text)) => text.clone(),
@@ -142,6 +157,8 @@ impl Call {
             tries: 0,
             under_way: None,
             turn: None,
+            telling,
+            waiting: caller.agent_in(core).and_then(|agent| agent.waits_for_a_model(core)),
             tally,
             span: traces::step("inference"),
         })
@@ -173,6 +190,10 @@ impl Call {
                 }
                 self.leave(false);
             }
+        }
+        let is_told = self.telling == Telling::Streamed || !matches!(step, Ok(Step::Text(_)));
+        if let Some(waiting) = self.waiting.as_mut().filter(|_| is_told) {
+            waiting.answer().await;
         }
         step
     }

@@ -29,7 +29,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Call, Step, Tool};
+use super::call::{Call, Step, Telling, Tool};
 use super::{Caller, Failure};
 use crate::core::Core;
 
@@ -91,8 +91,10 @@ impl Server {
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
-        let mut call =
-            Call::begin(&self.core, &self.caller, tool, arguments).await.map_err(|failure| failure.rpc())?;
+        let telling = if token.is_some() { Telling::Streamed } else { Telling::Whole };
+        let mut call = Call::begin(&self.core, &self.caller, tool, arguments, telling)
+            .await
+            .map_err(|failure| failure.rpc())?;
         let mut said = 0;
         loop {
             match call.next().await.map_err(|failure| failure.rpc())? {

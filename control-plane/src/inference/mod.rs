@@ -40,6 +40,7 @@ use ark_types::label::Owner;
 use ark_types::model::{Model, ModelName};
 use ark_types::problem::ProblemKind;
 
+use crate::agent::Handle;
 use crate::core::Core;
 use crate::models;
 use crate::problems::Refusal;
@@ -128,6 +129,14 @@ impl Caller {
     /// The agent `id` of `owner`.
     pub(crate) const fn agent(id: String, owner: Owner, models: Allowed) -> Self {
         Self { who: Who::Agent(id), owner, models, priority: 0 }
+    }
+
+    /// The agent that it is, if it is one still.
+    fn agent_in(&self, core: &Core) -> Option<Handle> {
+        match &self.who {
+            Who::Host => None,
+            Who::Agent(id) => crate::ports::caller(core, id),
+        }
     }
 
     fn may_use(&self, model: &str) -> bool {

@@ -43,6 +43,7 @@ fn created(n: u64) -> Event {
             ttl_s: None,
             idle_timeout_s: None,
             allow: Vec::new(),
+            freeze_on_inference: false,
             checkpoint: None,
             health_check: None,
         },

@@ -181,14 +181,15 @@ pub(super) async fn restore_snapshot(
 
 /// An agent from the snapshot `snapshot`. It belongs to whom the agent belonged that the snapshot was taken of.
 async fn restore(core: &Shared, snapshot: &str, request: RestoreSnapshot) -> Result<Agent, Refusal> {
-    let RestoreSnapshot { name, allow, restart, checkpoint, health_check } = request;
+    let RestoreSnapshot { name, allow, freeze_on_inference, restart, checkpoint, health_check } = request;
     let upkeep = Upkeep { restart, checkpoint, health_check, ..Upkeep::default() };
     upkeep::check(&upkeep, false)?;
     check_allow(&allow)?;
     let (hold, record) = core.snapshots.find(snapshot)?;
     core.ledger.ready()?;
     let owner = core.ledger.agent(&record.agent_id).await?.map(|agent| agent.owner);
-    let wishes = Wishes { name, owner: owner.unwrap_or_default(), allow, upkeep, ..Wishes::default() };
+    let owner = owner.unwrap_or_default();
+    let wishes = Wishes { name, owner, allow, freeze_on_inference, upkeep, ..Wishes::default() };
     let needs = core.scheduler.config().forked((hold.manifest().vcpus, hold.manifest().memory_mib));
     let ask = Ask { name: wishes.name.clone(), ..Ask::new(wishes.owner.clone(), needs) };
     let grant = core.admit(ask).await?;

@@ -66,6 +66,8 @@ pub(super) fn request(
         labels: replica_labels(spec, generation)?,
         owner: spec.owner.clone(),
         allow: spec.allow.clone(),
+        // A replica is there for calls.
+        freeze_on_inference: false,
         priority: 0,
         queue_timeout_ms: None,
         // Where there are several hosts, one that fails does not take the service with it.

@@ -194,6 +194,7 @@ fn agent_for(request: &CreateTask, id: &str) -> CreateAgent {
         labels: Labels::try_from(label).unwrap_or_default(),
         owner: request.owner.clone(),
         allow: request.allow.clone(),
+        freeze_on_inference: request.freeze_on_inference,
         priority: request.priority,
         queue_timeout_ms: Some(millis(PATIENCE)),
         anti_affinity: None,

@@ -110,14 +110,19 @@ fn seen(registry: &mut Registry, core: &Core) {
     for state in all {
         drop(states.get_or_create(&[("state", state.to_string().into())]));
     }
-    let mut oldest = 0;
-    for agent in core.registry.all().iter().map(crate::agent::Handle::agent) {
+    let (mut oldest, frozen) = (0, Gauge::<i64>::default());
+    for handle in core.registry.all() {
+        let agent = handle.agent();
+        if handle.is_frozen() {
+            frozen.inc();
+        }
         states.get_or_create(&[("state", agent.state.to_string().into())]).inc();
         if let (AgentState::Running, Some(beat)) = (agent.state, &agent.heartbeat) {
             oldest = oldest.max(crate::host::unix_ms().saturating_sub(beat.at_unix_ms));
         }
     }
     registry.register("ark_agents", "Agents that are known, by state", states);
+    registry.register("ark_agents_frozen", "Agents that stand still while a model thinks for them", frozen);
     let age = seconds(Duration::from_millis(oldest));
     registry.register(
         "ark_heartbeat_age_seconds_max",

@@ -93,6 +93,9 @@ pub(crate) struct ForkArgs {
     /// What it may use of the platform: inference, or inference=MODEL for one model alone
     #[arg(long, value_name = "PERMISSION")]
     pub(crate) allow: Vec<Permission>,
+    /// Have it stand still while it waits for a model: no processor time, its memory given back
+    #[arg(long)]
+    pub(crate) freeze_on_inference: bool,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
 }
@@ -160,6 +163,9 @@ pub(crate) struct RestoreArgs {
     /// What it may use of the platform: inference, or inference=MODEL for one model alone
     #[arg(long, value_name = "PERMISSION")]
     pub(crate) allow: Vec<Permission>,
+    /// Have it stand still while it waits for a model: no processor time, its memory given back
+    #[arg(long)]
+    pub(crate) freeze_on_inference: bool,
     #[command(flatten)]
     pub(crate) upkeep: UpkeepArgs,
 }

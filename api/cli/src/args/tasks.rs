@@ -76,6 +76,9 @@ pub(crate) struct TaskArgs {
     /// What its agents may use of the platform: inference, or inference=MODEL for one model alone
     #[arg(long, value_name = "PERMISSION")]
     pub(crate) allow: Vec<Permission>,
+    /// Have each stand still while each waits for a model: no processor time, its memory given back
+    #[arg(long)]
+    pub(crate) freeze_on_inference: bool,
     /// Among tasks that wait the highest goes first: -100 to 100
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-100..=100), value_name = "N")]
     pub(crate) priority: i32,

@@ -47,6 +47,7 @@ pub(crate) fn create_request(args: &AgentArgs) -> Result<CreateAgent, Failure> {
         labels: args.labels()?,
         owner: args.room.owner.clone().unwrap_or_default(),
         allow: args.allow.clone(),
+        freeze_on_inference: args.freeze_on_inference,
         priority: args.room.priority,
         queue_timeout_ms: args.room.queue_timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         anti_affinity: None,
@@ -283,7 +284,8 @@ fn upkeep(agent: &Agent) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if !agent.allow.is_empty() {
         let allow: Vec<_> = agent.allow.iter().map(ToString::to_string).collect();
-        rows.push(("allowed", allow.join(", ")));
+        let how = if agent.freeze_on_inference { " (standing still while it waits)" } else { "" };
+        rows.push(("allowed", format!("{}{how}", allow.join(", "))));
     }
     if !agent.restart.is_never() {
         rows.push(("restart", agent.restart.to_string()));

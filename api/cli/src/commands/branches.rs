@@ -16,6 +16,7 @@ pub(crate) async fn fork(context: &Context, args: &ForkArgs) -> Result<(), Failu
     let request = ForkAgent {
         count: args.count,
         allow: args.allow.clone(),
+        freeze_on_inference: args.freeze_on_inference,
         restart: args.upkeep.restart,
         checkpoint: args.upkeep.checkpoint,
         health_check: args.upkeep.health.check()?,

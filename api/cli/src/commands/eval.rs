@@ -76,6 +76,7 @@ async fn in_a_temporary_agent(
         labels: Labels::default(),
         owner: Owner::default(),
         allow: Vec::new(),
+        freeze_on_inference: false,
         priority: 0,
         queue_timeout_ms: None,
         anti_affinity: None,

@@ -88,6 +88,7 @@ pub(crate) async fn restore(context: &Context, args: &RestoreArgs) -> Result<(),
     let request = RestoreSnapshot {
         name: args.name.clone(),
         allow: args.allow.clone(),
+        freeze_on_inference: args.freeze_on_inference,
         restart: args.upkeep.restart,
         checkpoint: args.upkeep.checkpoint,
         health_check: args.upkeep.health.check()?,

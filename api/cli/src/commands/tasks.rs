@@ -71,6 +71,7 @@ fn common(args: &TaskArgs) -> Result<CreateTask, Failure> {
         name: args.name.clone(),
         owner: args.owner.clone().unwrap_or_default(),
         allow: args.allow.clone(),
+        freeze_on_inference: args.freeze_on_inference,
         labels,
         image: args.template.is_none().then(|| args.image.clone()),
         template: args.template.clone(),

@@ -59,6 +59,9 @@ pub struct AgentSpec {
     /// What it may use of the platform; nothing when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Permission>,
+    /// Whether it stands still while its calls of models wait for an answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_on_inference: bool,
     /// Labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
@@ -101,6 +104,7 @@ impl From<&Agent> for AgentSpec {
             name: agent.name.clone(),
             owner: agent.owner.clone(),
             allow: agent.allow.clone(),
+            freeze_on_inference: agent.freeze_on_inference,
             labels: agent.labels.clone(),
             origin: agent.origin.clone(),
             image: agent.image.clone(),
@@ -127,6 +131,7 @@ impl AgentSpec {
             name: self.name,
             owner: self.owner,
             allow: self.allow,
+            freeze_on_inference: self.freeze_on_inference,
             labels: self.labels,
             origin: self.origin,
             image: self.image,

@@ -27,6 +27,7 @@ fn spec() -> AgentSpec {
         name: name("a1"),
         owner: "shop".parse().unwrap(),
         allow: vec!["inference=router".parse().unwrap()],
+        freeze_on_inference: false,
         labels: labels.try_into().unwrap(),
         origin: Origin::Template { name: name("py") },
         image: "python".parse().unwrap(),

@@ -127,6 +127,7 @@ fn snapshots() {
     let restore = RestoreSnapshot {
         name: Some(name("a2")),
         allow: vec!["inference".parse().unwrap()],
+        freeze_on_inference: false,
         restart: RestartPolicy::Always { max_restarts: None },
         checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
         health_check: Some(health_check()),
@@ -170,6 +171,7 @@ fn forks() {
         labels: Labels::default(),
         owner: Owner::default(),
         allow: Vec::new(),
+        freeze_on_inference: false,
         restart: RestartPolicy::Never,
         ttl_s: None,
         idle_timeout_s: None,
@@ -191,6 +193,7 @@ fn forks() {
     let wishes = ForkAgent {
         count: 2,
         allow: vec!["inference".parse().unwrap()],
+        freeze_on_inference: false,
         restart: RestartPolicy::OnFailure { max_restarts: Some(3) },
         checkpoint: Some(CheckpointPolicy { every_s: 60, keep: 2 }),
         health_check: Some(health_check()),

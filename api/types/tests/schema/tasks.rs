@@ -25,6 +25,7 @@ fn create() -> CreateTask {
         name: Some(name("nightly")),
         owner: "shop".parse().unwrap(),
         allow: vec!["inference=router".parse().unwrap()],
+        freeze_on_inference: false,
         labels: labels.try_into().unwrap(),
         image: Some("base".parse().unwrap()),
         template: None,

@@ -23,7 +23,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::de::DeserializeOwned;
 
-use super::call::Call;
+use super::call::{Call, Telling};
 use super::{Caller, Failure};
 use crate::core::Core;
 use crate::problems::translate;
@@ -131,7 +131,8 @@ pub(crate) async fn completions(
 
 async fn say(core: &Shared, caller: &Caller, asking: Asking) -> Result<Response, Failure> {
     let Asking { tool, arguments, form } = asking;
-    let call = Call::begin(core, caller, tool, arguments).await?;
+    let telling = if form.is_stream { Telling::Streamed } else { Telling::Whole };
+    let call = Call::begin(core, caller, tool, arguments, telling).await?;
     if form.is_stream { reply::streamed(call, form).await } else { reply::whole(call, form).await }
 }
 
@@ -149,7 +150,7 @@ pub(crate) async fn embeddings(
     let request: EmbeddingRequest = read(body).await?;
     let (format, dimensions) = (ask::vectors(request.encoding_format.as_deref())?, request.dimensions);
     let (tool, arguments) = ask::embedding(request);
-    let call = Call::begin(&core, &caller, tool, arguments).await?;
+    let call = Call::begin(&core, &caller, tool, arguments, Telling::Whole).await?;
     Ok(Json(reply::embedded(call, format, dimensions).await?))
 }
 
