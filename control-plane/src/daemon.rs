@@ -163,6 +163,7 @@ impl Daemon {
         untold.iter().filter(is_told).for_each(|id| cleanup::remove_agent_dir(&core.config.run.agent(id).0));
         idempotency::settle(&core).await;
         core.services.start(&core);
+        core.inference.start(&core);
         agent::sweep_checkpoints(&core);
         agent::follow_steps(&core);
         core.pool.start(&core);

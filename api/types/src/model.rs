@@ -101,7 +101,7 @@ pub struct Model {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelState {
-    /// Not yet: the first call has a VM load it.
+    /// No VM serves it: the next call has one made.
     Idle,
     /// A VM that serves it is being made.
     Loading,

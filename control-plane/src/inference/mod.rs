@@ -12,6 +12,7 @@
 //! | `call` | one call from its beginning to its end, whichever way it came |
 //! | `queue`, `budget` | whose turn it is; how much agents and owners may have |
 //! | `fleet`, `replica` | the VMs of a model, and the connection to each |
+//! | `scale` | how many VMs each model has, between the bounds of the settings |
 //! | `tally` | what is told of a call when it is over |
 //! | `mcp`, [`openai`] | the two forms that calls come in |
 //! | `error` | what went wrong, in each of them |
@@ -27,9 +28,12 @@ mod mcp;
 pub(crate) mod openai;
 mod queue;
 mod replica;
+mod scale;
 mod tally;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use ark_types::agent::AgentName;
 use ark_types::label::Owner;
@@ -69,6 +73,17 @@ impl Inference {
             fleet: fleet::Fleet::default(),
             settings,
         }
+    }
+
+    /// Scales the VMs of models from now on.
+    pub(crate) fn start(&self, core: &Arc<Core>) {
+        tokio::spawn(scale::scale(Arc::downgrade(core), scale::Policy::from(&self.settings)));
+    }
+
+    /// How many VMs a model that is used has at least and at most.
+    pub(crate) fn bounds(&self) -> (u32, u32) {
+        let scale::Policy { min, max, .. } = scale::Policy::from(&self.settings);
+        (min, max)
     }
 
     /// Calls that wait and that are under way, by service.

@@ -49,12 +49,15 @@ pub(super) struct Line<T> {
     waiting: BTreeMap<Owner, BTreeMap<Ticket, usize>>,
     /// Calls under way, by owner.
     running: BTreeMap<Owner, u64>,
+    /// The most calls that waited and were under way at a time since that was last asked.
+    peak: u64,
 }
 
 impl<T> Line<T> {
     /// An empty line for up to `most` calls.
     pub(super) fn new(most: usize) -> Self {
-        Self { queue: Queue::new(most), most, bytes: 0, waiting: BTreeMap::new(), running: BTreeMap::new() }
+        let (waiting, running) = (BTreeMap::new(), BTreeMap::new());
+        Self { queue: Queue::new(most), most, bytes: 0, waiting, running, peak: 0 }
     }
 
     /// How many wait.
@@ -96,7 +99,19 @@ impl<T> Line<T> {
             .map_err(|_| Full { waiting: self.len() })?;
         self.bytes += bytes;
         self.waiting.entry(owner).or_default().insert(ticket, bytes);
+        self.peak = self.peak.max(self.work());
         Ok((ticket, gone))
+    }
+
+    /// How many wait and are under way.
+    fn work(&self) -> u64 {
+        u64::try_from(self.len()).unwrap_or(u64::MAX).saturating_add(self.running())
+    }
+
+    /// The most that was since this was last asked.
+    fn take_peak(&mut self) -> u64 {
+        let work = self.work();
+        std::mem::replace(&mut self.peak, work)
     }
 
     /// Takes out the next call, of which `room` may be under way; from now on it is.
@@ -142,6 +157,15 @@ impl<T> Line<T> {
 /// Whose turn it is, or why it will not come.
 type Answer = Result<Turn, Full>;
 
+/// What is asked of one model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    /// Calls that wait now.
+    pub(super) waiting: u64,
+    /// The most that waited and were under way at a time since the last look.
+    pub(super) peak: u64,
+}
+
 /// The lines of all models.
 #[derive(Debug)]
 pub(super) struct Turns {
@@ -165,6 +189,25 @@ impl Turns {
     /// Calls that wait and that are under way, by service.
     pub(super) fn levels(&self) -> Vec<(AgentName, usize, u64)> {
         self.lock().iter().map(|(name, line)| (name.clone(), line.len(), line.running())).collect()
+    }
+
+    /// Looks what is asked of each model, by service, since the last look. Lines without a call are forgotten.
+    pub(super) fn look(&self) -> BTreeMap<AgentName, Load> {
+        let mut lines = self.lock();
+        let load = |line: &mut Line<_>| Load {
+            waiting: u64::try_from(line.len()).unwrap_or(u64::MAX),
+            peak: line.take_peak(),
+        };
+        let loads = lines.iter_mut().map(|(name, line)| (name.clone(), load(line))).collect();
+        lines.retain(|_, line| line.work() > 0);
+        loads
+    }
+
+    /// Lets go whoever may: there may be more VMs than before.
+    pub(super) fn let_go(&self, core: &Arc<Core>) {
+        let waiting: Vec<AgentName> =
+            self.lock().iter().filter(|(_, line)| line.len() > 0).map(|(name, _)| name.clone()).collect();
+        waiting.iter().for_each(|service| self.go_on(core, service));
     }
 
     /// Waits until a call of `bytes` may go to a VM of `service`.
@@ -202,11 +245,7 @@ impl Turns {
             let next = {
                 let mut lines = self.lock();
                 let Some(line) = lines.get_mut(service) else { return };
-                let next = line.next(millis(self.began.elapsed()), room);
-                if next.is_none() && line.len() == 0 && line.running() == 0 {
-                    lines.remove(service);
-                }
-                next
+                line.next(millis(self.began.elapsed()), room)
             };
             let Some((owner, tell)) = next else { return };
             let turn = Turn { core: Arc::clone(core), service: service.clone(), owner };
@@ -280,6 +319,22 @@ mod tests {
         assert_eq!(two.iter().filter(|what| what.starts_with('m')).count(), 2, "{two:?}");
         assert_eq!((line.len(), line.running()), (2, 4));
         assert!(line.next(0, 4).is_none(), "as many as may are under way");
+    }
+
+    #[test]
+    fn the_most_there_was_is_told_once() {
+        let mut line = Line::new(10);
+        for i in 0..3 {
+            line.push(0, owner("a"), 1, format!("{i}")).unwrap();
+        }
+        let (_, first) = (line.next(0, 1).unwrap(), line.take_peak());
+        assert_eq!(first, 3);
+        line.end(&owner("a").0);
+        assert_eq!(drain(&mut line), ["1", "2"]);
+        assert_eq!((line.take_peak(), line.take_peak()), (3, 0), "what there was at the last look counts");
+        // One that came and went meanwhile is not missed.
+        line.push(0, owner("a"), 1, "brief".to_owned()).unwrap();
+        assert_eq!((drain(&mut line).len(), line.take_peak()), (1, 1));
     }
 
     #[test]

@@ -26,6 +26,6 @@ mod upload;
 
 pub use error::{ModelError, ServeError};
 pub(crate) use loading::load;
-pub(crate) use served::{describe, ensure_served, list, own_template, remove};
+pub(crate) use served::{describe, ensure_served, is_own, list, own_template, remove};
 pub use store::{ModelFile, Models};
 pub(crate) use upload::{Announced, Upload, begin};

@@ -101,13 +101,13 @@ async fn size_of(core: &Core, name: &ModelName) -> Result<Size, ModelError> {
 }
 
 /// Has a service serve `model`: its name. What is not there yet is made, and waited for, to the end even when nobody waits any
-/// more; its replicas come up after that.
+/// more; its replicas come up after that. One that was scaled to none has a replica again.
 ///
 /// # Errors
 /// A [`Refusal`] that says why it cannot be served.
 pub(crate) async fn ensure_served(core: &Arc<Core>, model: &ModelName) -> Result<AgentName, Refusal> {
     let service = own_name(model)?;
-    if is_served(core, &service)? {
+    if replicas(core, &service)?.is_some_and(|replicas| replicas > 0) {
         return Ok(service);
     }
     let made = {
@@ -150,14 +150,26 @@ fn begin(
 }
 
 async fn make(core: &Arc<Core>, model: &ModelName, service: &AgentName) -> Result<(), Refusal> {
-    if is_served(core, service)? {
-        return Ok(());
+    match replicas(core, service)? {
+        None => {}
+        Some(0) => {
+            change::scale(core, service.as_ref(), first_replicas(core), DRAIN_GRACE).await?;
+            return Ok(());
+        }
+        Some(_) => return Ok(()),
     }
     let request = own_template(core, service).await?;
     templates::build(core, request).await?;
     let context = core.models.open_file(&core.images, model).await?.context;
-    change::set(core, own_service(service, model, context), Set::Create).await?;
+    let mut spec = own_service(service, model, context);
+    spec.replicas = first_replicas(core);
+    change::set(core, spec, Set::Create).await?;
     Ok(())
+}
+
+/// How many replicas a model has when somebody first needs it.
+fn first_replicas(core: &Core) -> u32 {
+    core.inference.bounds().0.max(1)
 }
 
 /// The service of the model `model`. Its replicas run its command already: that is how its end is noticed.
@@ -187,16 +199,23 @@ fn system() -> Owner {
     SYSTEM.parse().unwrap_or_default()
 }
 
-/// Whether the service is there.
+/// How many replicas the service is to have, if it is there.
 ///
 /// # Errors
 /// [`ModelError::ServiceTaken`] where another one has its name.
-fn is_served(core: &Core, service: &AgentName) -> Result<bool, ModelError> {
-    let Ok(found) = view::one(core, service.as_ref()) else { return Ok(false) };
-    if found.spec.owner == system() && found.spec.template.as_ref() == Some(service) {
-        return Ok(true);
+fn replicas(core: &Core, service: &AgentName) -> Result<Option<u32>, ModelError> {
+    let Ok(found) = view::one(core, service.as_ref()) else { return Ok(None) };
+    if is_own(&found.spec) {
+        return Ok(Some(found.spec.replicas));
     }
     Err(ModelError::ServiceTaken(service.to_string()))
+}
+
+/// Whether `spec` is that of a model's own service, which nobody but `arkd` made.
+pub(crate) fn is_own(spec: &ServiceSpec) -> bool {
+    spec.owner.as_ref() == SYSTEM
+        && spec.name.as_ref().starts_with(MODEL_PREFIX)
+        && spec.template.as_ref() == Some(&spec.name)
 }
 
 /// What is known of the model called `name`.
@@ -297,7 +316,7 @@ async fn take_away(core: &Arc<Core>, name: &ModelName) -> Result<(), Refusal> {
     if !dir.exists() {
         core.models.find(name).map_err(Refusal::from)?;
     }
-    if is_served(core, &own).unwrap_or(false) {
+    if replicas(core, &own).is_ok_and(|replicas| replicas.is_some()) {
         change::remove(core, own.as_ref(), DRAIN_GRACE).await?;
     }
     let is_of_it =

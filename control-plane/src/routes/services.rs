@@ -101,7 +101,7 @@ pub(super) async fn scale_service(
     Path(service): Path<String>,
     Json(ScaleService { replicas }): Json<ScaleService>,
 ) -> Result<Json<Service>, Refusal> {
-    Ok(Json(change::scale(&core, &service, replicas).await?))
+    Ok(Json(change::scale(&core, &service, replicas, DRAIN_GRACE).await?))
 }
 
 /// How long what is under way may take.

@@ -46,20 +46,27 @@ pub(crate) async fn set(core: &Arc<Core>, spec: ServiceSpec, how: Set) -> Result
     .await
 }
 
-/// Has the service `name` have so many replicas from now on.
+/// Has the service `name` have so many replicas from now on. Those that are too many finish what is under way in them, for as
+/// long as `grace`.
 ///
 /// # Errors
 /// As [`set`].
-pub(crate) async fn scale(core: &Arc<Core>, name: &str, replicas: u32) -> Result<Service, Refusal> {
+pub(crate) async fn scale(
+    core: &Arc<Core>,
+    name: &str,
+    replicas: u32,
+    grace: Duration,
+) -> Result<Service, Refusal> {
     if replicas > MAX_REPLICAS {
         return Err(ServiceError::replicas(replicas).into());
     }
     let name = name.to_owned();
     in_turn(core, async move |core| {
         let wanted = core.services.with(&name, |_, entry| entry.wanted.clone())?;
-        let mut next = wanted.ok_or(ServiceError::NotFound(name))?;
+        let mut next = wanted.ok_or_else(|| ServiceError::NotFound(name.clone()))?;
         next.service.spec.replicas = replicas;
         let generation = Some(next.generation());
+        core.services.with(&name, |_, entry| entry.grace = grace)?;
         keep(&core, next, generation).await
     })
     .await
@@ -78,7 +85,7 @@ pub(crate) async fn remove(core: &Arc<Core>, name: &str, grace: Duration) -> Res
             .with(&text, |name, entry| (name.clone(), entry.generation().unwrap_or_default()))?;
         core.log.append(Append::new(Stream::service(&name), Event::ServiceRemoved {})).await?;
         if let Some(entry) = core.services.lock().get_mut(&name) {
-            (entry.wanted, entry.grace) = (None, grace);
+            entry.leave(Instant::now(), grace);
         }
         core.services.wake.notify_one();
         environment::remove(&core.config.state, &name, generation);

@@ -364,6 +364,15 @@ impl Entry {
         }
     }
 
+    /// It is to be no more, and its replicas may finish what is under way for as long as `grace`: so may those that are drained
+    /// already and were given longer.
+    pub(super) fn leave(&mut self, now: Instant, grace: Duration) {
+        (self.wanted, self.grace) = (None, grace);
+        for until in self.replicas.values_mut().filter_map(|replica| replica.drained_until.as_mut()) {
+            *until = (*until).min(now + grace);
+        }
+    }
+
     fn remove(&mut self, id: &str) -> Option<Order> {
         let replica = self.replicas.get_mut(id)?;
         replica.is_going = true;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ark_types::agent::AgentName;
 use ark_types::layout::StateDir;
 use ark_types::plain::plain;
-use ark_types::service::{ReplicaState, SERVICE_LABEL};
+use ark_types::service::{ReplicaState, SERVICE_LABEL, ServiceSpec};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -193,6 +193,25 @@ impl Services {
     pub(crate) fn ready(&self, name: &str) -> usize {
         let is_ready = |replica: &&super::entry::Replica| replica.state() == ReplicaState::Ready;
         self.with(name, |_, entry| entry.replicas.values().filter(is_ready).count()).unwrap_or(0)
+    }
+
+    /// Of the services whose spec is as `is_meant` says: the name, how many replicas it is to have, and how many take calls.
+    pub(crate) fn replicas(&self, is_meant: impl Fn(&ServiceSpec) -> bool) -> Vec<(AgentName, u32, u32)> {
+        let entries = self.lock();
+        let meant = entries.iter().filter_map(|(name, entry)| {
+            let spec = &entry.wanted.as_ref()?.service.spec;
+            is_meant(spec).then_some((name, spec.replicas, entry))
+        });
+        let counted = meant.map(|(name, wanted, entry)| {
+            let ready = entry.replicas.values().filter(|replica| replica.state() == ReplicaState::Ready);
+            (name.clone(), wanted, u32::try_from(ready.count()).unwrap_or(u32::MAX))
+        });
+        counted.collect()
+    }
+
+    /// Told after each look at the services.
+    pub(crate) fn looks(&self) -> watch::Receiver<u64> {
+        self.looks.subscribe()
     }
 
     /// Waits until all services were looked at once more, for as long as `most`.

@@ -50,6 +50,16 @@ pub enum SettingsError {
         /// What is wrong.
         why: String,
     },
+    /// Values that are in order one by one, and not together.
+    #[error(
+        "[inference] replicas_min is {min} and replicas_max {max}, but no model can have so few at most and so many at least: lower the one, or raise the other"
+    )]
+    Replicas {
+        /// `replicas_min`.
+        min: u64,
+        /// `replicas_max`.
+        max: u64,
+    },
     /// A flag.
     #[error("{flag} cannot be used: {why}")]
     Flag {
@@ -90,6 +100,10 @@ pub fn load(
     };
     let mut settings = with_environment(table, environment)?;
     put_flags(&mut settings, args)?;
+    let (min, max) = (settings.inference.replicas_min.get(), settings.inference.replicas_max.get());
+    if min > max {
+        return Err(SettingsError::Replicas { min, max });
+    }
     Ok(settings)
 }
 
@@ -310,6 +324,16 @@ mod tests {
             let why = why("", &[(name, value)]);
             assert!(why.contains(name) && why.contains(words), "{why}");
         }
+    }
+
+    #[test]
+    fn a_least_that_is_above_the_most_is_refused_wherever_they_are_said() {
+        let file = "[inference]\nreplicas_min = 3\nreplicas_max = 5\n";
+        let words = why(file, &[("ARK_INFERENCE_REPLICAS_MAX", "2")]);
+        assert!(words.contains("replicas_min is 3 and replicas_max 2"), "{words}");
+        let both = [("ARK_INFERENCE_REPLICAS_MAX", "2"), ("ARK_INFERENCE_REPLICAS_MIN", "0")];
+        let inference = load_from(file, &both, &[]).unwrap().inference;
+        assert_eq!((inference.replicas_min.get(), inference.replicas_max.get()), (0, 2));
     }
 
     #[test]

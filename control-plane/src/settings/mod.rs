@@ -18,6 +18,8 @@ use std::net::SocketAddr;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use ark_types::service::MAX_REPLICAS;
+
 use crate::scheduler::SchedulerConfig;
 
 pub use load::{SettingsError, default_path, load};
@@ -214,6 +216,12 @@ pub struct Inference {
     pub deadline_s: Bounded<1, 3600>,
     /// How long a call waits for a VM that is ready, seconds.
     pub wait_s: Bounded<1, 600>,
+    /// VMs of a model, at least, once it was used; 0 to have none while nobody uses it.
+    pub replicas_min: Bounded<0, { MAX_REPLICAS as u64 }>,
+    /// VMs of a model, at most.
+    pub replicas_max: Bounded<1, { MAX_REPLICAS as u64 }>,
+    /// How long one VM fewer has to be enough until a model has one fewer, seconds.
+    pub scale_down_s: Seconds,
     /// Calls of one agent per minute.
     pub agent_calls_per_minute: PerMinute,
     /// Tokens of one agent per minute, of prompts and replies.
@@ -233,6 +241,9 @@ impl Default for Inference {
             sessions: Bounded::new(8),
             deadline_s: Bounded::new(600),
             wait_s: Bounded::new(60),
+            replicas_min: Bounded::new(1),
+            replicas_max: Bounded::new(2),
+            scale_down_s: Bounded::new(60),
             agent_calls_per_minute: Bounded::new(0),
             agent_tokens_per_minute: Bounded::new(0),
             owner_calls_per_minute: Bounded::new(0),

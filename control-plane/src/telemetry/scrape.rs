@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::{Ahead, Labels, Telemetry};
 use crate::core::Core;
+use crate::models;
 use crate::services::view;
 use crate::stats::{self, FRESH_ENOUGH};
 use crate::traces;
@@ -197,7 +198,10 @@ fn services(registry: &mut Registry, core: &Core) {
 
 /// Calls of models that are there now, by the services that serve them.
 fn inference(registry: &mut Registry, core: &Core) {
-    let (waiting, running): (Gauges<1>, Gauges<1>) = <_>::default();
+    let (waiting, running, wanted): (Gauges<1>, Gauges<1>, Gauges<1>) = <_>::default();
+    for (service, replicas, _) in core.services.replicas(models::is_own) {
+        wanted.get_or_create(&[("service", service.to_string().into())]).set(replicas.into());
+    }
     let levels = core.inference.levels();
     let served = view::numbers(&core.services).into_iter().map(|told| told.service);
     for service in served.filter(|service| service.starts_with(MODEL_PREFIX)) {
@@ -209,6 +213,7 @@ fn inference(registry: &mut Registry, core: &Core) {
     }
     registry.register("ark_inference_waiting", "Calls of models that wait for their turn", waiting);
     registry.register("ark_inference_running", "Calls of models that are under way", running);
+    registry.register("ark_inference_replicas_wanted", "VMs that a model is to have", wanted);
 }
 
 /// This very process, under the names that Prometheus' own clients give.

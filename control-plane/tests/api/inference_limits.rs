@@ -22,13 +22,13 @@ async fn ask_for(client: &Client, owner: &str, prompt: &str) -> Reply {
 }
 
 /// A call for `owner` that goes on by itself.
-fn begin(client: &Client, owner: &str, prompt: &str) -> tokio::task::JoinHandle<Reply> {
+pub(crate) fn begin(client: &Client, owner: &str, prompt: &str) -> tokio::task::JoinHandle<Reply> {
     let (client, owner, prompt) = (client.clone(), owner.to_owned(), prompt.to_owned());
     tokio::spawn(async move { ask_for(&client, &owner, &prompt).await })
 }
 
 /// The value of a metric that has one series.
-async fn metric(client: &Client, name: &str) -> f64 {
+pub(crate) async fn metric(client: &Client, name: &str) -> f64 {
     let text = String::from_utf8(client.get("/metrics").await.body.to_vec()).unwrap();
     let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
     match scrape.samples.iter().find(|sample| sample.metric == name).map(|sample| sample.value.clone()) {
@@ -37,12 +37,12 @@ async fn metric(client: &Client, name: &str) -> f64 {
     }
 }
 
-async fn waiting(client: &Client, count: f64) {
+pub(crate) async fn waiting(client: &Client, count: f64) {
     #[expect(clippy::float_cmp, reason = "a count")]
     eventually("so many wait", async || metric(client, "ark_inference_waiting").await == count).await;
 }
 
-async fn running(client: &Client, count: f64) {
+pub(crate) async fn running(client: &Client, count: f64) {
     #[expect(clippy::float_cmp, reason = "a count")]
     eventually("so many are under way", async || metric(client, "ark_inference_running").await == count)
         .await;
@@ -52,7 +52,7 @@ async fn running(client: &Client, count: f64) {
 async fn a_full_queue_refuses_and_makes_way_for_other_owners() {
     let place = Place::new();
     let mut config = place.config();
-    config.inference = toml::from_str("queue = 3\nsessions = 1").unwrap();
+    config.inference = toml::from_str("queue = 3\nsessions = 1\nreplicas_max = 1").unwrap();
     let ark = serving(&place, config, 1).await;
     let client = &ark.client;
     let path = place.path("go");
@@ -89,7 +89,7 @@ async fn a_full_queue_refuses_and_makes_way_for_other_owners() {
 async fn who_leaves_gives_the_turn_or_the_place_back() {
     let place = Place::new();
     let mut config = place.config();
-    config.inference = toml::from_str("queue = 1\nsessions = 1").unwrap();
+    config.inference = toml::from_str("queue = 1\nsessions = 1\nreplicas_max = 1").unwrap();
     let ark = serving(&place, config, 1).await;
     let client = &ark.client;
     let held = begin(client, "a", &format!("hold {}", place.path("never").display()));
@@ -151,8 +151,9 @@ async fn no_vm_that_is_ready_is_told() {
     let mut config = place.config();
     config.inference = toml::from_str("wait_s = 1").unwrap();
     let ark = serving(&place, config, 1).await;
-    ark.client.ask(Method::PATCH, "/v1/services/model-m", r#"{"replicas":0}"#).await;
-    eventually("there is none", async || served(&ark.client).await.ready == 0).await;
+    let replica = served(&ark.client).await.replicas[0].agent.clone();
+    let paused = ark.client.post(&format!("/v1/agents/{replica}/pause"), &json!({})).await;
+    assert_eq!(paused.status(), StatusCode::OK, "{:?}", paused.body);
     let (told, problem) = error(&ask(&ark.client, "say 1").await);
     assert_eq!((problem.kind, told.kind.as_str()), (ProblemKind::ServiceUnready, "server_error"));
     ark.daemon.shut_down().await;
