@@ -22,6 +22,7 @@ mod health_checks;
 mod idempotency;
 mod inference;
 mod inference_limits;
+mod mcp_peers;
 mod metrics;
 mod models;
 mod openapi;
