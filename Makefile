@@ -25,7 +25,7 @@ PROGRAMS := ark arkd ark-vmm ark-guestd ark-ai
 LIGHT    := --workspace --exclude ark-inference
 
 .PHONY: run test soak bench stop clean install deps programs inference model kernel images models machine all lint unit inference-tests api-fuzz \
-  vm-tests machine-tests help
+  mcp-peers test-images vm-tests machine-tests help
 
 run: all
 	@echo
@@ -126,7 +126,7 @@ $(BUILD)/models/%.gguf: agents/router-model/model/%.gguf
 machine: kernel images inference models
 	@$(STEP) "emulated host" guest-images/machine/build.sh
 
-test: all lint unit api-fuzz vm-tests machine-tests
+test: all lint unit api-fuzz mcp-peers vm-tests machine-tests
 	@echo "make test: everything passed"
 
 lint: deps
@@ -162,12 +162,36 @@ $(SCHEMATHESIS)/.made: tests/api-fuzz/requirements.txt | deps
 	  $(SCHEMATHESIS)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<'
 	@touch $@
 
+# The MCP server of arkd against the conformance suite of MCP's makers, over VMMs that are fakes: no VM.
+MCP_PEERS := $(BUILD)/.cache/mcp-peers
+mcp-peers: SECTIONS += test
+mcp-peers: deps $(MCP_PEERS)/.made
+	@$(STEP) "MCP conformance" env ARK_MCP_PEERS=$(MCP_PEERS) $(CARGO) test --locked -p arkd --test api -- --ignored mcp_peers
+
+$(MCP_PEERS)/.made: $(addprefix tests/mcp-peers/,install.sh requirements.txt package.json package-lock.json) | deps
+	@$(STEP) "clients of MCP from npm" tests/mcp-peers/install.sh $(MCP_PEERS)
+	@touch $@
+
+# OpenAI's own client, which talks to arkd from the host and, in an image of its own, from within an agent.
+OPENAI := $(BUILD)/.cache/openai
+$(OPENAI)/.made: tests/openai/requirements.txt | deps
+	@$(STEP) "openai for Python" sh -c 'python3 -m venv --clear $(OPENAI) && \
+	  $(OPENAI)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<'
+	@touch $@
+
+# Images that only tests have.
+test-images: SECTIONS += test
+test-images: images $(OPENAI)/.made
+	@$(STEP) "images for tests" tests/openai/image.sh $(OPENAI)/bin/pip
+
 # Whole VMs, on usable KVM or in the emulated host; the script says which.
-vm-tests: all
+vm-tests: all test-images
 	@$(STEP) "whole-VM tests" tests/on-kvm.sh vm
 
-machine-tests: all
-	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) $(CARGO) test $(LIGHT) --locked --test machine -- --test-threads 1
+machine-tests: SECTIONS += test
+machine-tests: all $(OPENAI)/.made $(MCP_PEERS)/.made
+	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) ARK_OPENAI_PYTHON=$(OPENAI)/bin/python ARK_MCP_PEERS=$(MCP_PEERS) \
+	  $(CARGO) test $(LIGHT) --locked --test machine -- --test-threads 1
 
 # arkd killed at many points of a mixed load, against a stand-in for the VMM and on real VMs, and many rounds of fork, exec and
 # delete. Every failure names its seed.

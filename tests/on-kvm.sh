@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a program of this crate where VMs can run: on this host when its KVM is usable, else inside an emulated host of its
 # own. Says which. Exit code: the program's.
-#   tests/on-kvm.sh vm [ARGUMENTS]       the whole-VM tests
+#   tests/on-kvm.sh vm [ARGUMENTS]       the whole-VM tests, with build/test-images
 #   tests/on-kvm.sh bench [ARGUMENTS]    the benchmarks
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,7 +10,11 @@ shift
 cd "$root"
 
 case $what in
-    vm) build=(test --test vm --no-run) name='vm-[0-9a-f]+' ;;
+    vm)
+        build=(test --test vm --no-run) name='vm-[0-9a-f]+'
+        # Images that only tests have: `make test-images`.
+        [ ! -d build/test-images ] || export ARK_TEST_TREE=$root/build/test-images
+        ;;
     bench) build=(build --release --bin ark-bench) name=ark-bench ;;
     *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
 esac
@@ -35,7 +39,10 @@ export ARK_PORT
 trap 'build/bin/ark machine stop >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
 mkdir "$scratch/disk"
 cp "$binary" "$scratch/disk/program"
-[ -z "${ARK_TEST_TREE:-}" ] || cp -a "$ARK_TEST_TREE" "$scratch/disk/tree"
+if [ -n "${ARK_TEST_TREE:-}" ]; then
+    cp -a "$ARK_TEST_TREE" "$scratch/disk/tree"
+    told+=(ARK_TEST_TREE=/mnt/test/tree)
+fi
 mkfs.erofs "$scratch/test.erofs" "$scratch/disk" >/dev/null
 rm -rf "$scratch/disk"
 build/bin/ark machine start --attach "$scratch/test.erofs" --memory "${ARK_TEST_MEMORY:-8192}"

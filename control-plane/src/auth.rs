@@ -14,6 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use sha2::{Digest as _, Sha256};
 
 use crate::cleanup::make_private_dir;
+use crate::inference::Failure;
 use crate::problems::Refusal;
 
 /// Random bytes of a token that is made here.
@@ -106,7 +107,8 @@ pub async fn demand_token(State(token): State<Token>, request: Request, next: Ne
             "send `Authorization: Bearer <token>` with the token in the token file of the arkd that listens here"
         }
     };
-    let mut response = Refusal::new(ProblemKind::Unauthorized, detail).into_response();
+    // OpenAI's clients read it, too.
+    let mut response = Failure::from(Refusal::new(ProblemKind::Unauthorized, detail)).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

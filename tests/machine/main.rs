@@ -1,5 +1,7 @@
 //! The emulated host, on any host: started, used, stopped from outside, refused for a reason.
 
+mod peers;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;

@@ -16,6 +16,7 @@ mod hazards;
 mod healing;
 mod inference;
 mod models;
+mod openai;
 mod pause;
 mod pools;
 mod refusals;

@@ -92,6 +92,7 @@ pub struct ChatParams {
     pub messages: Vec<Message>,
     /// Functions the model may call, as JSON objects in the form of OpenAI's API; only for models whose template has tools.
     #[serde(default)]
+    #[schemars(with = "Vec<serde_json::Map<String, Value>>")]
     pub tools: Vec<Value>,
     /// Most tokens of the reply; all that fit the context when not given.
     #[schemars(range(min = 1))]

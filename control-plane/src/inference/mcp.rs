@@ -37,6 +37,17 @@ use crate::core::Core;
 const MAX_OPEN: usize = 64;
 /// Before the names of models, in the addresses of their resources.
 const SCHEME: &str = "model://";
+/// Most characters of an address without a resource that are told.
+const MAX_URI: usize = 256;
+/// Where the pages come from that browsers may let call this. Programs that are no browsers name no origin.
+const ORIGINS: [&str; 6] = [
+    "http://localhost:*",
+    "https://localhost:*",
+    "http://127.0.0.1:*",
+    "https://127.0.0.1:*",
+    "http://[::1]:*",
+    "https://[::1]:*",
+];
 
 /// Tools, as they are listed.
 static TOOLS: LazyLock<Vec<ToolInfo>> = LazyLock::new(|| Tool::ALL.map(described).to_vec());
@@ -182,7 +193,9 @@ impl ServerHandler for Server {
         let name = request.uri.strip_prefix(SCHEME);
         let model = self.models().await?.into_iter().find(|model| Some(model.id.as_ref()) == name);
         let model = model.ok_or_else(|| {
-            ErrorData::resource_not_found("there is no such model; resources/list says which there are", None)
+            let uri: String = request.uri.chars().take(MAX_URI).collect();
+            let text = "there is no such model; resources/list says which there are";
+            ErrorData::resource_not_found(text, Some(json!({ "uri": uri })))
         })?;
         // Of strings and numbers there is always a JSON form.
         let text = serde_json::to_string(&model).unwrap_or_default();
@@ -213,6 +226,7 @@ pub(crate) fn http_service(core: &Arc<Core>) -> StreamableHttpService<Server, Lo
     let config = StreamableHttpServerConfig::default()
         // Who gets here has the token, or may open the socket, and calls this host as it likes.
         .disable_allowed_hosts()
+        .with_allowed_origins(ORIGINS)
         .with_cancellation_token(core.closing.clone())
         .with_max_request_body_bytes(MAX_REQUEST);
     let weak = Arc::downgrade(core);

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::{Port, caller, part};
 use crate::agent::Handle;
 use crate::core::Core;
-use crate::inference::{Allowed, Caller, http_router, serve_mcp};
+use crate::inference::{Allowed, Caller, Failure, http_router, serve_mcp};
 use crate::problems::Refusal;
 
 /// Most connections of one agent at each port, at a time.
@@ -57,7 +57,7 @@ async fn answer(stream: UnixStream, core: Weak<Core>, id: String, port: u32) {
         }
         Err(why) if port == MCP_PORT => refuse_mcp(stream, &why).await,
         Err(why) => {
-            let refuse = async move || Refusal::new(ProblemKind::NotAllowed, why);
+            let refuse = async move || Failure::from(Refusal::new(ProblemKind::NotAllowed, why));
             serve_http(stream, Router::new().fallback(refuse)).await;
         }
     }

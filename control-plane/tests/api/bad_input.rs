@@ -5,6 +5,7 @@ use hyper::{Method, StatusCode};
 use serde_json::json;
 
 use crate::harness::{Client, Place};
+use crate::inference::error;
 
 #[tokio::test]
 async fn agents_that_cannot_be_are_refused_with_the_reason() {
@@ -100,7 +101,8 @@ async fn tcp_needs_the_token_and_the_unix_socket_its_owner() {
     let token = std::fs::read_to_string(place.path("state/token")).unwrap();
     for wrong in [None, Some(String::new()), Some("x".to_owned()), Some(token[1..].to_owned())] {
         let reply = Client::Tcp(address, wrong).get("/v1/health").await;
-        let problem = reply.problem(ProblemKind::Unauthorized);
+        let (error, problem) = error(&reply);
+        assert_eq!((problem.kind, &problem.detail), (ProblemKind::Unauthorized, &error.message));
         assert!(
             reply.response.headers().contains_key("www-authenticate") && !problem.detail.contains(&token)
         );

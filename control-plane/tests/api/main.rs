@@ -23,6 +23,7 @@ mod idempotency;
 mod inference;
 mod inference_limits;
 mod inference_scale;
+mod mcp_peers;
 mod metrics;
 mod models;
 mod openapi;

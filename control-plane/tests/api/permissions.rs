@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use crate::harness::{Client, Place, eventually, started};
+use crate::inference::error;
 use crate::pool::{vmms, with_pool};
 
 /// Code of the JSON-RPC error of an agent that may not.
@@ -71,8 +72,9 @@ async fn an_agent_that_is_allowed_nothing_is_refused_in_a_sentence_at_both_ports
     for (method, path) in
         [(Method::GET, "/v1/models"), (Method::POST, "/v1/chat/completions"), (Method::GET, "/v1/agents")]
     {
-        let problem = openai.ask(method, path, "{}").await.problem(ProblemKind::NotAllowed);
-        assert_eq!(problem.detail, message);
+        let (error, problem) = error(&openai.ask(method, path, "{}").await);
+        assert_eq!((problem.kind, problem.detail.as_str()), (ProblemKind::NotAllowed, message));
+        assert_eq!((error.kind.as_str(), error.message.as_str()), ("permission_error", message));
     }
     ark.daemon.shut_down().await;
 }

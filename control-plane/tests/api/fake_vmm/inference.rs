@@ -124,6 +124,16 @@ impl Wire {
         assert_eq!(params["_meta"]["progressToken"], id);
         let owner = params["_meta"]["noa-ark/owner"].as_str().unwrap().to_owned();
         let tool = params["name"].as_str().unwrap();
+        let needed = match tool {
+            "chat" => "messages",
+            "generate" => "prompt",
+            "embed" => "input",
+            _ => "text",
+        };
+        if arguments[needed].is_null() {
+            let data = json!({ "reason": "params" });
+            return self.fail(id, -32602, &format!("missing field `{needed}`"), &data);
+        }
         let prompt = match tool {
             // There may be none, or one that says nothing.
             "chat" => {
