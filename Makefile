@@ -126,7 +126,7 @@ $(BUILD)/models/%.gguf: agents/router-model/model/%.gguf
 machine: kernel images inference models
 	@$(STEP) "emulated host" guest-images/machine/build.sh
 
-test: all lint unit api-fuzz mcp-peers vm-tests machine-tests
+test: all lint unit inference-tests api-fuzz mcp-peers vm-tests machine-tests
 	@echo "make test: everything passed"
 
 lint: deps
@@ -217,7 +217,7 @@ PREFIX ?= /usr/local
 UNITS ?= /etc/systemd/system
 install: all
 	install -d $(DESTDIR)$(PREFIX)/lib/ark $(DESTDIR)$(PREFIX)/bin
-	cp -r $(BUILD)/bin $(BUILD)/kernel $(BUILD)/images $(BUILD)/machine $(DESTDIR)$(PREFIX)/lib/ark/
+	cp -r $(BUILD)/bin $(BUILD)/kernel $(BUILD)/images $(BUILD)/models $(BUILD)/machine $(DESTDIR)$(PREFIX)/lib/ark/
 	ln -sf ../lib/ark/bin/ark $(DESTDIR)$(PREFIX)/bin/ark
 	install -m 0644 control-plane/dist/arkd.toml $(DESTDIR)$(PREFIX)/lib/ark/
 	install -d $(DESTDIR)$(UNITS)
