@@ -7,9 +7,12 @@ use std::time::Duration;
 use ark_types::agent::Agent;
 use ark_types::guest::MCP_PORT;
 use ark_types::layout::AgentDir;
+use ark_types::openai::MAX_REQUEST;
 use ark_types::permission::Permission;
 use ark_types::problem::ProblemKind;
 use axum::Router;
+use axum::body::Body;
+use futures_util::StreamExt as _;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -57,7 +60,10 @@ async fn answer(stream: UnixStream, core: Weak<Core>, id: String, port: u32) {
         }
         Err(why) if port == MCP_PORT => refuse_mcp(stream, &why).await,
         Err(why) => {
-            let refuse = async move || Failure::from(Refusal::new(ProblemKind::NotAllowed, why));
+            let refuse = async move |body: Body| {
+                let _ = timeout(FIRST_WORD, read_off(body)).await;
+                Failure::from(Refusal::new(ProblemKind::NotAllowed, why))
+            };
             serve_http(stream, Router::new().fallback(refuse)).await;
         }
     }
@@ -100,6 +106,19 @@ async fn serve_http(stream: UnixStream, routes: Router) {
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "an agent's HTTP connection broke");
+    }
+}
+
+/// Reads what comes with a request that is refused: a connection with something unread is closed after the reply, and the next
+/// request on it would be lost.
+async fn read_off(body: Body) {
+    let mut parts = body.into_data_stream();
+    let mut left = MAX_REQUEST;
+    while let Some(Ok(part)) = parts.next().await {
+        left = left.saturating_sub(part.len());
+        if left == 0 {
+            return;
+        }
     }
 }
 

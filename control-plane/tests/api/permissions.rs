@@ -1,5 +1,7 @@
 //! What an agent may use of the platform: what its creator allowed, and nothing else.
 
+use std::time::Duration;
+
 use ark_types::agent::{Agent, AgentList};
 use ark_types::permission::Permission;
 use ark_types::problem::ProblemKind;
@@ -75,6 +77,20 @@ async fn an_agent_that_is_allowed_nothing_is_refused_in_a_sentence_at_both_ports
         let (error, problem) = error(&openai.ask(method, path, "{}").await);
         assert_eq!((problem.kind, problem.detail.as_str()), (ProblemKind::NotAllowed, message));
         assert_eq!((error.kind.as_str(), error.message.as_str()), ("permission_error", message));
+    }
+    // The reply waits for the whole request, so that the connection lasts for the next one.
+    let mut stream = openai.connect().await;
+    for _ in 0..2 {
+        let (head, mut said) =
+            (b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{", Vec::new());
+        stream.write_all(head).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(100), stream.read_buf(&mut said)).await;
+        assert!(early.is_err(), "{early:?}");
+        stream.write_all(b"}").await.unwrap();
+        while !said.ends_with(b"}}") {
+            assert_ne!(stream.read_buf(&mut said).await.unwrap(), 0, "it ends early");
+        }
+        assert!(said.starts_with(b"HTTP/1.1 403 "), "{said:?}");
     }
     ark.daemon.shut_down().await;
 }
