@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ark_tests::assets;
 
-use crate::mcp::{Server, large_model, speed};
+use crate::mcp::{Reply, Server, large_model, speed};
 use crate::report::{Must, Report};
 
 /// Sessions that are decoded together.
@@ -38,8 +38,8 @@ pub(crate) fn measure(bundled: &Path, report: &mut Report) {
 fn throughput(server: &Server, model: &str, must: Must, report: &mut Report) {
     let (mut alone, mut together) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
-        alone.push(speed(&|| server.connect(), 1, REPLY));
-        together.push(speed(&|| server.connect(), SESSIONS, REPLY));
+        alone.push(speed(&|| server.connect(), 1, REPLY, Reply::Streamed));
+        together.push(speed(&|| server.connect(), SESSIONS, REPLY, Reply::Streamed));
     }
     let name = format!("tokens/s, {SESSIONS} sessions, {model}");
     report.against(&name, "1/s", &together, ("1 session", &alone), must);
@@ -71,7 +71,7 @@ fn threads(start: &impl Fn(&Path, &[&str]) -> Server, models: &[(&str, &Path)], 
         let (mut all, mut less) = (Vec::new(), Vec::new());
         for (threads, speeds) in [(processors, &mut all), (fewer, &mut less)] {
             let server = start(file, &["--threads", &threads.to_string()]);
-            speeds.extend((0..TURNS).map(|_| speed(&|| server.connect(), 1, REPLY)));
+            speeds.extend((0..TURNS).map(|_| speed(&|| server.connect(), 1, REPLY, Reply::Streamed)));
         }
         let name = format!("tokens/s, {fewer} of {processors} threads, {model}");
         report.against(&name, "1/s", &less, (&format!("{processors}"), &all), Must::Shown);

@@ -29,7 +29,7 @@ pub(crate) fn large_model(dir: &Path) -> PathBuf {
 }
 
 /// Tokens a second of so many sessions, each on a connection of its own that `connect` makes, of replies of `reply` tokens.
-pub(crate) fn speed(connect: &impl Fn() -> Client, sessions: usize, reply: u32) -> f64 {
+pub(crate) fn speed(connect: &impl Fn() -> Client, sessions: usize, reply: u32, how: Reply) -> f64 {
     let mut clients: Vec<_> = (0..sessions).map(|_| connect()).collect();
     let begun = Instant::now();
     let tokens: f64 = std::thread::scope(|scope| {
@@ -39,13 +39,22 @@ pub(crate) fn speed(connect: &impl Fn() -> Client, sessions: usize, reply: u32) 
             .map(|(seed, client)| {
                 scope.spawn(move || {
                     let prompt = format!("Session {seed} begins.");
-                    client.generate(&prompt, reply, seed).1["usage"]["completion_tokens"].as_f64()
+                    client.say(&prompt, reply, seed, how).1["usage"]["completion_tokens"].as_f64()
                 })
             })
             .collect();
         talks.into_iter().filter_map(|talk| talk.join().expect("a session ends")).sum()
     });
     tokens / begun.elapsed().as_secs_f64()
+}
+
+/// How a reply is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// Each token as it is said.
+    Streamed,
+    /// All of it at its end.
+    Whole,
 }
 
 /// `ark-inference` with one model, on a Unix socket; ended when dropped.
@@ -112,11 +121,10 @@ impl Client {
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).ok()?;
         // Byte by byte: what follows is the server's.
         let mut line = Vec::new();
-        for byte in (&stream).bytes() {
-            line.push(byte.ok()?);
-            if line.ends_with(b"\n") {
-                break;
-            }
+        let mut byte = [0];
+        while !line.ends_with(b"\n") {
+            stream.read_exact(&mut byte).ok()?;
+            line.extend(byte);
         }
         line.starts_with(b"OK ").then(|| Self::new(stream))
     }
@@ -142,21 +150,29 @@ impl Client {
         }
     }
 
-    fn call(&mut self, tool: &str, arguments: &Value) -> (Duration, Value) {
-        let params = json!({"name": tool, "arguments": arguments, "_meta": {"progressToken": 1}});
+    /// The time to the first text, and the result.
+    fn call(&mut self, tool: &str, arguments: &Value, how: Reply) -> (Duration, Value) {
+        let mut params = json!({"name": tool, "arguments": arguments});
+        if how == Reply::Streamed {
+            params["_meta"] = json!({"progressToken": 1});
+        }
         let (first, mut result) = self.ask("tools/call", &params);
         (first, result["structuredContent"].take())
     }
 
     pub(crate) fn tokens(&mut self, text: &str) -> u64 {
-        self.call("tokenize", &json!({"text": text})).1["count"].as_u64().expect("a count")
+        self.call("tokenize", &json!({"text": text}), Reply::Whole).1["count"].as_u64().expect("a count")
     }
 
     /// Milliseconds to the first token and the result of so much random text, which seldom ends by itself.
     pub(crate) fn generate(&mut self, prompt: &str, tokens: u32, seed: usize) -> (f64, Value) {
+        self.say(prompt, tokens, seed, Reply::Streamed)
+    }
+
+    fn say(&mut self, prompt: &str, tokens: u32, seed: usize, how: Reply) -> (f64, Value) {
         let sampling = json!({"temperature": 10, "top_k": 40, "top_p": 1, "min_p": 0, "seed": seed});
         let arguments = json!({"prompt": prompt, "max_tokens": tokens, "sampling": sampling});
-        let (first, result) = self.call("generate", &arguments);
+        let (first, result) = self.call("generate", &arguments, how);
         (first.as_secs_f64() * 1e3, result)
     }
 }
