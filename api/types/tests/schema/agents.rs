@@ -15,7 +15,6 @@ use ark_types::guest::{
 use ark_types::healing::{AgentHealth, Continuity, RestartPolicy};
 use ark_types::health::{Health, HealthStatus, HostKind, LogHealth, LogState, ProbeReport};
 use ark_types::health_check::{HealthCheck, Probe};
-use ark_types::image::{ImageList, ImageManifest};
 use ark_types::label::{Labels, Owner};
 use ark_types::permission::Permission;
 use ark_types::problem::{Problem, ProblemKind};
@@ -267,21 +266,6 @@ fn exec() {
 }
 
 #[test]
-fn images() {
-    let manifest = ImageManifest {
-        manifest_version: 1,
-        name: "python".parse().unwrap(),
-        digest: digest(),
-        size: 37_000_000,
-        description: "CPython 3.11".to_owned(),
-        built_from: vec!["python3=3.11.2-1+b1".to_owned()],
-        created_unix: 1_700_000_000,
-    };
-    let list = ImageList { images: vec![manifest.clone()] };
-    Frozen::default().with("manifest", &manifest).with("list", &list).check("images");
-}
-
-#[test]
 fn problems() {
     let mut frozen = Frozen::default();
     for &kind in ProblemKind::ALL {
@@ -400,7 +384,7 @@ fn agents() {
     let queued = CreateAgent {
         owner: "team".parse().unwrap(),
         allow: permissions(),
-        freeze_on_inference: false,
+        freeze_on_inference: true,
         priority: -5,
         queue_timeout_ms: Some(0),
         anti_affinity: Some("web".parse().unwrap()),
@@ -442,7 +426,7 @@ fn agents() {
             heartbeat: Some(beat.clone()),
             labels: labels(),
             allow: permissions(),
-            freeze_on_inference: false,
+            freeze_on_inference: true,
             restart: RestartPolicy::OnFailure { max_restarts: None },
             ttl_s: Some(3600),
             idle_timeout_s: Some(600),

@@ -1,5 +1,6 @@
-//! Models, as `OpenAI` clients and ours read them.
+//! Models, as `OpenAI` clients and ours read them, and images.
 
+use ark_types::image::{ImageList, ImageManifest};
 use ark_types::model::{Model, ModelList, ModelState};
 
 use crate::frozen::{Frozen, digest};
@@ -39,4 +40,19 @@ fn models() {
         .with("list", &ModelList::new(vec![qwen, router]))
         .check("models");
     assert!(serde_json::from_str::<ark_types::model::ModelName>("\"Qwen\"").is_err());
+}
+
+#[test]
+fn images() {
+    let manifest = ImageManifest {
+        manifest_version: 1,
+        name: "python".parse().unwrap(),
+        digest: digest(),
+        size: 37_000_000,
+        description: "CPython 3.11".to_owned(),
+        built_from: vec!["python3=3.11.2-1+b1".to_owned()],
+        created_unix: 1_700_000_000,
+    };
+    let list = ImageList { images: vec![manifest.clone()] };
+    Frozen::default().with("manifest", &manifest).with("list", &list).check("images");
 }
