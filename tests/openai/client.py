@@ -66,6 +66,7 @@ class Colour(BaseModel):
 
 def models(client):
     listed = {model.id: model for model in client.models.list()}
+    assert client.models.retrieve(MODEL).id == MODEL
     assert listed[MODEL].object == "model" and listed[MODEL].owned_by == "ark", listed
 
 

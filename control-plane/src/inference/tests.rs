@@ -176,6 +176,8 @@ async fn over_http_an_agent_has_its_models_and_no_others() {
     };
     let (status, list) = ask("GET", "/v1/models", Value::Null).await;
     assert_eq!((status, list), (StatusCode::OK, json!({ "object": "list", "data": [] })));
+    let (status, told) = ask("GET", "/v1/models/theirs", Value::Null).await;
+    assert_eq!((status, &told["error"]["code"]), (StatusCode::NOT_FOUND, &json!("model_not_found")));
     let chat = json!({ "model": "theirs", "messages": [{ "role": "user", "content": "hello" }] });
     let (status, told) = ask("POST", "/v1/chat/completions", chat).await;
     assert_eq!((status, &told["error"]["code"]), (StatusCode::FORBIDDEN, &json!("not_allowed")));

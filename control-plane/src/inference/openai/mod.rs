@@ -6,7 +6,7 @@ mod reply;
 use std::sync::Arc;
 
 use ark_types::label::Owner;
-use ark_types::model::ModelList;
+use ark_types::model::{Model, ModelList};
 use ark_types::openai::{
     ARK_OWNER, ARK_PRIORITY, ChatRequest, Completion, CompletionRequest, EmbeddingList, EmbeddingRequest,
     MAX_REQUEST,
@@ -14,7 +14,7 @@ use ark_types::openai::{
 use ark_types::problem::ProblemKind;
 use ark_types::scheduling::PRIORITIES;
 use axum::body::{Body, to_bytes};
-use axum::extract::{FromRequestParts, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::middleware::from_fn;
@@ -38,6 +38,7 @@ pub(crate) fn router(core: Arc<Core>, caller: Caller) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/embeddings", post(embeddings))
         .route("/v1/models", get(models))
+        .route("/v1/models/{model}", get(model))
         .layer(Extension(caller))
         .layer(from_fn(translate))
         .with_state(core)
@@ -152,6 +153,20 @@ pub(crate) async fn embeddings(
     let (tool, arguments) = ask::embedding(request);
     let call = Call::begin(&core, &caller, tool, arguments, Telling::Whole).await?;
     Ok(Json(reply::embedded(call, format, dimensions).await?))
+}
+
+/// One of the models that the caller may use.
+async fn model(
+    State(core): State<Shared>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<Model>, Failure> {
+    let found = caller.models(&core).await?.into_iter().find(|model| model.id.as_ref() == name);
+    found.map(Json).ok_or_else(|| {
+        let shown: String = name.chars().take(64).collect();
+        let detail = format!("there is no model {shown:?} that may be used here: GET /v1/models lists them");
+        Failure::refused(ProblemKind::ModelNotFound, detail)
+    })
 }
 
 /// The models that the caller may use.
