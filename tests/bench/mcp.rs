@@ -65,9 +65,10 @@ pub(crate) struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both are harmless when it has ended.
+        // All are harmless when it has ended. The next one listens at the same place.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
     }
 }
 
