@@ -33,7 +33,7 @@ async fn forwarded(socket: PathBuf) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a package of npm: `make mcp-peers` runs it"]
-async fn the_conformance_suite_finds_only_what_is_expected() {
+async fn the_suite_of_its_makers_finds_only_what_is_expected() {
     let peers =
         std::env::var_os(PEERS).expect("ARK_MCP_PEERS names the clients' directory; run `make mcp-peers`");
     let peers = Path::new(&peers);
