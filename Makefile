@@ -21,8 +21,16 @@ STEP   := tests/step.sh
 
 PROGRAMS := ark arkd ark-vmm ark-guestd ark-ai
 
-# ark-inference brings llama.cpp, minutes of C++: it has steps of its own, and release code only.
-LIGHT    := --workspace --exclude ark-inference
+# ark-inference brings llama.cpp, minutes of C++: the release is built without it, and it in a step of its own.
+LIGHT    := --workspace --exclude ark-inference --locked
+# What is tested is built all together, always: cargo builds a package anew for each set of features that others ask it for.
+ALL      := --workspace --locked
+# Tests have llama.cpp from here, compiled once for release and tests.
+export CMAKE_C_COMPILER_LAUNCHER := ccache
+export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+export CCACHE_DIR := $(BUILD)/.cache/ccache
+export CCACHE_BASEDIR := $(ROOT)
+export CCACHE_NOHASHDIR := 1
 
 .PHONY: run test soak bench stop clean install deps programs inference model kernel images models machine all lint unit inference-tests api-fuzz \
   mcp-peers test-images vm-tests machine-tests help
@@ -95,7 +103,7 @@ deps:
 
 # Static release binaries. A file is replaced only when it changed, so that what is made from it stays cached.
 programs: deps
-	@$(STEP) "Rust programs" $(CARGO) build --release $(LIGHT) --locked $(PROGRAMS:%=--bin %)
+	@$(STEP) "Rust programs" $(CARGO) build --release $(LIGHT) $(PROGRAMS:%=--bin %)
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do \
 	  cmp -s $(TARGET)/release/$$p $(BIN)/$$p || { cp $(TARGET)/release/$$p $(BIN)/.$$p.new && mv $(BIN)/.$$p.new $(BIN)/$$p; }; \
@@ -129,20 +137,20 @@ machine: kernel images inference models
 test: all lint unit inference-tests api-fuzz mcp-peers vm-tests machine-tests
 	@echo "make test: everything passed"
 
-lint: deps
+lint: inference
 	@$(STEP) "rustfmt" $(CARGO) fmt --all --check
-	@$(STEP) "clippy" $(CARGO) clippy $(LIGHT) --all-targets --locked -- -D warnings
+	@$(STEP) "clippy" $(CARGO) clippy $(ALL) --all-targets -- -D warnings
 
 # Unit, property, snapshot and style tests: no VM. Twice as many at once as CI has processors, for most of them wait.
-unit: deps
-	@$(STEP) "unit tests" env RUST_TEST_THREADS=4 $(CARGO) test $(LIGHT) --locked
+unit: inference
+	@$(STEP) "unit tests" env RUST_TEST_THREADS=4 $(CARGO) test $(ALL)
 
-# The inference server over a model of random weights: batching, caches, hostile callers. llama.cpp is what `make inference` has built.
+# The inference server against the MCP SDK for Python, and the bundled model against what its card says.
 MCP := $(BUILD)/.cache/mcp
 inference-tests: SECTIONS += test
 inference-tests: inference $(MCP)/.made
-	@$(STEP) "inference clippy" $(CARGO) clippy --release -p ark-inference --all-targets --locked -- -D warnings
-	@$(STEP) "inference tests" env ARK_MCP_PYTHON=$(MCP)/bin/python $(CARGO) test --release -p ark-inference --locked -- --include-ignored
+	@$(STEP) "inference server against a client of MCP" env ARK_MCP_PYTHON=$(MCP)/bin/python \
+	  $(CARGO) test $(ALL) --test server -- --ignored
 	@$(STEP) "bundled model against its card" env ARK_INFERENCE=$(BIN)/ark-inference agents/router-model/train.sh test
 
 $(MCP)/.made: agents/inference/tests/requirements.txt | deps
@@ -153,9 +161,9 @@ $(MCP)/.made: agents/inference/tests/requirements.txt | deps
 # The REST API against its OpenAPI document, by a fuzzer that reads it, over VMMs that are fakes: no VM.
 SCHEMATHESIS := $(BUILD)/.cache/schemathesis
 api-fuzz: SECTIONS += test
-api-fuzz: deps $(SCHEMATHESIS)/.made
+api-fuzz: inference $(SCHEMATHESIS)/.made
 	@$(STEP) "REST API against its document" env ARK_SCHEMATHESIS=$(SCHEMATHESIS)/bin/st \
-	  $(CARGO) test --locked -p arkd --test api -- --ignored conformance
+	  $(CARGO) test $(ALL) --test api -- --ignored conformance
 
 $(SCHEMATHESIS)/.made: tests/api-fuzz/requirements.txt | deps
 	@$(STEP) "schemathesis" sh -c 'python3 -m venv --clear $(SCHEMATHESIS) && \
@@ -165,8 +173,8 @@ $(SCHEMATHESIS)/.made: tests/api-fuzz/requirements.txt | deps
 # The MCP server of arkd against the conformance suite of MCP's makers, over VMMs that are fakes: no VM.
 MCP_PEERS := $(BUILD)/.cache/mcp-peers
 mcp-peers: SECTIONS += test
-mcp-peers: deps $(MCP_PEERS)/.made
-	@$(STEP) "MCP conformance" env ARK_MCP_PEERS=$(MCP_PEERS) $(CARGO) test --locked -p arkd --test api -- --ignored mcp_peers
+mcp-peers: inference $(MCP_PEERS)/.made
+	@$(STEP) "MCP conformance" env ARK_MCP_PEERS=$(MCP_PEERS) $(CARGO) test $(ALL) --test api -- --ignored mcp_peers
 
 $(MCP_PEERS)/.made: $(addprefix tests/mcp-peers/,install.sh requirements.txt package.json package-lock.json) | deps
 	@$(STEP) "clients of MCP from npm" tests/mcp-peers/install.sh $(MCP_PEERS)
@@ -191,7 +199,7 @@ vm-tests: all test-images
 machine-tests: SECTIONS += test
 machine-tests: all $(OPENAI)/.made $(MCP_PEERS)/.made
 	@$(STEP) "emulated-host tests" env ARK_ASSETS=$(BUILD) ARK_OPENAI_PYTHON=$(OPENAI)/bin/python ARK_MCP_PEERS=$(MCP_PEERS) \
-	  $(CARGO) test $(LIGHT) --locked --test machine -- --test-threads 1
+	  $(CARGO) test $(ALL) --test machine -- --test-threads 1
 
 # arkd killed at many points of a mixed load, against a stand-in for the VMM and on real VMs, and many rounds of fork, exec and
 # delete. Every failure names its seed.
@@ -200,7 +208,7 @@ ARK_SOAK_ROUNDS ?= 2000
 soak: export ARK_CHAOS_ROUNDS := $(ARK_CHAOS_ROUNDS)
 soak: export ARK_SOAK_ROUNDS := $(ARK_SOAK_ROUNDS)
 soak: all
-	@$(STEP) "chaos, no VM" $(CARGO) test -p arkd --locked --test api -- --nocapture chaos::
+	@$(STEP) "chaos, no VM" $(CARGO) test $(ALL) --test api -- --nocapture chaos::
 	@$(STEP) "chaos and soak, whole VMs" tests/on-kvm.sh vm --test-threads 1 --nocapture chaos:: soak::
 	@echo "make soak: everything passed"
 

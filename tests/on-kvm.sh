@@ -11,14 +11,14 @@ cd "$root"
 
 case $what in
     vm)
-        build=(test --test vm --no-run) name='vm-[0-9a-f]+'
+        build=(test --workspace --test vm --no-run) name='vm-[0-9a-f]+'
         # Images that only tests have: `make test-images`.
         [ ! -d build/test-images ] || export ARK_TEST_TREE=$root/build/test-images
         ;;
-    bench) build=(build --release --bin ark-bench) name=ark-bench ;;
+    bench) build=(build --release --workspace --exclude ark-inference --bin ark-bench) name=ark-bench ;;
     *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
 esac
-binary=$("${CARGO:-cargo}" "${build[@]}" --workspace --exclude ark-inference --locked --message-format=json |
+binary=$("${CARGO:-cargo}" "${build[@]}" --locked --message-format=json |
     sed -En "s#.*\"executable\":\"([^\"]*/$name)\".*#\1#p")
 [ -x "$binary" ] || { echo "on-kvm.sh: cargo built no program for '$what'" >&2; exit 1; }
 
@@ -53,6 +53,17 @@ done
 there() {
     build/bin/ark machine shell -- env ARK_ASSETS=/opt/ark TMPDIR=/tmp HOME=/root ARK_OWN_CLOCK=1 "${told[@]}" /mnt/test/program "$@"
 }
-there "$@"
+if [ "$what" != vm ] || [ $# != 0 ]; then
+    there "$@"
+    exit
+fi
+# Everything. The longest test runs beside the others from the start, or all would wait for it in the end.
+code=0
+there soak:: >"$scratch/soak.log" 2>&1 &
+soak=$!
+there --skip soak:: || code=$?
+wait "$soak" || code=$?
+cat "$scratch/soak.log"
 # What sets the clock of its host runs alone, and nowhere else.
-[ "$what" != vm ] || [ $# != 0 ] || there --ignored --test-threads 1 clock::
+there --ignored --test-threads 1 clock:: || code=$?
+exit "$code"

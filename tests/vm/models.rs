@@ -67,6 +67,24 @@ impl<'a> Server<'a> {
     }
 }
 
+/// The engine's threads are kept off the first processor, which is left to everybody else, where there are more.
+fn computes_where_no_timer_ticks(world: &World, agent: &str) {
+    let script = "cat /sys/devices/system/cpu/nohz_full
+        for thread in /proc/$(pidof ark-inference)/task/*; do
+            ! grep -q ark-engine $thread/comm || sed -n 's/^Cpus_allowed_list:.//p' $thread/status
+        done";
+    let said = world.sh(agent, script).ok().stdout;
+    let mut lines = said.lines();
+    let (quiet, mut kept) = (lines.next().expect("a list"), lines.peekable());
+    let expected = match world.inspect(agent)["vcpus"].as_u64().expect("a number") {
+        1 => return,
+        2 => "1".to_owned(),
+        count => format!("1-{}", count - 1),
+    };
+    assert_eq!(quiet, expected, "{said}");
+    assert!(kept.peek().is_some() && kept.all(|list| list == expected), "{said}");
+}
+
 #[test]
 fn the_bundled_model_is_served_by_a_fork_that_has_it_loaded() {
     let world = World::new();
@@ -96,6 +114,7 @@ fn the_bundled_model_is_served_by_a_fork_that_has_it_loaded() {
         assert_eq!(server.call("tokenize", &text), tokens, "{agent}");
         assert_eq!(server.call("generate", &prompt)["text"], said["text"], "{agent}");
     }
+    computes_where_no_timer_ticks(&world, "own");
     world.ark(["model", "rm", "router"]).exits(125).complains_about(&["router", "release"]);
     world.end();
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ark_types::agent::AgentState;
+use ark_types::agent::{Agent, AgentState};
 use ark_types::guest::{HEARTBEAT_INTERVAL_MS, HELLO_PORT, Hello};
 use ark_types::layout::AgentDir;
 use ark_types::receipt::Receipt;
@@ -266,13 +266,23 @@ impl Owner {
         self.media.iter().flat_map(Media::disks)
     }
 
+    /// What the guest's kernel is told besides what the VMM tells every one.
+    fn cmdline(&self, agent: &Agent) -> String {
+        // Read by ark-guestd.
+        let mut line = format!("ark.hostname={} ark.machine_id={}", agent.name, self.body.machine_id());
+        // A model is computed on all processors but the first. A timer tick there does nothing for it, and each is several exits.
+        if agent.vcpus > 1 && self.media.as_ref().is_some_and(|media| media.model.is_some()) {
+            line += &format!(" nohz_full=1-{}", agent.vcpus - 1);
+        }
+        line
+    }
+
     fn config(&self) -> VmConfig {
         let (agent, here) = (self.state.borrow(), here());
         VmConfig {
             kernel: self.core.config.assets.kernel(),
             initrd: Some(self.core.config.assets.initrd()),
-            // Read by ark-guestd.
-            cmdline: format!("ark.hostname={} ark.machine_id={}", agent.name, self.body.machine_id()),
+            cmdline: self.cmdline(&agent),
             vcpus: agent.vcpus,
             memory_mib: agent.memory_mib,
             disks: self.disks().map(|path| DiskConfig { path, read_only: true }).collect(),

@@ -18,6 +18,7 @@ mod request;
 mod sampler;
 mod slots;
 mod text;
+mod tickless;
 mod worker;
 
 use std::path::Path;

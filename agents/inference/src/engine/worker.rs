@@ -18,6 +18,7 @@ use super::embed::Embedder;
 use super::sampler::Sampler;
 use super::slots::{LEAST_SHARED, View, common, place};
 use super::text::Output;
+use super::tickless;
 use super::{Config, Done, Event, Finish, LoadError, Request, RequestError, Shared, Usage, Work};
 
 /// llama.cpp's number for "no flash attention": its kernel sums values in half precision.
@@ -106,6 +107,7 @@ impl Worker<'_> {
         let thread = std::thread::Builder::new()
             .name("ark-engine".to_owned())
             .spawn(move || {
+                tickless::stay();
                 let contexts = model.new_context(backend, parameters(&config)).and_then(|context| {
                     Ok((context, model.new_context(backend, Embedder::parameters(&config))?))
                 });
