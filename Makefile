@@ -21,9 +21,7 @@ STEP   := tests/step.sh
 
 PROGRAMS := ark arkd ark-vmm ark-guestd ark-ai
 
-# ark-inference brings llama.cpp, minutes of C++: the release is built without it, and it in a step of its own.
-LIGHT    := --workspace --exclude ark-inference --locked
-# What is tested is built all together, always: cargo builds a package anew for each set of features that others ask it for.
+# Always all packages together, whatever is taken of them: cargo builds one anew for each set of features that others ask it for.
 ALL      := --workspace --locked
 # Tests have llama.cpp from here, compiled once for release and tests.
 export CMAKE_C_COMPILER_LAUNCHER := ccache
@@ -103,7 +101,7 @@ deps:
 
 # Static release binaries. A file is replaced only when it changed, so that what is made from it stays cached.
 programs: deps
-	@$(STEP) "Rust programs" $(CARGO) build --release $(LIGHT) $(PROGRAMS:%=--bin %)
+	@$(STEP) "Rust programs" $(CARGO) build --release $(ALL) $(PROGRAMS:%=--bin %)
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do \
 	  cmp -s $(TARGET)/release/$$p $(BIN)/$$p || { cp $(TARGET)/release/$$p $(BIN)/.$$p.new && mv $(BIN)/.$$p.new $(BIN)/$$p; }; \

@@ -11,14 +11,14 @@ cd "$root"
 
 case $what in
     vm)
-        build=(test --workspace --test vm --no-run) name='vm-[0-9a-f]+'
+        build=(test --test vm --no-run) name='vm-[0-9a-f]+'
         # Images that only tests have: `make test-images`.
         [ ! -d build/test-images ] || export ARK_TEST_TREE=$root/build/test-images
         ;;
-    bench) build=(build --release --workspace --exclude ark-inference --bin ark-bench) name=ark-bench ;;
+    bench) build=(build --release --bin ark-bench) name=ark-bench ;;
     *) echo "on-kvm.sh: what is '$what'?" >&2; exit 2 ;;
 esac
-binary=$("${CARGO:-cargo}" "${build[@]}" --locked --message-format=json |
+binary=$("${CARGO:-cargo}" "${build[@]}" --workspace --locked --message-format=json |
     sed -En "s#.*\"executable\":\"([^\"]*/$name)\".*#\1#p")
 [ -x "$binary" ] || { echo "on-kvm.sh: cargo built no program for '$what'" >&2; exit 1; }
 

@@ -10,8 +10,8 @@ need g++ build-essential
 
 build_program() {
     cd "$repo"
-    # The build script of llama.cpp runs anew when this is another than it was.
-    env -u SOURCE_DATE_EPOCH "${CARGO:-cargo}" build --release -p ark-inference --locked
+    # The build script of llama.cpp runs anew when this is another than it was. All packages, as the Makefile has it.
+    env -u SOURCE_DATE_EPOCH "${CARGO:-cargo}" build --release --workspace --locked --bin ark-inference
     cp "${CARGO_TARGET_DIR:-$repo/target}/x86_64-unknown-linux-gnu/release/ark-inference" "$work/out/"
     chmod 755 "$work/out/ark-inference"
 }

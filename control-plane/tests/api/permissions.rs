@@ -126,6 +126,9 @@ async fn what_is_allowed_is_told_lasts_and_is_inherited_by_nobody() {
     for (before, may) in [(&all, true), (&one, true), (&bare, false)] {
         let now: Agent = client.get(&format!("/v1/agents/{}", before.id)).await.json();
         assert_eq!(now.allow, before.allow);
+        // It answers before it has taken up what its agents' programs talk to; this port is the last.
+        let socket = place.run().agent(&now.id).0.join("v.sock_1032");
+        eventually("it listens", async || UnixStream::connect(&socket).await.is_ok()).await;
         assert_eq!(may_infer(&place, &now).await, may);
     }
 }
