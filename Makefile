@@ -135,6 +135,7 @@ machine: kernel images inference models
 test: all lint unit inference-tests api-fuzz mcp-peers vm-tests machine-tests
 	@echo "make test: everything passed"
 
+# After `inference`, here and below: two C++ builds at once, or the first of them without a cache, would take twice as long.
 lint: inference
 	@$(STEP) "rustfmt" $(CARGO) fmt --all --check
 	@$(STEP) "clippy" $(CARGO) clippy $(ALL) --all-targets -- -D warnings
